@@ -1,0 +1,227 @@
+"""Masked attention: the readable reference, and the choice of how it is computed.
+
+Letters in names: B batch, H heads, L queries, S keys, D head size.
+
+Pruning happens *before* the normaliser (softmax or entmax): a pruned score is minus infinity, its probability is
+exactly zero and no gradient passes. Three kinds of rows are told apart:
+
+* a row with a kept visible key attends to its kept visible keys;
+* a row whose visible keys are all pruned attends uniformly over its visible keys (METHOD: row floor ``none``, or a
+  kept key that happens to be padding in this sequence) -- never to padding;
+* a row that sees nothing at all (a padded query) gives zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NORMALIZERS = ("softmax", "entmax15")
+IMPLEMENTATIONS = ("eager", "sdpa")
+
+#: Called with the probabilities [B, H, L, S] after the normaliser and before dropout.
+Observer = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class ScoreMask:
+    """A prune mask and a structural mask, ready to be applied to attention scores.
+
+    Attributes
+    ----------
+    additive : Tensor
+        ``0`` where a score counts and ``-inf`` elsewhere, broadcastable to [B, H, L, S].
+    uniform : Tensor or None
+        bool [..., L, 1]: rows whose visible keys are all pruned; their scores are replaced by a constant.
+    blind : Tensor or None
+        bool [..., L, 1]: rows that see no key at all; their output is zero.
+    """
+
+    additive: Tensor
+    uniform: Tensor | None = None
+    blind: Tensor | None = None
+
+    @classmethod
+    def build(cls, pruned: Tensor | None, visible: Tensor | None, dtype: torch.dtype = torch.float32) -> ScoreMask:
+        """Combine what is pruned with what is visible.
+
+        Parameters
+        ----------
+        pruned : Tensor or None
+            bool, broadcastable to [B, H, L, S], True = never computed.
+        visible : Tensor or None
+            bool, broadcastable to [B, H, L, S], True = the structure (causality, padding) shows the key to the query.
+        dtype : torch.dtype
+            Of the additive mask: that of the scores.
+
+        Raises
+        ------
+        ValueError
+            If both are None: there is nothing to mask.
+        """
+        if pruned is None and visible is None:
+            raise ValueError("ScoreMask.build needs a prune mask, a visibility mask, or both")
+        if visible is None:
+            visible = torch.ones_like(pruned)
+        kept = visible if pruned is None else visible & ~pruned
+        uniform = visible.any(-1, keepdim=True) & ~kept.any(-1, keepdim=True)
+        blind = ~visible.any(-1, keepdim=True)
+        kept = kept | (visible & uniform) | blind  # a blind row is computed over anything, then zeroed
+        additive = torch.zeros(kept.shape, dtype=dtype, device=kept.device).masked_fill_(~kept, -math.inf)
+        return cls(additive, uniform if uniform.any() else None, blind if blind.any() else None)
+
+
+def normalize(scores: Tensor, normalizer: str = "softmax") -> Tensor:
+    """Turn scores into probabilities over the last dimension.
+
+    Parameters
+    ----------
+    scores : Tensor
+        [..., S]; every row needs at least one finite score.
+    normalizer : {"softmax", "entmax15"}
+        entmax 1.5 is Peters et al. (2019), as implemented by the ``entmax`` package.
+
+    Raises
+    ------
+    ValueError
+        For any other name.
+    """
+    if normalizer == "softmax":
+        return scores.softmax(-1)
+    if normalizer == "entmax15":
+        from entmax import entmax15
+
+        return entmax15(scores.float(), dim=-1).type_as(scores)
+    raise ValueError(f"normalizer: expected one of {NORMALIZERS}, found {normalizer!r}")
+
+
+def attend(
+    q_BHLD: Tensor,
+    k_BHSD: Tensor,
+    v_BHSD: Tensor,
+    mask: ScoreMask | None = None,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    normalizer: str = "softmax",
+    observer: Observer | None = None,
+    implementation: str = "eager",
+) -> Tensor:
+    """Attention under a prepared :class:`ScoreMask`; the hot path of :func:`masked_attention`.
+
+    Parameters
+    ----------
+    bias : Tensor, optional
+        Added to the scaled scores (a relative-position term), broadcastable to [B, H, L, S].
+    scale : float, optional
+        Of the query-key product; ``1 / sqrt(D)`` by default. The bias is not scaled.
+    dropout_p : float
+        Dropout on the probabilities; 0 outside training.
+    observer : callable, optional
+        Receives the probabilities [B, H, L, S] before dropout. Needs the eager implementation.
+    implementation : {"eager", "sdpa"}
+        "sdpa" is torch's fused kernel (softmax only); it changes speed, never meaning.
+
+    Returns
+    -------
+    Tensor
+        [B, H, L, D]
+
+    Raises
+    ------
+    ValueError
+        For an unknown implementation or one that cannot do what is asked.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation: expected one of {IMPLEMENTATIONS}, found {implementation!r}")
+    if implementation == "sdpa" and (observer is not None or normalizer != "softmax"):
+        raise ValueError("implementation 'sdpa' gives no probabilities and knows only softmax; use 'eager'")
+    scale = 1.0 / math.sqrt(q_BHLD.size(-1)) if scale is None else scale
+
+    if mask is not None:
+        if mask.uniform is not None:  # a constant row of scores: no query, no bias
+            q_BHLD = q_BHLD.masked_fill(mask.uniform, 0.0)
+            bias = None if bias is None else bias.masked_fill(mask.uniform, 0.0)
+        bias = mask.additive if bias is None else bias + mask.additive
+
+    if implementation == "sdpa":
+        out_BHLD = F.scaled_dot_product_attention(
+            q_BHLD, k_BHSD, v_BHSD, attn_mask=bias, dropout_p=dropout_p, scale=scale
+        )
+    else:
+        scores = torch.matmul(q_BHLD * scale, k_BHSD.transpose(-1, -2))
+        if bias is not None:
+            scores = scores.add_(bias)
+        p_BHLS = normalize(scores, normalizer)
+        if observer is not None:
+            seen = p_BHLS if mask is None or mask.blind is None else p_BHLS.masked_fill(mask.blind, 0.0)
+            observer(seen.detach())
+        if dropout_p > 0.0:
+            p_BHLS = F.dropout(p_BHLS, dropout_p)
+        out_BHLD = torch.matmul(p_BHLS, v_BHSD)
+    if mask is not None and mask.blind is not None:
+        out_BHLD = out_BHLD.masked_fill(mask.blind, 0.0)
+    return out_BHLD
+
+
+def masked_attention(
+    q_BHLD: Tensor,
+    k_BHSD: Tensor,
+    v_BHSD: Tensor,
+    pruned_HLS: Tensor | None = None,
+    visible: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    normalizer: str = "softmax",
+    observer: Observer | None = None,
+    implementation: str = "eager",
+) -> Tensor:
+    """Attention with one fixed global prune mask (arXiv 2012.02030, section 3).
+
+    Parameters
+    ----------
+    q_BHLD, k_BHSD, v_BHSD : Tensor
+        Queries, keys and values.
+    pruned_HLS : Tensor, optional
+        bool, True = pruned: the cell's score is never part of the normaliser. None: dense.
+    visible : Tensor, optional
+        bool, broadcastable to [B, H, L, S]: causality and padding, True = visible. None: everything.
+    bias, scale, dropout_p, normalizer, observer, implementation
+        As in :func:`attend`.
+
+    Returns
+    -------
+    Tensor
+        [B, H, L, D]. Rows with nothing left attend uniformly over their visible keys; rows that see nothing are 0.
+
+    Raises
+    ------
+    ValueError
+        If the mask does not have the shape [H, L, S] of the scores.
+    """
+    expected = (q_BHLD.size(1), q_BHLD.size(2), k_BHSD.size(2))
+    if pruned_HLS is not None and tuple(pruned_HLS.shape) != expected:
+        raise ValueError(f"pruned_HLS: expected shape {expected} (heads, queries, keys), found {tuple(pruned_HLS.shape)}")
+    mask = None
+    if pruned_HLS is not None or visible is not None:
+        mask = ScoreMask.build(pruned_HLS, visible, q_BHLD.dtype)
+    return attend(
+        q_BHLD,
+        k_BHSD,
+        v_BHSD,
+        mask,
+        bias=bias,
+        scale=scale,
+        dropout_p=dropout_p,
+        normalizer=normalizer,
+        observer=observer,
+        implementation=implementation,
+    )

@@ -1,0 +1,107 @@
+"""Masks to compare a data-informed mask with: as many pruned cells in every layer, chosen at random or by a diagonal
+band.
+
+Both give every block a score and prune the lowest ones of each layer, never the last block of a row. Letters in names:
+H heads, Q queries, K keys in cells; q, k the same in blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .blocks import block_any, row_blocks
+from .errors import InputError
+from .rules import bounding_box, lowest
+
+if TYPE_CHECKING:
+    from .mask import PruneMask
+
+
+def random_scores(mask: PruneMask, seed: int) -> Callable[[int], Tensor]:
+    """Uniform scores, drawn layer after layer from one seeded CPU generator: layer -> float64 [H, q, k]."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda layer: torch.rand(mask.pruned.shape[1:], generator=generator, dtype=torch.float64)
+
+
+def window_scores(mask: PruneMask) -> Callable[[int], Tensor]:
+    """Minus the distance of each block's centre to the diagonal, the same in every layer: layer -> float64 [H, q, k].
+
+    The diagonal is query + (K - Q) = key where attention is causal (memory slots come first), query = key in other
+    self-attention, and for ``enc-dec`` it joins the corners of the rectangle that was observed.
+    """
+    queries, keys = mask.allowed.shape
+    twice_q, twice_k = _twice_centres(queries, mask.block_size), _twice_centres(keys, mask.block_size)
+    if mask.site == "enc-dec":
+        rows, columns = bounding_box(mask.allowed)
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        # whole numbers, so that equal distances are equal: (q + 1/2) / height - (k + 1/2) / width, times 2 * height *
+        # width
+        along_q = (twice_q + 1 - 2 * rows.start) * width
+        along_k = (twice_k + 1 - 2 * columns.start) * height
+    else:
+        along_q = twice_q + 2 * (keys - queries) if mask.causal else twice_q
+        along_k = twice_k
+    score_qk = -(along_q[:, None] - along_k[None, :]).abs().double()
+    return lambda layer: score_qk.expand(mask.pruned.shape[1:])
+
+
+def _twice_centres(length: int, block_size: int) -> Tensor:
+    """First plus last index of every block of an axis: int64."""
+    first = torch.arange(0, length, block_size)
+    return first + (first + block_size - 1).clamp(max=length - 1)
+
+
+def prune_as_many(mask: PruneMask, scores: Callable[[int], Tensor]) -> Tensor:
+    """Prune in each layer as many allowed blocks as ``mask`` does, lowest score first: bool like ``mask.pruned``.
+
+    Ties go in the order of query, key, head, so that all heads get the same band. Blocks that are not allowed stay as
+    they are in ``mask``. Under the row floor ``keep-best`` no row loses its last block.
+
+    Raises
+    ------
+    InputError
+        If the row floor leaves too few blocks to choose from (possible only for blocks of several cells).
+    """
+    allowed_qk = block_any(mask.allowed, mask.block_size)
+    useful_Qk = row_blocks(mask.allowed, mask.block_size)
+    pruned = mask.pruned.clone()
+    for layer, reference_Hqk in enumerate(mask.pruned):
+        score_Hqk = scores(layer)
+        candidates_Hqk = allowed_qk.expand(score_Hqk.shape)
+        if mask.row_floor == "keep-best":
+            candidates_Hqk = candidates_Hqk & ~best_of_rows(score_Hqk, useful_Qk, mask.block_size)
+        number = int((reference_Hqk & allowed_qk).sum())
+        if number > int(candidates_Hqk.sum()):
+            raise InputError(
+                f"{mask.source}: expected at most {int(candidates_Hqk.sum())} pruned blocks in layer {layer}, all "
+                f"that leave every row a block, found {number}"
+            )
+        # heads last: the order in which ties are broken
+        score, candidates = score_Hqk.permute(1, 2, 0), candidates_Hqk.permute(1, 2, 0)
+        chosen = lowest(score.reshape(1, -1), candidates.reshape(1, -1), torch.tensor([number]))
+        pruned[layer] = torch.where(allowed_qk, chosen.reshape(score.shape).permute(2, 0, 1), reference_Hqk)
+    return pruned
+
+
+def best_of_rows(score_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tensor:
+    """Blocks that together leave no row empty, the best-scored of their row each: bool [H, q, k].
+
+    Rows that share blocks can share one: within a block row, those with the fewest blocks choose first, and a row that
+    already has one of the chosen needs no other. For cells it is simply the best cell of every row, the first of
+    equals.
+    """
+    padded_Qk = torch.nn.functional.pad(useful_Qk, (0, 0, 0, -useful_Qk.shape[0] % block_size))
+    useful_qBk = padded_Qk.unflatten(0, (-1, block_size))
+    order_qB = useful_qBk.sum(-1).argsort(dim=1, stable=True)
+    useful_qBk = useful_qBk.take_along_dim(order_qB[..., None], dim=1)
+    best_Hqk = torch.zeros(score_Hqk.shape, dtype=torch.bool)
+    for useful_qk in useful_qBk.unbind(1):
+        uncovered_Hq = useful_qk.any(-1) & ~(best_Hqk & useful_qk).any(-1)
+        choice_Hq = score_Hqk.masked_fill(~useful_qk, -math.inf).argmax(-1)
+        best_Hqk |= torch.zeros_like(best_Hqk).scatter(-1, choice_Hq[..., None], uncovered_Hq[..., None])
+    return best_Hqk

@@ -1,0 +1,197 @@
+"""The average attention of a model over data.
+
+Letters in names: H heads, Q queries, K keys, B block size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .blocks import block_any, block_count, block_sum, require_block_size
+from .errors import InputError
+from .storage import MetadataValue, checked_metadata, fingerprint, load_tensors, require_fields, save_tensors
+from .structure import resolve_structure, visible_cells
+
+PATTERN_FORMAT = "attention-pruning/pattern/1"
+
+
+class AttentionPattern:
+    """Average attention A[layer, head, query, key] with the number of observations N[query, key] behind it.
+
+    Parameters
+    ----------
+    average : Tensor or numpy array
+        [layers, heads, Q, K] (kept as float32): the mean probability of each cell over the sequences in which its query
+        and its key are real tokens; 0 where a cell is not visible or was never observed. With ``pool`` B > 1: [layers,
+        heads, ceil(Q/B), ceil(K/B)], the mean over the allowed cells of each B x B block.
+    count : Tensor or numpy array
+        [Q, K] (kept as int64): how often each cell was observed, always at full resolution.
+    site : str
+        Where the attention happens: one of ``structure.SITES``.
+    causal : bool, optional
+        Whether a query sees only keys up to its own position. By default only for ``dec-self``.
+    pool : int
+        The block size of ``average``; 1 means cells.
+    lengths : (int, int), optional
+        The true lengths (Q, K), checked against ``count``.
+    metadata : mapping, optional
+        Where the pattern comes from: model and data fingerprints, sequences, tokens, seed...
+
+    Attributes
+    ----------
+    source : str
+        The file that the pattern was read from, else "pattern". Error messages begin with it.
+
+    Raises
+    ------
+    InputError
+        For wrong shapes, an unknown site, numbers that are no probabilities' averages (negative or not finite), or a
+        non-zero average where no query sees a key or nothing was observed.
+    """
+
+    def __init__(
+        self,
+        average: Tensor | np.ndarray,
+        count: Tensor | np.ndarray,
+        site: str,
+        causal: bool | None = None,
+        pool: int = 1,
+        lengths: tuple[int, int] | None = None,
+        metadata: Mapping[str, MetadataValue] | None = None,
+        source: str = "pattern",
+    ) -> None:
+        self.source = source
+        self.average = torch.as_tensor(average).detach().to("cpu", torch.float32)
+        self.count = _as_count(count, source)
+        self.site = site
+        self.pool = require_block_size(pool)
+        self.metadata = checked_metadata(metadata)
+        self._check_shapes(lengths)
+        self.causal = resolve_structure(site, causal, *self.count.shape)
+        self._check_values()
+
+    def _check_shapes(self, lengths: tuple[int, int] | None) -> None:
+        if self.average.ndim != 4 or 0 in self.average.shape:
+            raise InputError(
+                f"{self.source}: expected an average of shape [layer, head, query, key], found "
+                f"{list(self.average.shape)}"
+            )
+        if self.count.ndim != 2:
+            raise InputError(f"{self.source}: expected a count of shape [query, key], found {list(self.count.shape)}")
+        if lengths is not None and tuple(lengths) != tuple(self.count.shape):
+            raise InputError(
+                f"{self.source}: expected a count of lengths {list(lengths)}, found {list(self.count.shape)}"
+            )
+        blocks = [block_count(length, self.pool) for length in self.count.shape]
+        if list(self.average.shape[2:]) != blocks:
+            raise InputError(
+                f"{self.source}: expected an average of {blocks[0]} x {blocks[1]} for a count of {self.query_length} "
+                f"x {self.key_length} and pool {self.pool}, found {self.average.shape[2]} x {self.average.shape[3]}"
+            )
+
+    def _check_values(self) -> None:
+        if not torch.isfinite(self.average).all() or (self.average < 0).any():
+            raise InputError(f"{self.source}: expected finite averages of at least 0, found nan, inf or negative ones")
+        if (self.count < 0).any():
+            raise InputError(f"{self.source}: expected counts of at least 0, found {int(self.count.min())}")
+        # A mean over nothing is 0 by convention. Anything else betrays a wrong causal flag or attention that leaked.
+        stray = (self.average != 0).any(0).any(0) & ~block_any(self.allowed, self.pool)
+        if stray.any():
+            query, key = stray.nonzero()[0].tolist()
+            raise InputError(
+                f"{self.source}: expected average 0 where a cell is not visible (site {self.site}, causal "
+                f"{self.causal}) or was never observed, found attention on {int(stray.sum())} such cells, the first "
+                f"at query {query}, key {key}"
+            )
+
+    @property
+    def layers(self) -> int:
+        return self.average.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.average.shape[1]
+
+    @property
+    def query_length(self) -> int:
+        """Number of query positions Q, in cells even when the average is pooled."""
+        return self.count.shape[0]
+
+    @property
+    def key_length(self) -> int:
+        """Number of key positions K, in cells even when the average is pooled."""
+        return self.count.shape[1]
+
+    @property
+    def visible(self) -> Tensor:
+        """bool [Q, K]: the structure (causality, memory) shows this key to this query."""
+        return visible_cells(self.query_length, self.key_length, self.causal)
+
+    @property
+    def allowed(self) -> Tensor:
+        """bool [Q, K]: visible and observed at least once."""
+        return self.visible & (self.count > 0)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the tensors, the site, causality and the pool, whatever the metadata."""
+        tensors = {"average": self.average, "count": self.count}
+        return fingerprint(tensors, site=self.site, causal=self.causal, pool=self.pool)
+
+    def __repr__(self) -> str:
+        return (
+            f"AttentionPattern({self.site}{', causal' if self.causal else ''}, layers {self.layers}, heads "
+            f"{self.heads}, queries {self.query_length}, keys {self.key_length}, pool {self.pool})"
+        )
+
+    def pooled(self, block_size: int) -> AttentionPattern:
+        """The same pattern over B x B blocks: each the unweighted mean over its allowed cells, 0 if it has none.
+
+        Raises
+        ------
+        InputError
+            If the pattern is pooled already and ``block_size`` is not its pool: means cannot be taken apart.
+        """
+        if require_block_size(block_size) == self.pool:
+            return self
+        if self.pool != 1:
+            raise InputError(
+                f"{self.source}: expected block size {self.pool}, the pattern's own pool, found {block_size}"
+            )
+        cells = block_sum(self.allowed.long(), block_size)
+        # layer by layer: a float64 copy of a whole pattern can be large
+        sums = torch.stack([block_sum(layer.double() * self.allowed, block_size) for layer in self.average])
+        average = sums / cells.clamp(min=1)
+        return AttentionPattern(
+            average, self.count, self.site, self.causal, block_size, metadata=self.metadata, source=self.source
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file (format ``attention-pruning/pattern/1``), whole or not at all."""
+        fields = {"site": self.site, "causal": self.causal, "pool": self.pool, "metadata": self.metadata}
+        save_tensors(path, PATTERN_FORMAT, {"average": self.average, "count": self.count}, fields)
+
+    @classmethod
+    def load(cls, path: str | Path) -> AttentionPattern:
+        """Read a file written by :meth:`save`.
+
+        Raises
+        ------
+        InputError
+            If the file is missing, truncated, or anything but a pattern.
+        """
+        tensors, fields = load_tensors(path, PATTERN_FORMAT, {"average": torch.float32, "count": torch.int64})
+        require_fields(path, fields, ("site", "causal", "pool", "metadata"))
+        return cls(**tensors, **fields, source=str(path))
+
+
+def _as_count(count: Tensor | np.ndarray, source: str) -> Tensor:
+    count = torch.as_tensor(count).detach().cpu()
+    if count.is_floating_point() and not torch.equal(count, count.round()):
+        raise InputError(f"{source}: expected whole numbers as counts, found fractions")
+    return count.to(torch.int64)

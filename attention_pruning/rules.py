@@ -1,0 +1,181 @@
+"""How averages and tau become pruned cells: the two rules, their scopes, and the row floor.
+
+Everything works on blocks of ``block_size`` B; cells are blocks of 1. Letters in names: L layers, H heads, Q queries, K
+keys in cells; q, k the same in blocks; G groups that lose the same share, N members of a group.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .blocks import block_any, row_blocks
+from .errors import InputError
+
+RULES = ("published", "allowed")
+SCOPES = ("layer", "head", "row", "model")
+ROW_FLOORS = ("keep-best", "none")
+UNOBSERVED = ("keep", "prune")
+
+
+def parse_tau(value: float | str) -> float:
+    """The share to prune as a fraction in [0, 1], from a number or its spelling.
+
+    Raises
+    ------
+    InputError
+        For anything else. A percentage is refused with the fraction that was probably meant.
+    """
+    text = str(value).strip()
+    try:
+        number = float(text.rstrip("%"))
+    except ValueError:
+        number = math.nan
+    if 0 <= number <= 1 and "%" not in text:
+        return number + 0.0  # -0.0 becomes 0.0
+    hint = "such as 0.9 for 90 percent"
+    if 0 <= number <= 100:
+        percent = text.rstrip("%").strip()
+        hint = f"for {percent} percent write {Decimal(percent).scaleb(-2).normalize():f}"
+    raise InputError(f"tau: expected a fraction between 0 and 1, found {text!r}; {hint}")
+
+
+def decimal_share(tau: float) -> Fraction:
+    """The number that a person wrote: 0.29 is 29/100, which the float 0.29 is a little below."""
+    return Fraction(str(tau))
+
+
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse, with InputError, a value that is not among the choices."""
+    if value not in choices:
+        raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+
+
+def prune_by_rule(
+    average_LHqk: Tensor,
+    visible_QK: Tensor,
+    allowed_QK: Tensor,
+    tau: float,
+    *,
+    rule: str,
+    scope: str,
+    block_size: int = 1,
+    row_floor: str = "keep-best",
+    unobserved: str = "keep",
+    crop: bool = True,
+) -> Tensor:
+    """The prune mask of a pattern: bool [L, H, q, k], True = pruned. See METHOD in docs/method.md and arXiv 2012.02030.
+
+    Parameters
+    ----------
+    average_LHqk : Tensor
+        float32, the average attention of each block (0 for blocks without an allowed cell).
+    visible_QK, allowed_QK : Tensor
+        bool, in cells: what the structure shows; what it shows and was observed.
+    tau : float
+        The share asked for. 0 prunes nothing, under either rule.
+    rule : {"published", "allowed"}
+        "allowed": of every group exactly floor(tau * allowed blocks), lowest average first, ties in flat index order.
+        "published": of every group the blocks not above the 100 * tau percentile (nearest) of all its blocks, which
+        includes those that no query can see, whose average is 0.
+    scope : {"layer", "head", "row", "model"}
+        What a group is.
+    row_floor : {"keep-best", "none"}
+        Whether a row that would lose all its allowed cells gets its best block back.
+    unobserved : {"keep", "prune"}
+        What happens to blocks that are visible in part but hold no observed cell.
+    crop : bool
+        Rule "published": take the percentile within the bounding box of the observed blocks, not of the whole array.
+    """
+    pruned = torch.zeros(average_LHqk.shape, dtype=torch.bool)
+    if tau == 0:
+        return pruned
+    allowed_qk = block_any(allowed_QK, block_size)
+    unobserved_qk = block_any(visible_QK, block_size) & ~allowed_qk
+    if rule == "allowed":
+        pruned = _prune_share(average_LHqk, allowed_qk, tau, scope)
+    else:
+        rows, columns = bounding_box(allowed_qk) if crop else (slice(None), slice(None))
+        pruned[:, :, rows, columns] = _prune_below_percentile(average_LHqk[:, :, rows, columns], tau, scope)
+    pruned = pruned & ~unobserved_qk if unobserved == "keep" else pruned | unobserved_qk
+    if row_floor == "keep-best":
+        for layer_pruned, layer_average in zip(pruned, average_LHqk, strict=True):
+            _keep_best(layer_pruned, layer_average, allowed_QK, block_size)
+    return pruned
+
+
+def bounding_box(cells_qk: Tensor) -> tuple[slice, slice]:
+    """The smallest rectangle that holds every True (there must be one): its rows and its columns."""
+    rows, columns = cells_qk.any(1).nonzero().flatten().tolist(), cells_qk.any(0).nonzero().flatten().tolist()
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _in_groups(x_LHqk: Tensor, scope: str) -> Tensor:
+    """[L, H, q, k] -> [G, N]: one row for everything that competes."""
+    layers, heads, queries, _ = x_LHqk.shape
+    groups = {"model": 1, "layer": layers, "head": layers * heads, "row": layers * heads * queries}[scope]
+    return x_LHqk.reshape(groups, -1)
+
+
+def _prune_share(average_LHqk: Tensor, allowed_qk: Tensor, tau: float, scope: str) -> Tensor:
+    average_GN = _in_groups(average_LHqk, scope)
+    allowed_GN = _in_groups(allowed_qk.expand(average_LHqk.shape), scope)
+    share = decimal_share(tau)
+    budget_G = torch.tensor([math.floor(share * number) for number in allowed_GN.sum(1).tolist()])
+    return lowest(average_GN, allowed_GN, budget_G).reshape(average_LHqk.shape)
+
+
+def lowest(score_GN: Tensor, candidates_GN: Tensor, budget_G: Tensor) -> Tensor:
+    """Choose in each group as many candidates as its budget says, lowest score first, ties by index.
+
+    Parameters
+    ----------
+    score_GN : Tensor
+        Finite numbers.
+    candidates_GN : Tensor
+        bool: what may be chosen.
+    budget_G : Tensor
+        int64, at most the number of candidates.
+
+    Returns
+    -------
+    Tensor
+        bool [G, N]
+    """
+    # Candidates come first since everyone else scores infinity; a stable sort keeps equal scores in index order.
+    order_GN = score_GN.masked_fill(~candidates_GN, math.inf).argsort(dim=1, stable=True)
+    within_budget = torch.arange(score_GN.shape[1]) < budget_G[:, None]
+    return torch.zeros_like(candidates_GN).scatter(1, order_GN, within_budget)
+
+
+def _prune_below_percentile(average_LHqk: Tensor, tau: float, scope: str) -> Tensor:
+    average_GN = _in_groups(average_LHqk, scope).double().numpy()  # in float32 numpy would round the rank, too
+    percent = float(100 * decimal_share(tau))
+    threshold_G1 = np.percentile(average_GN, percent, axis=1, method="nearest", keepdims=True)
+    return torch.from_numpy(average_GN <= threshold_G1).reshape(average_LHqk.shape)
+
+
+def _keep_best(pruned_Hqk: Tensor, average_Hqk: Tensor, allowed_QK: Tensor, block_size: int) -> None:
+    """Give every empty row of one layer its best block back, in place; all rows are judged by the mask as it came.
+
+    A row is empty if it has allowed cells and no kept block holds any of them; its best block is the one with the
+    largest average among those that do (the first of equals).
+    """
+    queries = allowed_QK.shape[0]
+    useful_Qk = row_blocks(allowed_QK, block_size)
+    empty_HQ = rows_without(~pruned_Hqk, useful_Qk, block_size)
+    average_HQk = average_Hqk.repeat_interleave(block_size, 1)[:, :queries]
+    best_HQ = average_HQk.masked_fill(~useful_Qk, -math.inf).argmax(-1)
+    head, query = empty_HQ.nonzero(as_tuple=True)
+    pruned_Hqk[head, query // block_size, best_HQ[head, query]] = False
+
+
+def rows_without(kept_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tensor:
+    """The rows (head, query) that have useful blocks but no kept one among them: bool [H, Q]."""
+    kept_HQk = kept_Hqk.repeat_interleave(block_size, 1)[:, : useful_Qk.shape[0]]
+    return useful_Qk.any(-1) & ~(kept_HQk & useful_Qk).any(-1)

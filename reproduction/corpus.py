@@ -1,0 +1,402 @@
+"""A corpus for language modelling: three splits of token ids, the vocabulary, and where they came from.
+
+A prepared folder holds
+
+- ``vocabulary.txt``: one symbol a line, in the order of the ids, UTF-8, lines end in a bare newline;
+- ``train.npy valid.npy test.npy``: one-dimensional int32 arrays of ids;
+- ``corpus.json``: name, level, fingerprint, sizes, source and split rule.
+
+A folder of raw text (``train.txt valid.txt test.txt`` or ``wiki.{train,valid,test}.tokens``) is encoded in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attention_pruning.errors import InputError
+
+SPLITS = ("train", "valid", "test")
+LEVELS = ("word", "character")
+UNKNOWN = "<unk>"
+END_OF_LINE = "<eos>"
+RAW_LAYOUTS = ("{split}.txt", "wiki.{split}.tokens")
+VOCABULARY_FILE = "vocabulary.txt"
+DESCRIPTION_FILE = "corpus.json"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An encoded corpus.
+
+    Attributes
+    ----------
+    name : str
+    level : str
+        ``"word"`` or ``"character"``.
+    vocabulary : list of str
+        Symbol of each id: the special symbols, then by falling count in the training split, ties in alphabetical order.
+        The order matters to the adaptive softmax, whose clusters are ranges of ids.
+    ids : dict of str to numpy.ndarray
+        int32, one-dimensional, one array a split; values in ``[0, len(vocabulary))``.
+    fingerprint : str
+        First 16 hexadecimal digits of a SHA-256 over the vocabulary and the ids.
+    description : dict
+        What ``corpus.json`` holds: sizes per split, source, split rule, seed and so on.
+    """
+
+    name: str
+    level: str
+    vocabulary: list[str]
+    ids: dict[str, np.ndarray]
+    fingerprint: str
+    description: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def vocabulary_fingerprint(self) -> str:
+        """First 16 hexadecimal digits of a SHA-256 over the vocabulary: what a model's ids mean."""
+        return hashlib.sha256(_vocabulary_bytes(self.vocabulary)).hexdigest()[:16]
+
+    def split(self, name: str) -> torch.Tensor:
+        """Return the ids of one split as a one-dimensional int64 tensor (a copy).
+
+        Raises
+        ------
+        InputError
+            If there is no such split.
+        """
+        if name not in self.ids:
+            raise InputError(f"{self.name}: split must be one of {', '.join(SPLITS)}, found {name!r}")
+        return torch.from_numpy(self.ids[name].astype(np.int64))
+
+    @property
+    def summary(self) -> str:
+        """One line: name, tokens, vocabulary, fingerprint."""
+        tokens = ", ".join(f"{split} {ids.size:,}" for split, ids in self.ids.items())
+        return f"{self.name}: tokens {tokens}; vocabulary {len(self.vocabulary):,}; fingerprint {self.fingerprint}"
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the prepared folder; a reader never sees half of it.
+
+        Everything is written under a temporary name beside ``folder`` first. Where ``folder`` exists, its ``corpus.json``
+        goes first and comes back last, so that `load` refuses an interrupted replacement.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: expected a folder to write the corpus to, found a file")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+        temporary.mkdir()
+        try:
+            (temporary / VOCABULARY_FILE).write_bytes(_vocabulary_bytes(self.vocabulary))
+            for split, ids in self.ids.items():
+                np.save(temporary / f"{split}.npy", ids, allow_pickle=False)
+            text = json.dumps(self.description, indent=2, ensure_ascii=False) + "\n"
+            (temporary / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+            if not folder.exists():
+                os.replace(temporary, folder)
+                return
+            (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
+            for file in [VOCABULARY_FILE, *(f"{split}.npy" for split in self.ids), DESCRIPTION_FILE]:
+                os.replace(temporary / file, folder / file)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], level: str | None = None, min_count: int = 1) -> Corpus:
+        """Read a prepared folder, or encode a folder of raw text in memory.
+
+        Parameters
+        ----------
+        folder : path
+        level : {"word", "character"}, optional
+            How to cut raw text: words between white space (the default) or single characters. A prepared folder knows
+            its own level, and a contradicting value is refused.
+        min_count : int
+            Raw text only: symbols seen less often in the training split become ``<unk>``.
+
+        Raises
+        ------
+        InputError
+            Missing, truncated, foreign or contradicting files, ids outside the vocabulary, no text, unknown level.
+        """
+        folder = Path(folder)
+        if level is not None and level not in LEVELS:
+            raise InputError(f"level must be one of {', '.join(LEVELS)}, found {level!r}")
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder}: expected a folder with a corpus, found {'a file' if folder.exists() else 'nothing'}"
+            )
+        if (folder / DESCRIPTION_FILE).exists():
+            return _load_prepared(cls, folder, level)
+        level = level or "word"
+        files = raw_files(folder)
+        lines = {split: read_lines(file, level) for split, file in files.items()}
+        extra = {"source": "raw text", "split_rule": "as found in the folder"}
+        return encode(folder.resolve().name, lines, level=level, min_count=min_count, extra=extra)
+
+
+def raw_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Return the raw text file of each split in a folder.
+
+    Raises
+    ------
+    InputError
+        If a split has no file under any of the known layouts; the message names what was looked for.
+    """
+    folder = Path(folder)
+    present = {layout: [s for s in SPLITS if (folder / layout.format(split=s)).is_file()] for layout in RAW_LAYOUTS}
+    layout = max(RAW_LAYOUTS, key=lambda layout: len(present[layout]))
+    missing = [layout.format(split=split) for split in SPLITS if split not in present[layout]]
+    if not present[layout]:
+        wanted = " or ".join(layout.format(split="{train,valid,test}") for layout in RAW_LAYOUTS)
+        raise InputError(
+            f"{folder}: expected a prepared corpus ({DESCRIPTION_FILE}) or raw text ({wanted}), found neither"
+        )
+    if missing:
+        found = layout.format(split=present[layout][0])
+        raise InputError(f"{folder / missing[0]}: expected this file beside {found}, found nothing")
+    return {split: folder / layout.format(split=split) for split in SPLITS}
+
+
+def read_lines(path: str | os.PathLike[str], level: str = "word") -> Iterator[list[str]]:
+    """Yield the tokens of each line of a UTF-8 text file, blank lines included.
+
+    Words are what stands between white space. Characters exclude the newline, which ``<eos>`` stands for.
+
+    Raises
+    ------
+    InputError
+        If the file is not UTF-8 or holds no text.
+    """
+    empty = True
+    try:
+        # Only a newline ends a line: a lone carriage return is a character like any other.
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for line in file:
+                tokens = line.split() if level == "word" else list(line.removesuffix("\n"))
+                empty = empty and not tokens
+                yield tokens
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, found an invalid byte at offset {error.start}") from error
+    if empty:
+        raise InputError(f"{path}: expected text, found none")
+
+
+def encode(
+    name: str,
+    splits: Mapping[str, Iterable[Sequence[str]]],
+    *,
+    level: str = "word",
+    min_count: int = 1,
+    eos: bool = True,
+    extra: Mapping[str, Any] | None = None,
+) -> Corpus:
+    """Turn lines of tokens into ids, in one pass and with four bytes a token.
+
+    Parameters
+    ----------
+    name : str
+    splits : mapping of str to iterable of lines
+        ``train``, ``valid`` and ``test``; a line is a sequence of symbols. Generators will do.
+    level : {"word", "character"}
+    min_count : int
+        Symbols seen less often than this in the training split become ``<unk>``, as do those of other splits alone.
+    eos : bool
+        Append ``<eos>`` to every line. At character level it stands for the newline.
+    extra : mapping, optional
+        More entries for ``corpus.json`` (source, split rule, seed ...).
+
+    Raises
+    ------
+    InputError
+        Unknown level, min_count below 1, missing split, a split with no text, or a symbol that holds a newline.
+    """
+    if level not in LEVELS:
+        raise InputError(f"level must be one of {', '.join(LEVELS)}, found {level!r}")
+    if min_count < 1:
+        raise InputError(f"min_count must be at least 1, found {min_count}")
+    if set(splits) != set(SPLITS):
+        raise InputError(f"{name}: expected the splits {', '.join(SPLITS)}, found {', '.join(splits) or 'none'}")
+
+    # Symbols are numbered as they come, and renumbered once the counts of the training split are known.
+    table: defaultdict[str, int] = defaultdict()
+    table.default_factory = table.__len__
+    specials = [END_OF_LINE, UNKNOWN] if eos else [UNKNOWN]
+    for symbol in specials:
+        table[symbol]
+    drafts, characters, known = {}, {}, 0
+    for split in SPLITS:
+        draft, line_count, blank = _number_lines(splits[split], table, eos)
+        token_count = len(draft) - (line_count if eos else 0)
+        if token_count == 0:
+            raise InputError(f"{name}: expected text in the {split} split, found none")
+        drafts[split] = draft
+        characters[split] = _character_count(draft, table, level, eos, line_count, blank)
+        if split == "train":
+            known = len(table)
+
+    counts = np.bincount(drafts["train"], minlength=len(table))
+    symbols = list(table)
+    kept = [i for i in range(len(specials), known) if counts[i] >= min_count]
+    kept.sort(key=lambda i: (-counts[i], symbols[i]))
+    vocabulary = specials + [symbols[i] for i in kept]
+    if broken := [symbol for symbol in vocabulary if "\n" in symbol]:
+        raise InputError(f"{name}: expected symbols without a newline, found {broken[0]!r}")
+    renumber = np.full(len(table), specials.index(UNKNOWN), dtype=np.int32)
+    renumber[: len(specials)] = np.arange(len(specials), dtype=np.int32)
+    renumber[kept] = np.arange(len(specials), len(vocabulary), dtype=np.int32)
+    ids = {split: renumber[drafts.pop(split)] for split in SPLITS}
+
+    fingerprint = _fingerprint(vocabulary, ids)
+    description = {
+        "name": name,
+        "level": level,
+        "fingerprint": fingerprint,
+        "vocabulary_size": len(vocabulary),
+        "tokens": {split: int(ids[split].size) for split in SPLITS},
+        "characters": characters,
+        "unknown": {split: int((ids[split] == specials.index(UNKNOWN)).sum()) for split in SPLITS},
+        "min_count": min_count,
+        "end_of_line": eos,
+        **(extra or {}),
+    }
+    return Corpus(name, level, vocabulary, ids, fingerprint, description)
+
+
+def write_corpus(
+    folder: str | os.PathLike[str],
+    name: str,
+    splits: Mapping[str, Iterable[Sequence[str]]],
+    *,
+    level: str = "word",
+    min_count: int = 1,
+    eos: bool = True,
+    extra: Mapping[str, Any] | None = None,
+) -> Corpus:
+    """Encode lines of tokens and write the prepared folder; see `encode` and `Corpus.save`."""
+    corpus = encode(name, splits, level=level, min_count=min_count, eos=eos, extra=extra)
+    corpus.save(folder)
+    return corpus
+
+
+def _number_lines(
+    lines: Iterable[Sequence[str]], table: defaultdict[str, int], eos: bool
+) -> tuple[np.ndarray, int, int]:
+    """Number the symbols of one split by order of appearance; also return how many lines and blank lines there were."""
+    numbers = array("i")
+    line_count = blank = 0
+    number, end = table.__getitem__, table[END_OF_LINE] if eos else -1
+    for line in lines:
+        numbers.extend(map(number, line))
+        if eos:
+            numbers.append(end)
+        line_count += 1
+        blank += not line
+    return np.frombuffer(numbers, dtype=np.intc).astype(np.int32, copy=False), line_count, blank
+
+
+def _character_count(
+    draft: np.ndarray, table: Mapping[str, int], level: str, eos: bool, line_count: int, blank: int
+) -> int:
+    """Count the characters of a split as plain text: one space between words, one newline a line."""
+    if level == "character":
+        return int(draft.size)
+    lengths = np.fromiter(map(len, table), dtype=np.int64, count=len(table))
+    per_symbol = np.bincount(draft, minlength=len(table))
+    words = draft.size
+    if eos:
+        per_symbol[table[END_OF_LINE]] -= line_count
+        words -= line_count
+    # Every word is followed by a space or by the newline; a blank line has its newline only.
+    return int(lengths @ per_symbol) + int(words) + blank
+
+
+def _vocabulary_bytes(vocabulary: Sequence[str]) -> bytes:
+    return "".join(f"{symbol}\n" for symbol in vocabulary).encode("utf-8")
+
+
+def _fingerprint(vocabulary: Sequence[str], ids: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(_vocabulary_bytes(vocabulary))
+    for split in SPLITS:
+        digest.update(f"\n{split} {ids[split].size}\n".encode())
+        digest.update(np.ascontiguousarray(ids[split], dtype="<i4").data)
+    return digest.hexdigest()[:16]
+
+
+def _load_prepared(cls: type[Corpus], folder: Path, level: str | None) -> Corpus:
+    description = _read_description(folder / DESCRIPTION_FILE)
+    if level is not None and level != description["level"]:
+        raise InputError(
+            f"{folder}: the corpus was prepared at {description['level']} level, found a request for {level!r}"
+        )
+    vocabulary = _read_vocabulary(folder / VOCABULARY_FILE, description["vocabulary_size"])
+    ids = {}
+    for split in SPLITS:
+        ids[split] = _read_ids(folder / f"{split}.npy", description["tokens"][split], len(vocabulary))
+    found = _fingerprint(vocabulary, ids)
+    if found != description["fingerprint"]:
+        expected = description["fingerprint"]
+        raise InputError(f"{folder}: expected the fingerprint {expected}, found {found}; prepare the corpus again")
+    return cls(description["name"], description["level"], vocabulary, ids, found, description)
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON, found something else ({error})") from error
+    types = {"name": str, "level": str, "fingerprint": str, "vocabulary_size": int, "tokens": dict}
+    for key, kind in types.items():
+        if not isinstance(description, dict) or not isinstance(description.get(key), kind):
+            raise InputError(f"{path}: expected the key {key!r} with a value of type {kind.__name__}, found none")
+    if description["level"] not in LEVELS:
+        raise InputError(f"{path}: level must be one of {', '.join(LEVELS)}, found {description['level']!r}")
+    if set(description["tokens"]) != set(SPLITS):
+        raise InputError(
+            f"{path}: expected token counts of {', '.join(SPLITS)}, found {', '.join(description['tokens'])}"
+        )
+    return description
+
+
+def _read_vocabulary(path: Path, size: int) -> list[str]:
+    if not path.is_file():
+        raise InputError(f"{path}: expected the vocabulary, one symbol a line, found no such file")
+    try:
+        vocabulary = path.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, found an invalid byte at offset {error.start}") from error
+    if vocabulary.pop() != "" or len(vocabulary) != size:
+        raise InputError(f"{path}: expected {size} lines, found {len(vocabulary)} whole ones")
+    if len(set(vocabulary)) != size:
+        raise InputError(f"{path}: expected every symbol once, found {size - len(set(vocabulary))} repeated")
+    return vocabulary
+
+
+def _read_ids(path: Path, count: int, vocabulary_size: int) -> np.ndarray:
+    if not path.is_file():
+        raise InputError(f"{path}: expected an array of {count} ids, found no such file")
+    try:
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path}: expected a whole .npy array of numbers, found something else ({error})") from error
+    if not isinstance(ids, np.ndarray) or ids.dtype != np.int32 or ids.ndim != 1:
+        found = f"{ids.dtype} with {ids.ndim} dimensions" if isinstance(ids, np.ndarray) else "an archive"
+        raise InputError(f"{path}: expected a one-dimensional int32 array, found {found}")
+    if ids.size != count or count == 0:
+        raise InputError(f"{path}: expected {count} ids, at least one, found {ids.size}")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary_size:
+        raise InputError(f"{path}: expected ids from 0 to {vocabulary_size - 1}, found {low} to {high}")
+    return ids

@@ -1,0 +1,236 @@
+"""What every long run here needs: seeds, atomic files, checkpoints, interruption, and a record of what was done."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from attention_pruning import InputError
+
+#: The exit status of a program ended by SIGTERM, as a shell reports it.
+EXIT_TERMINATED = 128 + signal.SIGTERM
+_PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "snakemake")
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run a command's main function: an :class:`InputError` becomes one line on stderr and exit status 2."""
+    try:
+        sys.exit(main() or 0)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def limit_threads(threads: int) -> None:
+    """Let torch use this many threads; 0 keeps its own choice (OMP_NUM_THREADS)."""
+    if threads < 0:
+        raise InputError(f"--threads: expected 0 (torch's choice) or more, found {threads}")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` that becomes ``path`` if the block ends well, and is removed if not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp's 0600 is not what a plain open() would give
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write indented JSON atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a training state (tensors, numbers, strings, lists and dicts of them) atomically."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a state written by :func:`save_checkpoint`, without unpickling code.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, truncated, or not such a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: expected a training checkpoint, found no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise InputError(f"{path}: expected a training checkpoint, found a damaged file ({_first_line(error)})") from error
+    except Exception as error:  # torch.load raises pickle.UnpicklingError for anything it will not read safely
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise InputError(f"{path}: expected a training checkpoint, found a foreign file") from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise InputError(f"{path}: expected a training checkpoint, found no training state in it")
+    return state
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators that a training step draws from."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo :func:`random_state`."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class Interruption:
+    """Turn SIGTERM and SIGINT into a request that the training loop honours between two steps.
+
+    Used as a context manager; a second signal of the same kind has its usual effect.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal = number
+        signal.signal(number, self._before[number])
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal is not None
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal, as a shell reports it."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """Peak resident memory of this process, and of the accelerator if there is one, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        peak["cuda"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this file is in; None outside a checkout or without git."""
+    where = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+class RunRecord:
+    """``run.json``: what was run, with what, where, and what it took.
+
+    Parameters
+    ----------
+    script : str
+        Name of the script.
+    flags : dict
+        Its parsed flags.
+    seconds_before : float
+        Seconds that interrupted runs of the same work took.
+    """
+
+    def __init__(self, script: str, flags: dict[str, Any], seconds_before: float = 0.0) -> None:
+        self.started = time.time()
+        self.seconds_before = seconds_before
+        self.content: dict[str, Any] = {
+            "script": script,
+            "flags": {k: str(v) if isinstance(v, Path) else v for k, v in flags.items()},
+            "command": sys.argv,
+            "git_commit": git_commit(),
+            "host": {
+                "system": platform.platform(),
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                "threads": torch.get_num_threads(),
+            },
+            "versions": {"python": platform.python_version(), **_versions()},
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, earlier interrupted runs included."""
+        return self.seconds_before + time.time() - self.started
+
+    def write(self, path: str | Path, **more: Any) -> None:
+        """Add what came out and write the record."""
+        write_json(
+            path,
+            {
+                **self.content,
+                **more,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
+                "seconds": round(self.seconds, 3),
+                "peak_memory_bytes": peak_memory_bytes(),
+            },
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,96 @@
+"""Perplexity of a trained Transformer-XL, dense or pruned, at any segment and memory length.
+
+A pruned model brings its mask along and cannot be evaluated beyond the lengths that the mask covers.
+
+    python transformer-xl/eval.py --checkpoint runs/dense/model.safetensors --data data/bible-web --split valid test
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from data_utils import LMOrderedIterator, cell_counts
+from evaluation import evaluate
+from flags import HelpFormatter, add_run_flags, choose_device
+from mem_transformer import MemTransformerLM
+from model_file import load_model
+
+from attention_pruning.sparsity import pruned_share
+from reproduction.corpus import SPLITS, Corpus
+from reproduction.metrics import parse_labels, write_metrics
+from reproduction.training import limit_threads, run_main
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags, with their defaults."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    top.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors of a training run")
+    top.add_argument("--data", type=Path, required=True, help="folder of the corpus")
+    top.add_argument("--split", nargs="+", choices=SPLITS, default=["valid", "test"], help="splits to evaluate")
+    top.add_argument("--batch_size", type=int, default=10, help="parallel streams of text")
+    top.add_argument("--tgt_len", type=int, help="tokens in a segment (default: the model's own)")
+    top.add_argument("--mem_len", type=int, help="memory slots (default: the model's own)")
+    top.add_argument("--clamp_len", type=int, help="treat larger distances as this one (default: the model's own)")
+    top.add_argument(
+        "--same_length",
+        action=argparse.BooleanOptionalAction,
+        help="let every query see the same number of keys, mem_len (default: the model's own)",
+    )
+    top.add_argument("--max_eval_steps", type=int, default=-1, help="segments to read, -1 for all")
+    top.add_argument("--out", type=Path, help="metrics.json to write (default: print only)")
+    top.add_argument(
+        "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
+    )
+    add_run_flags(top)
+    return top
+
+
+def split_metrics(model: MemTransformerLM, corpus: Corpus, split: str, args: argparse.Namespace) -> tuple[dict, torch.Tensor]:
+    """Metrics of one split, and how often each attention cell was used, int64 [T, M + T]."""
+    iterator = LMOrderedIterator(
+        corpus.split(split), args.batch_size, model.config.tgt_len, name=f"{args.data} ({split})", max_steps=args.max_eval_steps
+    )
+    started = time.time()
+    device = model.r_w_bias.device
+    found = evaluate(model, iterator, device, progress=True)
+    found["seconds"] = time.time() - started
+    if corpus.level == "character":
+        found["bits_per_character"] = found["nll"] / math.log(2)
+    return found, cell_counts(iterator, model.config.mem_len, model.visibility)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    args = parser().parse_args(argv)
+    labels = parse_labels(args.label)
+    limit_threads(args.threads)
+    device = choose_device(args.device)
+    corpus = Corpus.load(args.data)
+    loaded = load_model(
+        args.checkpoint, tgt_len=args.tgt_len, mem_len=args.mem_len, clamp_len=args.clamp_len, same_length=args.same_length
+    )
+    loaded.check_vocabulary(args.checkpoint, corpus)
+    model = loaded.model.to(device)
+    metrics, used = {}, 0
+    for split in args.split:
+        metrics[split], counts = split_metrics(model, corpus, split, args)
+        used = used + counts
+        shown = "  ".join(f"{name} {value:,.4g}" for name, value in metrics[split].items())
+        print(f"{corpus.name} {split}: {shown}")
+    mask = loaded.info["mask"]
+    sparsity = {
+        "effective_sparsity": mask["effective_sparsity"] if mask else 0.0,
+        "evaluated_sparsity": pruned_share(model.pruned_cells().cpu(), used) if model.pruned is not None else 0.0,
+        "block_sparsity": mask["block_sparsity"] if mask else 0.0,
+    }
+    print("attention pruned: " + "  ".join(f"{name} {value:.4f}" for name, value in sparsity.items()))
+    if args.out is not None:
+        write_metrics(args.out, labels, metrics, **sparsity)
+
+
+if __name__ == "__main__":
+    run_main(main)

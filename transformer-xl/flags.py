@@ -1,0 +1,32 @@
+"""Flags that the three scripts share."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from attention_pruning import InputError
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the description's lines, show every default."""
+
+
+def add_run_flags(group: argparse._ArgumentGroup) -> None:
+    """--device and --threads."""
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
+    group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that --device asks for.
+
+    Raises
+    ------
+    InputError
+        For "cuda" without one.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: expected a CUDA device, found none")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

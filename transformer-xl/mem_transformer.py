@@ -1,0 +1,314 @@
+"""Transformer-XL (Dai et al., 2019): a language model with segment recurrence and relative positions.
+
+Written from the paper; names follow the published PyTorch implementation. Batches come first: ids are [B, T].
+A prune mask, if any, is a buffer of the model: a checkpoint evaluates with the mask it was trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from proj_adaptive_softmax import AdaptiveEmbedding, ProjectedAdaptiveLogSoftmax
+from relative_attention import PositionalEmbedding, RelPartialLearnableMultiHeadAttn
+from torch import Tensor
+
+from attention_pruning import InputError, PruneMask
+from attention_pruning.attention import ScoreMask
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the model; the fields are the flags of ``train.py``."""
+
+    n_token: int
+    n_layer: int = 12
+    n_head: int = 10
+    d_head: int = 50
+    d_embed: int = -1
+    d_model: int = 500
+    d_inner: int = 1000
+    dropout: float = 0.0
+    dropatt: float = 0.0
+    tied: bool = True
+    cutoffs: list[int] = field(default_factory=list)
+    div_val: int = 1
+    pre_lnorm: bool = False
+    tgt_len: int = 70
+    mem_len: int = 0
+    same_length: bool = False
+    clamp_len: int = -1
+
+    def __post_init__(self) -> None:
+        for name in ("n_token", "n_layer", "n_head", "d_head", "d_model", "d_inner", "div_val", "tgt_len"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name}: expected a number of at least 1, found {getattr(self, name)}")
+        if self.mem_len < 0:
+            raise InputError(f"--mem_len: expected 0 or more, found {self.mem_len}")
+        if self.d_model % 2:
+            raise InputError(f"--d_model: expected an even number (sine and cosine pairs), found {self.d_model}")
+        if self.same_length and self.mem_len == 0:
+            raise InputError("--same_length: every query sees exactly mem_len keys, so --mem_len must be at least 1, found 0")
+        if self.d_embed < 1:
+            object.__setattr__(self, "d_embed", self.d_model)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Rebuild from :meth:`to_json`; unknown or missing fields are an InputError."""
+        values = json.loads(text)
+        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise InputError(f"model configuration: unknown fields {sorted(unknown)}")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+class PositionwiseFF(nn.Module):
+    """Two linear layers with ReLU, dropout and a residual."""
+
+    def __init__(self, d_model: int, d_inner: int, dropout: float, pre_lnorm: bool = False) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(d_model, d_inner), nn.Linear(d_inner, d_model)
+        self.layer_norm = nn.LayerNorm(d_model)
+        self.dropout, self.pre_lnorm = dropout, pre_lnorm
+
+    def forward(self, hidden_BTE: Tensor) -> Tensor:
+        """[B, T, E] -> [B, T, E]"""
+        inner = self.inner(self.layer_norm(hidden_BTE) if self.pre_lnorm else hidden_BTE)
+        inner = F.dropout(F.relu(inner, inplace=True), self.dropout, self.training)
+        output = hidden_BTE + F.dropout(self.outer(inner), self.dropout, self.training)
+        return output if self.pre_lnorm else self.layer_norm(output)
+
+
+class DecoderLayer(nn.Module):
+    """Relative attention followed by the position-wise network."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dec_attn = RelPartialLearnableMultiHeadAttn(
+            config.n_head, config.d_model, config.d_head, config.dropout, config.dropatt, config.pre_lnorm
+        )
+        self.pos_ff = PositionwiseFF(config.d_model, config.d_inner, config.dropout, config.pre_lnorm)
+
+
+@dataclass
+class Memory:
+    """What the model keeps of the segments before.
+
+    Training keeps hidden states [B, M, E] per layer, as published. Evaluation keeps the keys and values made of them
+    [B, H, M, D]: the weights stand still, so projecting them again at every segment would give the same numbers.
+    """
+
+    length: int
+    states: list[Tensor] | None = None
+    keys_values: list[tuple[Tensor, Tensor]] | None = None
+    position_keys: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def layer(self, index: int) -> Tensor | tuple[Tensor, Tensor] | None:
+        """The entry of one layer; None while nothing is remembered."""
+        if self.length == 0:
+            return None
+        return self.states[index] if self.states is not None else self.keys_values[index]
+
+
+class MemTransformerLM(nn.Module):
+    """The language model.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    mask : PruneMask, optional
+        Made at this model's lengths: ``tgt_len`` queries, ``mem_len + tgt_len`` keys. None: dense.
+
+    Raises
+    ------
+    InputError
+        If the mask does not fit the model.
+    """
+
+    def __init__(self, config: ModelConfig, mask: PruneMask | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.word_emb = AdaptiveEmbedding(
+            config.n_token, config.d_embed, config.d_model, config.cutoffs, config.div_val
+        )
+        self.pos_emb = PositionalEmbedding(config.d_model, config.clamp_len)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layer))
+        self.r_w_bias = nn.Parameter(torch.empty(config.n_head, config.d_head))
+        self.r_r_bias = nn.Parameter(torch.empty(config.n_head, config.d_head))
+        self.crit = ProjectedAdaptiveLogSoftmax(self.word_emb, tied=config.tied)
+        self.register_buffer("pruned", None)
+        self._masks: dict[tuple, list[ScoreMask]] = {}
+        if mask is not None:
+            self.prune(mask)
+
+    def initialize(
+        self, init: str = "normal", init_range: float = 0.1, init_std: float = 0.02, proj_init_std: float = 0.01
+    ) -> None:
+        """Draw the weights: matrices from ``init``, projections of embedding and softmax from a narrower normal,
+        normalisation gains around one, linear and softmax biases zero."""
+
+        def draw(weight: Tensor) -> None:
+            if init == "uniform":
+                nn.init.uniform_(weight, -init_range, init_range)
+            else:
+                nn.init.normal_(weight, 0.0, init_std)
+
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                draw(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.normal_(module.weight, 1.0, init_std)
+                nn.init.zeros_(module.bias)
+        softmax = self.crit
+        for weight in [*self.word_emb.tables, *softmax.weights, self.r_w_bias, self.r_r_bias]:
+            draw(weight)
+        for projection in [*self.word_emb.projections, *softmax.projections.values()]:
+            nn.init.normal_(projection, 0.0, proj_init_std)
+        nn.init.zeros_(softmax.bias)
+        if softmax.n_clusters:
+            draw(softmax.cluster_weight)
+            nn.init.zeros_(softmax.cluster_bias)
+
+    def prune(self, mask: PruneMask) -> None:
+        """Prune attention with a mask from now on; a mask that prunes nothing leaves the model as it is."""
+        config = self.config
+        mask.check_model(
+            layers=config.n_layer,
+            heads=config.n_head,
+            query_length=config.tgt_len,
+            key_length=config.mem_len + config.tgt_len,
+            site="self",
+        )
+        cells = torch.stack([mask.cells(layer) for layer in range(config.n_layer)])
+        self.set_pruned(cells if bool((cells & mask.visible).any()) else None)
+
+    def set_pruned(self, pruned_LHTK: Tensor | None) -> None:
+        """Set the mask itself: bool [layer, head, T, M + T] for segments up to T tokens after up to M memory slots."""
+        self.pruned = None if pruned_LHTK is None else pruned_LHTK.to(self.r_w_bias.device)
+        self._masks.clear()
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """Segment length and memory slots that the mask covers; the model's own where it is dense."""
+        if self.pruned is None:
+            return self.config.tgt_len, self.config.mem_len
+        return self.pruned.size(2), self.pruned.size(3) - self.pruned.size(2)
+
+    def pruned_cells(self) -> Tensor:
+        """What the mask prunes at the model's own lengths, bool [layer, head, tgt_len, mem_len + tgt_len]; needs a mask."""
+        config, slots = self.config, self.covered[1]
+        return self.pruned[:, :, : config.tgt_len, slots - config.mem_len : slots + config.tgt_len]
+
+    def visibility(self, length: int, memory_length: int) -> Tensor:
+        """What the structure shows, bool [T, K]: no future, and with ``same_length`` the last ``mem_len`` keys only."""
+        device = self.r_w_bias.device
+        own_key = torch.arange(length, device=device)[:, None] + memory_length
+        key = torch.arange(memory_length + length, device=device)[None, :]
+        visible = key <= own_key
+        if self.config.same_length:
+            visible &= key > own_key - self.config.mem_len
+        return visible
+
+    def score_masks(self, length: int, memory_length: int, dtype: torch.dtype) -> list[ScoreMask]:
+        """Per layer, structure and pruning for a segment of ``length`` after ``memory_length`` remembered tokens.
+
+        Rows are positions in the segment, from its start: a shorter segment uses the first rows. Keys are the memory
+        slots, right-aligned (a short memory fills the last slots), then the segment.
+        """
+        key = (length, memory_length, dtype, self.r_w_bias.device)
+        if key not in self._masks:
+            visible = self.visibility(length, memory_length)
+            if self.pruned is None:
+                self._masks[key] = [ScoreMask.build(None, visible, dtype)] * self.config.n_layer
+            else:
+                first = self.covered[1] - memory_length
+                rows = self.pruned[:, :, :length, first : first + memory_length + length]
+                self._masks[key] = [ScoreMask.build(layer, visible, dtype) for layer in rows]
+        return self._masks[key]
+
+    def forward(
+        self, data_BT: Tensor, target_BT: Tensor, memory: Memory | None = None
+    ) -> tuple[Tensor, Memory]:
+        """Negative log-likelihood of the next tokens.
+
+        Parameters
+        ----------
+        data_BT, target_BT : Tensor
+            int64 ids, and the same moved by one.
+        memory : Memory, optional
+            As returned for the segment before; None at the start of a text.
+
+        Returns
+        -------
+        nll_BT : Tensor
+            In nats.
+        memory : Memory
+
+        Raises
+        ------
+        InputError
+            If a pruned model is given a longer segment or memory than its mask covers.
+        """
+        hidden_BTE, memory = self.hidden(data_BT, memory)
+        nll = self.crit(hidden_BTE.reshape(-1, self.config.d_model), target_BT.reshape(-1), self.word_emb)
+        return nll.view(data_BT.shape), memory
+
+    def log_probabilities(self, data_BT: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        """Log-probabilities of the next token over the whole vocabulary, [B, T, V], and the memory."""
+        hidden_BTE, memory = self.hidden(data_BT, memory)
+        flat = self.crit.log_probabilities(hidden_BTE.reshape(-1, self.config.d_model), self.word_emb)
+        return flat.view(*data_BT.shape, -1), memory
+
+    def hidden(self, data_BT: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        """The last layer's output [B, T, E], after dropout, and the memory for the next segment."""
+        config, length = self.config, data_BT.size(1)
+        memory = Memory(0) if memory is None else memory
+        self._check_lengths(length, memory.length)
+        masks = self.score_masks(length, memory.length, self.r_w_bias.dtype)
+        key_length = memory.length + length
+        caching = not (self.training or torch.is_grad_enabled())
+        position_keys = memory.position_keys.get(key_length) if caching else None
+        if position_keys is None:
+            positions = F.dropout(self.pos_emb(key_length), config.dropout, self.training)
+            position_keys = [layer.dec_attn.project_positions(positions) for layer in self.layers]
+        hidden = F.dropout(self.word_emb(data_BT), config.dropout, self.training)
+        kept = min(config.mem_len, key_length)
+        new: list = []
+        for index, layer in enumerate(self.layers):
+            remembered = memory.layer(index)
+            states = hidden
+            hidden, keys_values = layer.dec_attn(
+                hidden, remembered, position_keys[index], self.r_w_bias, self.r_r_bias, masks[index]
+            )
+            hidden = layer.pos_ff(hidden)
+            if caching:
+                new.append(tuple(x[:, :, key_length - kept :] for x in keys_values))
+            else:
+                new.append(self._remember(remembered, states, kept))
+        hidden = F.dropout(hidden, config.dropout, self.training)
+        if caching:
+            return hidden, Memory(kept, keys_values=new, position_keys={key_length: position_keys})
+        return hidden, Memory(kept, states=new)
+
+    @staticmethod
+    def _remember(before: Tensor | None, states_BTE: Tensor, kept: int) -> Tensor:
+        states = states_BTE.detach() if before is None else torch.cat([before, states_BTE.detach()], 1)
+        return states[:, states.size(1) - kept :]
+
+    def _check_lengths(self, length: int, memory_length: int) -> None:
+        longest, slots = self.covered
+        if self.pruned is not None and (length > longest or memory_length > slots):
+            raise InputError(
+                f"prune mask: covers segments of {longest} tokens after {slots} memory slots, "
+                f"found a segment of {length} after {memory_length}"
+            )

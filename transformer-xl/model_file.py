@@ -1,0 +1,120 @@
+"""The file of a trained model: weights and prune mask in safetensors, configuration and origin in its header."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mem_transformer import MemTransformerLM, ModelConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from attention_pruning import InputError, PruneMask
+from reproduction.corpus import Corpus
+from reproduction.training import atomic_path
+
+FORMAT = "transformer-xl/model/1"
+#: What an evaluation may choose anew; everything else is the model's.
+EVALUATION_FIELDS = ("tgt_len", "mem_len", "same_length", "clamp_len")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model read from its file.
+
+    Attributes
+    ----------
+    model : MemTransformerLM
+    info : dict
+        ``corpus``, ``vocabulary``, ``step``, and ``mask`` (metadata of the prune mask, or None).
+    fingerprint : str
+        Of the weights and the mask.
+    """
+
+    model: MemTransformerLM
+    info: dict[str, Any]
+    fingerprint: str
+
+    def check_vocabulary(self, path: str | Path, corpus: Corpus) -> None:
+        """Refuse a corpus whose ids mean other words than in training."""
+        if corpus.vocabulary_fingerprint != self.info["vocabulary"]:
+            raise InputError(
+                f"{path}: was trained with another vocabulary ({self.info['vocabulary']}) than that of {corpus.name} "
+                f"({corpus.vocabulary_fingerprint})"
+            )
+
+
+def describe_mask(mask: PruneMask) -> dict[str, Any]:
+    """What a model's file tells of its prune mask."""
+    fields = ("kind", "tau", "rule", "scope", "row_floor", "block_size", "seed", "effective_sparsity", "empty_rows", "fingerprint")
+    # Of single cells: the share of the smallest kernel blocks that happen to be empty.
+    size = mask.block_size if mask.block_size > 1 else 16
+    return {name: getattr(mask, name) for name in fields} | {"block_sparsity": mask.block_sparsity(size)}
+
+
+def save_model(path: str | Path, model: MemTransformerLM, **info: Any) -> None:
+    """Write the model atomically; ``info`` must be JSON."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {"format": FORMAT, "config": model.config.to_json(), "info": json.dumps(info, sort_keys=True)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
+    """Read a model written by :func:`save_model`.
+
+    Parameters
+    ----------
+    overrides
+        Lengths to evaluate at (``tgt_len``, ``mem_len``, ``same_length``, ``clamp_len``); None keeps the model's own.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or something else, or the lengths exceed what the prune mask covers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: expected a Transformer-XL model, found no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: expected a Transformer-XL model, found a damaged or foreign file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: expected format {FORMAT!r}, found {metadata.get('format', 'none')!r}")
+    config = ModelConfig.from_json(metadata["config"])
+    unknown = set(overrides) - set(EVALUATION_FIELDS)
+    if unknown:
+        raise ValueError(f"overrides: expected some of {EVALUATION_FIELDS}, found {sorted(unknown)}")
+    config = dataclasses.replace(config, **{k: v for k, v in overrides.items() if v is not None})
+    pruned = tensors.pop("pruned", None)
+    model = MemTransformerLM(config)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path}: expected the weights of its own configuration, found others") from error
+    if pruned is not None:
+        model.set_pruned(pruned)
+        covered = (pruned.size(2), pruned.size(3) - pruned.size(2))
+        if config.tgt_len > covered[0] or config.mem_len > covered[1]:
+            raise InputError(
+                f"{path}: its prune mask covers tgt_len {covered[0]} and mem_len {covered[1]}, "
+                f"found --tgt_len {config.tgt_len} --mem_len {config.mem_len}"
+            )
+    return LoadedModel(model.eval(), json.loads(metadata["info"]), weights_fingerprint(model))
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """First 16 hex digits of the SHA-256 of names and values of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,161 @@
+"""Relative-position attention with segment memory (Dai et al., 2019, sections 3.2 and 3.3).
+
+Letters: B batch, T queries of the segment, M memory slots in use, K = M + T keys, H heads, D head size, E model width.
+
+The score of query i and key j is ``(q_i + u) k_j + (q_i + v) r_{i-j}``. The second term is one matrix product per head
+over all distances, followed by the relative shift, which here moves no data (see :class:`RelativeShift`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from attention_pruning.attention import Observer, ScoreMask, attend
+
+
+class PositionalEmbedding(nn.Module):
+    """Sinusoids of the distances K-1, ..., 0, clamped at ``clamp_len`` when positive."""
+
+    def __init__(self, width: int, clamp_len: int = -1) -> None:
+        super().__init__()
+        self.clamp_len = clamp_len
+        self.register_buffer("inv_freq", 1 / (10000 ** (torch.arange(0.0, width, 2.0) / width)), persistent=False)
+
+    def forward(self, key_length: int) -> Tensor:
+        """[K, E]: row j is the distance K-1-j."""
+        distance = torch.arange(key_length - 1, -1, -1.0, device=self.inv_freq.device)
+        if self.clamp_len > 0:
+            distance = distance.clamp_(max=self.clamp_len)
+        angle = torch.outer(distance, self.inv_freq)
+        return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class RelativeShift(torch.autograd.Function):
+    """Realign scores indexed by distance so that column j of row i is the score at distance M + i - j.
+
+    Query i needs distance column ``j + T-1-i`` of its row, so row i begins T-1-i elements into its storage: a view with
+    row stride K-1 and offset T-1. Cells of keys after the query (j > M + i) read the next row; they must be masked out
+    (their gradient is then zero, which the backward pass relies on).
+    """
+
+    @staticmethod
+    def forward(ctx, by_distance: Tensor) -> Tensor:  # noqa: D102 (contiguous [..., T, K])
+        *batch, queries, keys = by_distance.shape
+        stride = (*by_distance.stride()[:-2], keys - 1, 1)
+        return by_distance.as_strided(by_distance.shape, stride, by_distance.storage_offset() + queries - 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # noqa: D102
+        *batch, queries, keys = grad.shape
+        by_distance = grad.new_zeros(*batch, queries * keys)
+        rows = by_distance[..., queries - 1 : queries - 1 + queries * (keys - 1)].view(*batch, queries, keys - 1)
+        rows.copy_(grad[..., :-1])
+        by_distance[..., -1] = grad[..., -1, -1]  # the last key is seen by the last query alone
+        return by_distance.view(*batch, queries, keys)
+
+
+class RelPartialLearnableMultiHeadAttn(nn.Module):
+    """Multi-head attention with learned content (u) and position (v) biases, shared by all layers.
+
+    Parameters
+    ----------
+    n_head, d_model, d_head : int
+    dropout, dropatt : float
+        Dropout on the output and on the probabilities.
+    pre_lnorm : bool
+        Normalise the input instead of the output.
+    """
+
+    def __init__(
+        self, n_head: int, d_model: int, d_head: int, dropout: float, dropatt: float, pre_lnorm: bool = False
+    ) -> None:
+        super().__init__()
+        self.n_head, self.d_head = n_head, d_head
+        self.dropout, self.dropatt, self.pre_lnorm = dropout, dropatt, pre_lnorm
+        self.qkv_net = nn.Linear(d_model, 3 * n_head * d_head, bias=False)
+        self.r_net = nn.Linear(d_model, n_head * d_head, bias=False)
+        self.o_net = nn.Linear(n_head * d_head, d_model, bias=False)
+        self.layer_norm = nn.LayerNorm(d_model)
+        #: Called with the probabilities [B, H, T, K] of every forward pass, before dropout; see PatternAccumulator.
+        self.observer: Observer | None = None
+
+    def project_positions(self, positions_KE: Tensor) -> Tensor:
+        """Position keys of every head, [H, D, K]."""
+        return self.r_net(positions_KE).view(-1, self.n_head, self.d_head).permute(1, 2, 0)
+
+    def project_memory(self, memory_BME: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, M, D] of remembered hidden states."""
+        if self.pre_lnorm:
+            memory_BME = self.layer_norm(memory_BME)
+        size = self.n_head * self.d_head
+        batch, length, _ = memory_BME.shape
+        both = F.linear(memory_BME, self.qkv_net.weight[size:]).view(batch, length, 2, self.n_head, self.d_head)
+        keys, values = both.permute(2, 0, 3, 1, 4).unbind(0)
+        return keys, values
+
+    def forward(
+        self,
+        hidden_BTE: Tensor,
+        memory: Tensor | tuple[Tensor, Tensor] | None,
+        position_keys_HDK: Tensor,
+        u_HD: Tensor,
+        v_HD: Tensor,
+        mask: ScoreMask,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """One attention layer.
+
+        Parameters
+        ----------
+        memory : Tensor or (Tensor, Tensor) or None
+            Hidden states [B, M, E] (training) or their keys and values [B, H, M, D] (evaluation).
+
+        Returns
+        -------
+        output : Tensor
+            [B, T, E], with residual (and normalisation unless ``pre_lnorm``).
+        keys_values : (Tensor, Tensor)
+            [B, H, K, D] each: what an evaluation remembers.
+        """
+        batch, length, _ = hidden_BTE.shape
+        query_BTHD, keys, values = self._project(hidden_BTE, memory)
+        scale = self.d_head**-0.5
+        by_head = ((query_BTHD + v_HD) * scale).permute(2, 0, 1, 3).reshape(self.n_head, batch * length, self.d_head)
+        by_distance = torch.bmm(by_head, position_keys_HDK).view(self.n_head, batch, length, -1)
+        bias_BHTK = RelativeShift.apply(by_distance).transpose(0, 1)
+        fused = not self.training and self.observer is None
+        attended = attend(
+            (query_BTHD + u_HD).transpose(1, 2),
+            keys,
+            values,
+            mask,
+            bias=bias_BHTK,
+            scale=scale,
+            dropout_p=self.dropatt if self.training else 0.0,
+            observer=self.observer,
+            # SDPA with a bias that needs a gradient falls back to a slower path: fused only where it is faster.
+            implementation="sdpa" if fused else "eager",
+        )
+        output = self.o_net(attended.transpose(1, 2).reshape(batch, length, -1))
+        output = hidden_BTE + F.dropout(output, self.dropout, self.training)
+        return output if self.pre_lnorm else self.layer_norm(output), (keys, values)
+
+    def _project(self, hidden_BTE: Tensor, memory) -> tuple[Tensor, Tensor, Tensor]:
+        batch, length, _ = hidden_BTE.shape
+        size, shape = self.n_head * self.d_head, (self.n_head, self.d_head)
+        if memory is None or isinstance(memory, tuple):
+            inputs = self.layer_norm(hidden_BTE) if self.pre_lnorm else hidden_BTE
+            projected = self.qkv_net(inputs).view(batch, length, 3, *shape)
+            query = projected[:, :, 0]
+            keys, values = projected[:, :, 1].transpose(1, 2), projected[:, :, 2].transpose(1, 2)
+            if memory is not None:
+                keys, values = torch.cat([memory[0], keys], 2), torch.cat([memory[1], values], 2)
+            return query, keys, values
+        inputs = torch.cat([memory, hidden_BTE], 1)
+        if self.pre_lnorm:
+            inputs = self.layer_norm(inputs)
+        query = F.linear(inputs[:, -length:], self.qkv_net.weight[:size]).view(batch, length, *shape)
+        both = F.linear(inputs, self.qkv_net.weight[size:]).view(batch, -1, 2, *shape)
+        return query, both[:, :, 0].transpose(1, 2), both[:, :, 1].transpose(1, 2)

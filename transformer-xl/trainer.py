@@ -1,0 +1,250 @@
+"""One training run of Transformer-XL: steps, checkpoints, validation, and an exact restart."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from data_utils import LMOrderedIterator
+from evaluation import evaluate
+from mem_transformer import MemTransformerLM, Memory
+from schedules import learning_rate
+from torch import Tensor
+from tqdm import tqdm
+
+from attention_pruning import InputError
+from reproduction.training import (
+    Interruption,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+
+#: Flags that may change between a run and its restart without making it another run.
+FREE_FLAGS = frozenset({"restart", "threads", "log_interval", "checkpoint_interval", "work_dir", "data", "device", "fn"})
+
+
+def build_optimizer(model: torch.nn.Module, args: Namespace) -> torch.optim.Optimizer:
+    """The optimiser that ``--optim`` names, over all parameters."""
+    if args.optim == "adam":
+        return torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    if args.optim == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.mom)
+    return torch.optim.Adagrad(model.parameters(), lr=args.lr)
+
+
+class Trainer:
+    """Train for ``args.max_step`` updates; keep the best weights by validation loss.
+
+    Parameters
+    ----------
+    args : Namespace
+        The flags of ``train.py``.
+    accelerator : Accelerator
+    model : MemTransformerLM
+    train, valid : LMOrderedIterator
+        This process's rows of the training text, and all rows of the validation text.
+    save : callable
+        ``(model, step) -> None``, called on the main process when the validation loss improves.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        accelerator: Accelerator,
+        model: MemTransformerLM,
+        train: LMOrderedIterator,
+        valid: LMOrderedIterator,
+        save: Callable[[MemTransformerLM, int], None],
+    ) -> None:
+        self.args, self.accelerator, self.train, self.valid, self.save = args, accelerator, train, valid, save
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, args))
+        self.step, self.segment = 0, 0
+        self.memories: list[Memory | None] = [None] * args.batch_chunk
+        self.best_loss = math.inf
+        self.seconds_before = 0.0
+        self.losses: list[float] = []
+        self.checkpoint_path = Path(args.work_dir) / "checkpoint.pt"
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int | None:
+        """Train to the end, or to an interruption; returns the exit status of the latter."""
+        started, log_time, log_tokens = time.time(), time.time(), 0
+        self._started = started
+        bar = tqdm(total=self.args.max_step, initial=self.step, disable=None, unit="step")
+        with Interruption() as interruption, bar:
+            while self.step < self.args.max_step:
+                loss, tokens = self._update()
+                bar.update()
+                log_tokens += tokens * self.accelerator.num_processes
+                self.losses.append(loss)
+                if self.step % self.args.log_interval == 0 or self.step == self.args.max_step:
+                    self._log(log_tokens / (time.time() - log_time))
+                    log_time, log_tokens = time.time(), 0
+                if self.step % self.args.eval_interval == 0 or self.step == self.args.max_step:
+                    self._validate()
+                if self._any_process(interruption.requested):
+                    self.write_checkpoint()
+                    self.accelerator.print(f"| interrupted at step {self.step}; --restart continues from there")
+                    return interruption.exit_status
+                if self.step % self.args.checkpoint_interval == 0:
+                    self.write_checkpoint()
+        self.write_checkpoint()
+        return None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a restart included."""
+        return self.seconds_before + time.time() - self._started
+
+    def _update(self) -> tuple[float, int]:
+        """One optimiser step over ``batch_chunk`` parts of the batch."""
+        args = self.args
+        self.model.train()
+        data_BT, target_BT = self.train.segment(self.segment)
+        rate = learning_rate(
+            self.step + 1,
+            scheduler=args.scheduler,
+            lr=args.lr,
+            warmup_step=args.warmup_step,
+            max_step=args.max_step,
+            eta_min=args.eta_min,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        total = 0.0
+        parts = list(zip(data_BT.chunk(args.batch_chunk), target_BT.chunk(args.batch_chunk), strict=True))
+        for index, (data, target) in enumerate(parts):
+            with self._synchronise(index == len(parts) - 1):
+                device = self.accelerator.device
+                with self.accelerator.autocast():
+                    nll, self.memories[index] = self.model(data.to(device), target.to(device), self.memories[index])
+                    loss = nll.float().mean() / args.batch_chunk
+                self.accelerator.backward(loss)
+            total += loss.item()
+        if args.clip > 0:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), args.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.segment += 1
+        if self.segment == len(self.train):  # the streams begin again: what they remember is the text's end
+            self.segment, self.memories = 0, [None] * args.batch_chunk
+        if not math.isfinite(total):
+            raise InputError(f"training diverged: loss {total} at step {self.step}; try a smaller --lr, now {args.lr}")
+        return total, data_BT.numel()
+
+    def _synchronise(self, last: bool):
+        """Gradients are averaged over processes once, after the last part of the batch."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def _log(self, tokens_per_second: float) -> None:
+        loss = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.accelerator.print(
+            f"| step {self.step:6d}/{self.args.max_step} | lr {rate:.3g} | {tokens_per_second:6.0f} tokens/s "
+            f"| loss {loss:5.3f} | ppl {math.exp(min(loss, 30.0)):9.3f}",
+            flush=True,
+        )
+
+    def _validate(self) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            result = evaluate(model, self.valid, self.accelerator.device)
+        better = result["nll"] < self.best_loss
+        self.accelerator.print(
+            f"| valid at step {self.step} | loss {result['nll']:.4f} | ppl {result['perplexity']:.3f}"
+            + (" | best" if better else ""),
+            flush=True,
+        )
+        if better:
+            self.best_loss = result["nll"]
+            if self.accelerator.is_main_process:
+                self.save(model, self.step)
+
+    def _any_process(self, flag: bool) -> bool:
+        """Processes agree on stopping: a signal may reach them between different steps."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        count = torch.tensor(int(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(count, "sum").item())
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def write_checkpoint(self) -> None:
+        """Everything that the next step depends on, in one file."""
+        own = {"random": random_state(), "memories": [_pack(memory) for memory in self.memories]}
+        everyone = gather_object([own])
+        if not self.accelerator.is_main_process:
+            return
+        save_checkpoint(
+            self.checkpoint_path,
+            {
+                "step": self.step,
+                "segment": self.segment,
+                "best_loss": self.best_loss,
+                "losses": list(self.losses),
+                "seconds": self.seconds,
+                "flags": self._fixed_flags(),
+                "model": self.accelerator.unwrap_model(self.model).state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                "processes": everyone,
+            },
+        )
+
+    def read_checkpoint(self) -> None:
+        """Continue from the work folder's checkpoint.
+
+        Raises
+        ------
+        InputError
+            If it is damaged, or was made with other flags or another number of processes.
+        """
+        state = load_checkpoint(self.checkpoint_path)
+        flags = self._fixed_flags()
+        different = sorted(k for k in flags if state["flags"].get(k) != flags[k])
+        if different:
+            name = different[0]
+            raise InputError(
+                f"{self.checkpoint_path}: was made with --{name} {state['flags'].get(name)}, found --{name} {flags[name]}"
+            )
+        if len(state["processes"]) != self.accelerator.num_processes:
+            raise InputError(
+                f"{self.checkpoint_path}: was made by {len(state['processes'])} processes, "
+                f"found {self.accelerator.num_processes}"
+            )
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.segment, self.best_loss = state["step"], state["segment"], state["best_loss"]
+        self.losses, self.seconds_before = state["losses"], state["seconds"]
+        own = state["processes"][self.accelerator.process_index]
+        self.memories = [_unpack(memory, self.accelerator.device) for memory in own["memories"]]
+        restore_random_state(own["random"])
+        self.accelerator.print(f"| restart from {self.checkpoint_path} at step {self.step}")
+
+    def _fixed_flags(self) -> dict[str, Any]:
+        return {name: value for name, value in sorted(vars(self.args).items()) if name not in FREE_FLAGS}
+
+
+def _pack(memory: Memory | None) -> list[Tensor] | None:
+    return None if memory is None or memory.states is None else [state.cpu() for state in memory.states]
+
+
+def _unpack(states: list[Tensor] | None, device: torch.device) -> Memory | None:
+    if states is None:
+        return None
+    return Memory(states[0].size(1), states=[state.to(device) for state in states])
