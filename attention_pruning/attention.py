@@ -96,7 +96,9 @@ def normalize(scores: Tensor, normalizer: str = "softmax") -> Tensor:
     if normalizer == "entmax15":
         from entmax import entmax15
 
-        return entmax15(scores.float(), dim=-1).type_as(scores)
+        # half precision would not find the threshold
+        precise = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return entmax15(precise, dim=-1).type_as(scores)
     raise ValueError(f"normalizer: expected one of {NORMALIZERS}, found {normalizer!r}")
 
 
@@ -205,11 +207,14 @@ def masked_attention(
     Raises
     ------
     ValueError
-        If the mask does not have the shape [H, L, S] of the scores.
+        If the mask is not of bools, or does not have the shape [H, L, S] of the scores.
     """
     expected = (q_BHLD.size(1), q_BHLD.size(2), k_BHSD.size(2))
-    if pruned_HLS is not None and tuple(pruned_HLS.shape) != expected:
-        raise ValueError(f"pruned_HLS: expected shape {expected} (heads, queries, keys), found {tuple(pruned_HLS.shape)}")
+    if pruned_HLS is not None and (pruned_HLS.dtype != torch.bool or tuple(pruned_HLS.shape) != expected):
+        raise ValueError(
+            f"pruned_HLS: expected bools of shape {expected} (heads, queries, keys), "
+            f"found {pruned_HLS.dtype} of {tuple(pruned_HLS.shape)}"
+        )
     mask = None
     if pruned_HLS is not None or visible is not None:
         mask = ScoreMask.build(pruned_HLS, visible, q_BHLD.dtype)

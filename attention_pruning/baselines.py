@@ -7,7 +7,6 @@ H heads, Q queries, K keys in cells; q, k the same in blocks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from .blocks import block_any, row_blocks
 from .errors import InputError
-from .rules import bounding_box, lowest
+from .rules import best_of, bounding_box, lowest
 
 if TYPE_CHECKING:
     from .mask import PruneMask
@@ -92,8 +91,7 @@ def best_of_rows(score_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tenso
     """Blocks that together leave no row empty, the best-scored of their row each: bool [H, q, k].
 
     Rows that share blocks can share one: within a block row, those with the fewest blocks choose first, and a row that
-    already has one of the chosen needs no other. For cells it is simply the best cell of every row, the first of
-    equals.
+    already has one of the chosen needs no other. For cells it is simply the best cell of every row.
     """
     padded_Qk = torch.nn.functional.pad(useful_Qk, (0, 0, 0, -useful_Qk.shape[0] % block_size))
     useful_qBk = padded_Qk.unflatten(0, (-1, block_size))
@@ -102,6 +100,6 @@ def best_of_rows(score_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tenso
     best_Hqk = torch.zeros(score_Hqk.shape, dtype=torch.bool)
     for useful_qk in useful_qBk.unbind(1):
         uncovered_Hq = useful_qk.any(-1) & ~(best_Hqk & useful_qk).any(-1)
-        choice_Hq = score_Hqk.masked_fill(~useful_qk, -math.inf).argmax(-1)
+        choice_Hq = best_of(score_Hqk, useful_qk)
         best_Hqk |= torch.zeros_like(best_Hqk).scatter(-1, choice_Hq[..., None], uncovered_Hq[..., None])
     return best_Hqk

@@ -4,6 +4,6 @@
 class InputError(ValueError):
     """A problem with what the user gave: a file, a flag, a shape.
 
-    The message is one line that names the thing, what was expected and what was found. Command-line entry points print it as
-    ``error: MESSAGE`` and exit with status 2.
+    The message is one line that names the thing, what was expected and what was found. Command-line entry points print
+    it as ``error: MESSAGE`` and exit with status 2.
     """

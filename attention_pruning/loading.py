@@ -42,6 +42,15 @@ def load_pattern(
     return pattern
 
 
+def load_any(
+    path: str | Path, *, site: str | None = None, causal: bool | None = None, layout: str | None = None
+) -> AttentionPattern | PruneMask:
+    """Read a pattern or a mask, whichever the file is; arguments and errors as in :func:`load_pattern`."""
+    if Path(path).suffix == ".npy" or layout is not None or not is_mask_file(path):
+        return load_pattern(path, site=site, causal=causal, layout=layout)
+    return load_mask(path, site=site, causal=causal)
+
+
 def load_mask(
     path: str | Path,
     tau: float | str | None = None,

@@ -164,15 +164,24 @@ def _keep_best(pruned_Hqk: Tensor, average_Hqk: Tensor, allowed_QK: Tensor, bloc
     """Give every empty row of one layer its best block back, in place; all rows are judged by the mask as it came.
 
     A row is empty if it has allowed cells and no kept block holds any of them; its best block is the one with the
-    largest average among those that do (the first of equals).
+    largest average among those that do.
     """
     queries = allowed_QK.shape[0]
     useful_Qk = row_blocks(allowed_QK, block_size)
     empty_HQ = rows_without(~pruned_Hqk, useful_Qk, block_size)
     average_HQk = average_Hqk.repeat_interleave(block_size, 1)[:, :queries]
-    best_HQ = average_HQk.masked_fill(~useful_Qk, -math.inf).argmax(-1)
+    best_HQ = best_of(average_HQk, useful_Qk)
     head, query = empty_HQ.nonzero(as_tuple=True)
     pruned_Hqk[head, query // block_size, best_HQ[head, query]] = False
+
+
+def best_of(score: Tensor, candidates: Tensor) -> Tensor:
+    """Index along the last axis of the candidate with the largest score: int64; any index where there is no candidate.
+
+    Of equals the last: the rules prune equals from the first on, so it is the one that a growing tau takes last. A mask
+    with a row floor therefore still prunes a superset of that for a smaller tau.
+    """
+    return score.shape[-1] - 1 - score.masked_fill(~candidates, -math.inf).flip(-1).argmax(-1)
 
 
 def rows_without(kept_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tensor:

@@ -15,9 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from array import array
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,9 @@ import numpy as np
 import torch
 
 from attention_pruning.errors import InputError
+from reproduction.encoding import LEVELS, UNKNOWN, encode_lines
+from reproduction.raw_text import SPLITS, raw_files, read_lines
 
-SPLITS = ("train", "valid", "test")
-LEVELS = ("word", "character")
-UNKNOWN = "<unk>"
-END_OF_LINE = "<eos>"
-RAW_LAYOUTS = ("{split}.txt", "wiki.{split}.tokens")
 VOCABULARY_FILE = "vocabulary.txt"
 DESCRIPTION_FILE = "corpus.json"
 
@@ -89,8 +84,8 @@ class Corpus:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the prepared folder; a reader never sees half of it.
 
-        Everything is written under a temporary name beside ``folder`` first. Where ``folder`` exists, its ``corpus.json``
-        goes first and comes back last, so that `load` refuses an interrupted replacement.
+        Everything is written under a temporary name beside ``folder`` first. Where ``folder`` exists, its
+        ``corpus.json`` goes first and comes back last, so that `load` refuses an interrupted replacement.
         """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
@@ -147,53 +142,6 @@ class Corpus:
         return encode(folder.resolve().name, lines, level=level, min_count=min_count, extra=extra)
 
 
-def raw_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Return the raw text file of each split in a folder.
-
-    Raises
-    ------
-    InputError
-        If a split has no file under any of the known layouts; the message names what was looked for.
-    """
-    folder = Path(folder)
-    present = {layout: [s for s in SPLITS if (folder / layout.format(split=s)).is_file()] for layout in RAW_LAYOUTS}
-    layout = max(RAW_LAYOUTS, key=lambda layout: len(present[layout]))
-    missing = [layout.format(split=split) for split in SPLITS if split not in present[layout]]
-    if not present[layout]:
-        wanted = " or ".join(layout.format(split="{train,valid,test}") for layout in RAW_LAYOUTS)
-        raise InputError(
-            f"{folder}: expected a prepared corpus ({DESCRIPTION_FILE}) or raw text ({wanted}), found neither"
-        )
-    if missing:
-        found = layout.format(split=present[layout][0])
-        raise InputError(f"{folder / missing[0]}: expected this file beside {found}, found nothing")
-    return {split: folder / layout.format(split=split) for split in SPLITS}
-
-
-def read_lines(path: str | os.PathLike[str], level: str = "word") -> Iterator[list[str]]:
-    """Yield the tokens of each line of a UTF-8 text file, blank lines included.
-
-    Words are what stands between white space. Characters exclude the newline, which ``<eos>`` stands for.
-
-    Raises
-    ------
-    InputError
-        If the file is not UTF-8 or holds no text.
-    """
-    empty = True
-    try:
-        # Only a newline ends a line: a lone carriage return is a character like any other.
-        with open(path, encoding="utf-8", newline="\n") as file:
-            for line in file:
-                tokens = line.split() if level == "word" else list(line.removesuffix("\n"))
-                empty = empty and not tokens
-                yield tokens
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, found an invalid byte at offset {error.start}") from error
-    if empty:
-        raise InputError(f"{path}: expected text, found none")
-
-
 def encode(
     name: str,
     splits: Mapping[str, Iterable[Sequence[str]]],
@@ -203,7 +151,7 @@ def encode(
     eos: bool = True,
     extra: Mapping[str, Any] | None = None,
 ) -> Corpus:
-    """Turn lines of tokens into ids, in one pass and with four bytes a token.
+    """Turn lines of tokens into a corpus, with a vocabulary from the training split alone.
 
     Parameters
     ----------
@@ -223,42 +171,7 @@ def encode(
     InputError
         Unknown level, min_count below 1, missing split, a split with no text, or a symbol that holds a newline.
     """
-    if level not in LEVELS:
-        raise InputError(f"level must be one of {', '.join(LEVELS)}, found {level!r}")
-    if min_count < 1:
-        raise InputError(f"min_count must be at least 1, found {min_count}")
-    if set(splits) != set(SPLITS):
-        raise InputError(f"{name}: expected the splits {', '.join(SPLITS)}, found {', '.join(splits) or 'none'}")
-
-    # Symbols are numbered as they come, and renumbered once the counts of the training split are known.
-    table: defaultdict[str, int] = defaultdict()
-    table.default_factory = table.__len__
-    specials = [END_OF_LINE, UNKNOWN] if eos else [UNKNOWN]
-    for symbol in specials:
-        table[symbol]
-    drafts, characters, known = {}, {}, 0
-    for split in SPLITS:
-        draft, line_count, blank = _number_lines(splits[split], table, eos)
-        token_count = len(draft) - (line_count if eos else 0)
-        if token_count == 0:
-            raise InputError(f"{name}: expected text in the {split} split, found none")
-        drafts[split] = draft
-        characters[split] = _character_count(draft, table, level, eos, line_count, blank)
-        if split == "train":
-            known = len(table)
-
-    counts = np.bincount(drafts["train"], minlength=len(table))
-    symbols = list(table)
-    kept = [i for i in range(len(specials), known) if counts[i] >= min_count]
-    kept.sort(key=lambda i: (-counts[i], symbols[i]))
-    vocabulary = specials + [symbols[i] for i in kept]
-    if broken := [symbol for symbol in vocabulary if "\n" in symbol]:
-        raise InputError(f"{name}: expected symbols without a newline, found {broken[0]!r}")
-    renumber = np.full(len(table), specials.index(UNKNOWN), dtype=np.int32)
-    renumber[: len(specials)] = np.arange(len(specials), dtype=np.int32)
-    renumber[kept] = np.arange(len(specials), len(vocabulary), dtype=np.int32)
-    ids = {split: renumber[drafts.pop(split)] for split in SPLITS}
-
+    vocabulary, ids, characters = encode_lines(name, splits, level, min_count, eos)
     fingerprint = _fingerprint(vocabulary, ids)
     description = {
         "name": name,
@@ -267,7 +180,7 @@ def encode(
         "vocabulary_size": len(vocabulary),
         "tokens": {split: int(ids[split].size) for split in SPLITS},
         "characters": characters,
-        "unknown": {split: int((ids[split] == specials.index(UNKNOWN)).sum()) for split in SPLITS},
+        "unknown": {split: int((ids[split] == vocabulary.index(UNKNOWN)).sum()) for split in SPLITS},
         "min_count": min_count,
         "end_of_line": eos,
         **(extra or {}),
@@ -289,38 +202,6 @@ def write_corpus(
     corpus = encode(name, splits, level=level, min_count=min_count, eos=eos, extra=extra)
     corpus.save(folder)
     return corpus
-
-
-def _number_lines(
-    lines: Iterable[Sequence[str]], table: defaultdict[str, int], eos: bool
-) -> tuple[np.ndarray, int, int]:
-    """Number the symbols of one split by order of appearance; also return how many lines and blank lines there were."""
-    numbers = array("i")
-    line_count = blank = 0
-    number, end = table.__getitem__, table[END_OF_LINE] if eos else -1
-    for line in lines:
-        numbers.extend(map(number, line))
-        if eos:
-            numbers.append(end)
-        line_count += 1
-        blank += not line
-    return np.frombuffer(numbers, dtype=np.intc).astype(np.int32, copy=False), line_count, blank
-
-
-def _character_count(
-    draft: np.ndarray, table: Mapping[str, int], level: str, eos: bool, line_count: int, blank: int
-) -> int:
-    """Count the characters of a split as plain text: one space between words, one newline a line."""
-    if level == "character":
-        return int(draft.size)
-    lengths = np.fromiter(map(len, table), dtype=np.int64, count=len(table))
-    per_symbol = np.bincount(draft, minlength=len(table))
-    words = draft.size
-    if eos:
-        per_symbol[table[END_OF_LINE]] -= line_count
-        words -= line_count
-    # Every word is followed by a space or by the newline; a blank line has its newline only.
-    return int(lengths @ per_symbol) + int(words) + blank
 
 
 def _vocabulary_bytes(vocabulary: Sequence[str]) -> bytes:

@@ -1,7 +1,7 @@
 """Interpolated Kneser-Ney bigram: what counting alone reaches, a floor under every neural language model here.
 
-The formulas follow Kneser and Ney (1995) in the interpolated form of Chen and Goodman (1999). With c(v w) the count of a
-pair in the training stream, D its discount and N1+ the number of distinct neighbours,
+The formulas follow Kneser and Ney (1995) in the interpolated form of Chen and Goodman (1999). With c(v w) the count of
+a pair in the training stream, D its discount and N1+ the number of distinct neighbours,
 
     P(w | v) = max(c(v w) - D, 0) / c(v .)  +  D N1+(v .) / c(v .) * P(w)
     P(w)     = max(N1+(. w) - D', 0) / N1+(. .)  +  D' |{w: N1+(. w) > 0}| / N1+(. .) / V
@@ -13,18 +13,17 @@ Run ``python -m reproduction.ngram --help``.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from attention_pruning.errors import InputError
 from reproduction.corpus import Corpus
-from reproduction.training import RunRecord, run_main, write_json
+from reproduction.metrics import LABELS, parse_labels, write_metrics
+from reproduction.training import RunRecord, run_main
 
 EVALUATED_SPLITS = ("valid", "test")
 
@@ -145,26 +144,6 @@ def evaluate(corpus: Corpus) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def parse_labels(labels: Sequence[str]) -> dict[str, Any]:
-    """Turn ``key=value`` strings into entries for metrics.json; numbers become numbers.
-
-    Raises
-    ------
-    InputError
-        If one has no key or no ``=``.
-    """
-    parsed: dict[str, Any] = {}
-    for label in labels:
-        key, equals, value = label.partition("=")
-        if not key or not equals:
-            raise InputError(f"--label: expected key=value, found {label!r}")
-        try:
-            parsed[key] = json.loads(value)
-        except ValueError:
-            parsed[key] = value
-    return parsed
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
@@ -173,15 +152,20 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--data", required=True, help="prepared corpus, or a folder of raw train.txt valid.txt test.txt"
+        "--data",
+        required=True,
+        default=argparse.SUPPRESS,
+        help="prepared corpus, or a folder of raw train.txt valid.txt test.txt",
     )
-    parser.add_argument("--out", required=True, help="metrics.json to write; run.json goes beside it")
+    parser.add_argument(
+        "--out", required=True, default=argparse.SUPPRESS, help="metrics.json to write; run.json goes beside it"
+    )
     parser.add_argument(
         "--label",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="entry to copy into metrics.json; may be repeated",
+        help=f"label to write into metrics.json, one of {', '.join(LABELS)}; may be repeated",
     )
     return parser
 
@@ -193,27 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = RunRecord("reproduction.ngram", vars(arguments))
     corpus = Corpus.load(arguments.data)
     metrics = evaluate(corpus)
-    # An n-gram has no attention: the columns of a mask stay empty.
-    mask_columns = (
-        "sites",
-        "rule",
-        "block_size",
-        "tau",
-        "effective_sparsity",
-        "evaluated_sparsity",
-        "block_sparsity",
-        "seed",
-    )
-    content = {
-        "config": None,
-        "experiment": "language_modelling",
-        "dataset": corpus.name,
-        "variant": "kneser-ney",
-        **dict.fromkeys(mask_columns),
-        **labels,
-        "metrics": metrics,
-    }
-    write_json(arguments.out, content)
+    identity = {"experiment": "language_modelling", "dataset": corpus.name, "variant": "kneser-ney"}
+    write_metrics(arguments.out, {**identity, **labels}, metrics)
     record.write(Path(arguments.out).parent / "run.json", data_fingerprint=corpus.fingerprint)
     for split, values in metrics.items():
         print(f"{corpus.name} {split}: bigram {values['perplexity']:.2f}, unigram {values['unigram_perplexity']:.2f}")

@@ -6,13 +6,13 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import pickle
 import platform
 import random
 import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from attention_pruning import InputError
+from attention_pruning.storage import written_whole
 
-#: The exit status of a program ended by SIGTERM, as a shell reports it.
-EXIT_TERMINATED = 128 + signal.SIGTERM
+CHECKPOINT_FORMAT = "reproduction/checkpoint/1"
 _PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "snakemake")
 
 
@@ -52,22 +52,51 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises
+    ------
+    InputError
+        If that is impossible, or the folder cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: expected a folder that can be written to, found: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: expected a folder that can be written to, found one that cannot")
+    return path
+
+
+def prepare_output(path: str | Path) -> None:
+    """Make the folder of a file that will be written after long work, so that a bad name shows before it.
+
+    Raises
+    ------
+    InputError
+        If the file could not be written.
+    """
+    make_folder(Path(path).parent)
+    if Path(path).is_dir():
+        raise InputError(f"{path}: expected the name of a file to write, found a folder")
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` that becomes ``path`` if the block ends well, and is removed if not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    """Give a temporary name beside ``path`` that becomes ``path`` if the block ends well, and is removed if not.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    make_folder(Path(path).parent)
+    with written_whole(path) as temporary:
+        mode = temporary.stat().st_mode
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's 0600 is not what a plain open() would give
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary.chmod(mode)  # safetensors leaves a file that only its owner can read
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -79,7 +108,7 @@ def write_json(path: str | Path, content: Any) -> None:
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write a training state (tensors, numbers, strings, lists and dicts of them) atomically."""
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        torch.save({"format": CHECKPOINT_FORMAT, **state}, temporary)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -95,13 +124,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: expected a training checkpoint, found no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # also what it will not read safely
+        raise InputError(f"{path}: expected a training checkpoint, found a foreign file") from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise InputError(f"{path}: expected a training checkpoint, found a damaged file ({_first_line(error)})") from error
-    except Exception as error:  # torch.load raises pickle.UnpicklingError for anything it will not read safely
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise InputError(f"{path}: expected a training checkpoint, found a foreign file") from error
-    if not isinstance(state, dict) or "step" not in state:
+    if not isinstance(state, dict) or state.pop("format", None) != CHECKPOINT_FORMAT:
         raise InputError(f"{path}: expected a training checkpoint, found no training state in it")
     return state
 

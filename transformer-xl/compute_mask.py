@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from attention_pruning import PatternAccumulator
 from reproduction.corpus import SPLITS, Corpus
-from reproduction.training import RunRecord, limit_threads, run_main
+from reproduction.training import RunRecord, limit_threads, prepare_output, run_main
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         name=f"{args.data} ({args.split})",
         max_steps=args.max_batches,
     )
+    prepare_output(args.out)
     accumulator = average_attention(model, iterator, args.pool, progress=state.is_main_process)
     accumulator.all_reduce()
     if not state.is_main_process:

@@ -32,7 +32,7 @@ class LMOrderedIterator:
     Raises
     ------
     InputError
-        If the text is too short for the batch, or the batch does not divide among the processes.
+        If the text is too short for the batch, the batch does not divide among the processes, or nothing is to be read.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class LMOrderedIterator:
             )
         rows = ids[: steps * batch_size].view(batch_size, steps)
         share = batch_size // world_size
-        if max_steps >= 0:
+        if max_steps == 0 or max_steps < -1:
+            raise InputError(f"{name}: expected at least 1 segment to read, or -1 for all, found {max_steps}")
+        if max_steps > 0:
             rows = rows[:, : max_steps * tgt_len + 1]
         self.rows = rows[rank * share : (rank + 1) * share].contiguous()
         self.tgt_len = tgt_len

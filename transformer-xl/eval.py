@@ -17,12 +17,12 @@ from data_utils import LMOrderedIterator, cell_counts
 from evaluation import evaluate
 from flags import HelpFormatter, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
-from model_file import load_model
+from model_file import EVALUATION_FIELDS, load_model
 
 from attention_pruning.sparsity import pruned_share
 from reproduction.corpus import SPLITS, Corpus
 from reproduction.metrics import parse_labels, write_metrics
-from reproduction.training import limit_threads, run_main
+from reproduction.training import limit_threads, prepare_output, run_main
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,10 +49,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def split_metrics(model: MemTransformerLM, corpus: Corpus, split: str, args: argparse.Namespace) -> tuple[dict, torch.Tensor]:
+def split_metrics(
+    model: MemTransformerLM, corpus: Corpus, split: str, args: argparse.Namespace
+) -> tuple[dict[str, float], torch.Tensor]:
     """Metrics of one split, and how often each attention cell was used, int64 [T, M + T]."""
     iterator = LMOrderedIterator(
-        corpus.split(split), args.batch_size, model.config.tgt_len, name=f"{args.data} ({split})", max_steps=args.max_eval_steps
+        corpus.split(split),
+        args.batch_size,
+        model.config.tgt_len,
+        name=f"{args.data} ({split})",
+        max_steps=args.max_eval_steps,
     )
     started = time.time()
     device = model.r_w_bias.device
@@ -70,11 +76,12 @@ def main(argv: list[str] | None = None) -> None:
     limit_threads(args.threads)
     device = choose_device(args.device)
     corpus = Corpus.load(args.data)
-    loaded = load_model(
-        args.checkpoint, tgt_len=args.tgt_len, mem_len=args.mem_len, clamp_len=args.clamp_len, same_length=args.same_length
-    )
+    lengths = {name: getattr(args, name) for name in EVALUATION_FIELDS}
+    loaded = load_model(args.checkpoint, **lengths)
     loaded.check_vocabulary(args.checkpoint, corpus)
     model = loaded.model.to(device)
+    if args.out is not None:
+        prepare_output(args.out)
     metrics, used = {}, 0
     for split in args.split:
         metrics[split], counts = split_metrics(model, corpus, split, args)

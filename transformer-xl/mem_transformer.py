@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from dropout import dropout
 from proj_adaptive_softmax import AdaptiveEmbedding, ProjectedAdaptiveLogSoftmax
 from relative_attention import PositionalEmbedding, RelPartialLearnableMultiHeadAttn
 from torch import Tensor
@@ -59,10 +60,9 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Rebuild from :meth:`to_json`; unknown or missing fields are an InputError."""
-        values = json.loads(text)
-        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise InputError(f"model configuration: unknown fields {sorted(unknown)}")
+        values, expected = json.loads(text), {f.name for f in dataclasses.fields(cls)}
+        if set(values) != expected:
+            raise InputError(f"model configuration: expected the fields {sorted(expected)}, found {sorted(values)}")
         return cls(**values)
 
     def to_json(self) -> str:
@@ -82,8 +82,8 @@ class PositionwiseFF(nn.Module):
     def forward(self, hidden_BTE: Tensor) -> Tensor:
         """[B, T, E] -> [B, T, E]"""
         inner = self.inner(self.layer_norm(hidden_BTE) if self.pre_lnorm else hidden_BTE)
-        inner = F.dropout(F.relu(inner, inplace=True), self.dropout, self.training)
-        output = hidden_BTE + F.dropout(self.outer(inner), self.dropout, self.training)
+        inner = dropout(F.relu(inner, inplace=True), self.dropout, self.training)
+        output = hidden_BTE + dropout(self.outer(inner), self.dropout, self.training)
         return output if self.pre_lnorm else self.layer_norm(output)
 
 
@@ -279,9 +279,9 @@ class MemTransformerLM(nn.Module):
         caching = not (self.training or torch.is_grad_enabled())
         position_keys = memory.position_keys.get(key_length) if caching else None
         if position_keys is None:
-            positions = F.dropout(self.pos_emb(key_length), config.dropout, self.training)
+            positions = dropout(self.pos_emb(key_length), config.dropout, self.training)
             position_keys = [layer.dec_attn.project_positions(positions) for layer in self.layers]
-        hidden = F.dropout(self.word_emb(data_BT), config.dropout, self.training)
+        hidden = dropout(self.word_emb(data_BT), config.dropout, self.training)
         kept = min(config.mem_len, key_length)
         new: list = []
         for index, layer in enumerate(self.layers):
@@ -295,7 +295,7 @@ class MemTransformerLM(nn.Module):
                 new.append(tuple(x[:, :, key_length - kept :] for x in keys_values))
             else:
                 new.append(self._remember(remembered, states, kept))
-        hidden = F.dropout(hidden, config.dropout, self.training)
+        hidden = dropout(hidden, config.dropout, self.training)
         if caching:
             return hidden, Memory(kept, keys_values=new, position_keys={key_length: position_keys})
         return hidden, Memory(kept, states=new)

@@ -51,7 +51,8 @@ class LoadedModel:
 
 def describe_mask(mask: PruneMask) -> dict[str, Any]:
     """What a model's file tells of its prune mask."""
-    fields = ("kind", "tau", "rule", "scope", "row_floor", "block_size", "seed", "effective_sparsity", "empty_rows", "fingerprint")
+    made = ("kind", "tau", "rule", "scope", "row_floor", "block_size", "seed")
+    fields = (*made, "effective_sparsity", "empty_rows", "fingerprint")
     # Of single cells: the share of the smallest kernel blocks that happen to be empty.
     size = mask.block_size if mask.block_size > 1 else 16
     return {name: getattr(mask, name) for name in fields} | {"block_sparsity": mask.block_sparsity(size)}
@@ -86,10 +87,13 @@ def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: expected a Transformer-XL model, found a damaged or foreign file ({error})") from error
+        raise InputError(f"{path}: expected a Transformer-XL model, found a damaged file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: expected format {FORMAT!r}, found {metadata.get('format', 'none')!r}")
-    config = ModelConfig.from_json(metadata["config"])
+    try:
+        config, info = ModelConfig.from_json(metadata["config"]), json.loads(metadata["info"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: expected a configuration in its header, found a broken one ({error})") from error
     unknown = set(overrides) - set(EVALUATION_FIELDS)
     if unknown:
         raise ValueError(f"overrides: expected some of {EVALUATION_FIELDS}, found {sorted(unknown)}")
@@ -108,7 +112,7 @@ def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
                 f"{path}: its prune mask covers tgt_len {covered[0]} and mem_len {covered[1]}, "
                 f"found --tgt_len {config.tgt_len} --mem_len {config.mem_len}"
             )
-    return LoadedModel(model.eval(), json.loads(metadata["info"]), weights_fingerprint(model))
+    return LoadedModel(model.eval(), info, weights_fingerprint(model))
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

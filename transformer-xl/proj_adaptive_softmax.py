@@ -28,6 +28,13 @@ def cluster_bounds(n_token: int, cutoffs: list[int]) -> list[int]:
     return bounds
 
 
+def split_clusters(tables: list[Tensor], bounds: list[int]) -> list[Tensor]:
+    """One table per cluster; a single table is split at once, which costs one gradient buffer where slices cost many."""
+    if len(tables) > 1:
+        return tables
+    return list(tables[0].split([high - low for low, high in zip(bounds, bounds[1:], strict=False)]))
+
+
 class AdaptiveEmbedding(nn.Module):
     """Embedding whose rare clusters are narrower, each projected to the model's width.
 
@@ -72,17 +79,14 @@ class AdaptiveEmbedding(nn.Module):
         embedded = self.projections[0].new_zeros(flat.numel(), self.projections[0].size(0))
         for i, (table, projection) in enumerate(zip(self.tables, self.projections, strict=True)):
             low, high = self.bounds[i], self.bounds[i + 1]
-            where = ((flat >= low) & (flat < high)).nonzero().squeeze(1)
-            if where.numel():
-                rows = F.linear(F.embedding(flat[where] - low, table), projection)
-                embedded = embedded.index_copy(0, where, rows.to(embedded.dtype))
+            where = ((flat >= low) & (flat < high)).nonzero().squeeze(1)  # empty or not: all weights get a gradient
+            rows = F.linear(F.embedding(flat[where] - low, table), projection)
+            embedded = embedded.index_copy(0, where, rows.to(embedded.dtype))
         return embedded.view(*ids_BT.shape, -1) * self.scale
 
-    def cluster_weight(self, cluster: int) -> Tensor:
-        """The embedding rows of one cluster, [size, width]."""
-        if self.div_val == 1:
-            return self.tables[0][self.bounds[cluster] : self.bounds[cluster + 1]]
-        return self.tables[cluster]
+    def cluster_weights(self) -> list[Tensor]:
+        """The embedding rows of every cluster, [size, width] each."""
+        return split_clusters(list(self.tables), self.bounds)
 
     def cluster_projection(self, cluster: int) -> Tensor | None:
         """The projection of one cluster, [d_proj, width]; None where the widths are equal."""
@@ -111,7 +115,7 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
         self.tied = tied
         self.tie_projs = tie_projs if tie_projs is not None else [False] + [True] * self.n_clusters
         self.bias = nn.Parameter(torch.zeros(self.bounds[-1]))
-        head_width = embedding.cluster_weight(0).size(1)
+        head_width = embedding.tables[0].size(1)
         if self.n_clusters:
             self.cluster_weight = nn.Parameter(torch.empty(self.n_clusters, head_width))
             self.cluster_bias = nn.Parameter(torch.zeros(self.n_clusters))
@@ -126,25 +130,24 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
             }
         )
 
-    def _weight(self, cluster: int, embedding: AdaptiveEmbedding) -> Tensor:
-        if self.tied:
-            return embedding.cluster_weight(cluster)
-        if embedding.div_val == 1:
-            return self.weights[0][self.bounds[cluster] : self.bounds[cluster + 1]]
-        return self.weights[cluster]
+    def _clusters(self, embedding: AdaptiveEmbedding) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of every cluster; the first holds the entries of the tail clusters, too."""
+        weights = embedding.cluster_weights() if self.tied else split_clusters(list(self.weights), self.bounds)
+        biases = split_clusters([self.bias], self.bounds)
+        if self.n_clusters:
+            weights[0] = torch.cat([weights[0], self.cluster_weight])
+            biases[0] = torch.cat([biases[0], self.cluster_bias])
+        return list(zip(weights, biases, strict=True))
 
-    def _logits(self, hidden: Tensor, cluster: int, embedding: AdaptiveEmbedding) -> Tensor:
+    def _logits(
+        self, hidden: Tensor, cluster: int, parameters: tuple[Tensor, Tensor], embedding: AdaptiveEmbedding
+    ) -> Tensor:
         projection = embedding.cluster_projection(cluster)
         if projection is not None and not self.tie_projs[cluster]:
             projection = self.projections[str(cluster)]
         if projection is not None:
             hidden = F.linear(hidden, projection.t())
-        weight = self._weight(cluster, embedding)
-        bias = self.bias[self.bounds[cluster] : self.bounds[cluster + 1]]
-        if cluster == 0 and self.n_clusters:
-            weight = torch.cat([weight, self.cluster_weight])
-            bias = torch.cat([bias, self.cluster_bias])
-        return F.linear(hidden, weight, bias)
+        return F.linear(hidden, *parameters)
 
     def forward(self, hidden_ND: Tensor, target_N: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """Negative log-likelihood of each target.
@@ -161,7 +164,8 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
         Tensor
             float [N], in nats.
         """
-        head = self._logits(hidden_ND, 0, embedding)
+        clusters = self._clusters(embedding)
+        head = self._logits(hidden_ND, 0, clusters[0], embedding)
         if not self.n_clusters:
             return F.cross_entropy(head.float(), target_N, reduction="none")
         borders = torch.tensor(self.bounds[1:-1], device=target_N.device)
@@ -169,19 +173,20 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
         head_target = torch.where(cluster_N == 0, target_N, self.bounds[1] + cluster_N - 1)
         nll = F.cross_entropy(head.float(), head_target, reduction="none")
         for i in range(1, self.n_clusters + 1):
+            # A cluster without targets still gives its weights a gradient, of zero: several processes must agree on it.
             where = (cluster_N == i).nonzero().squeeze(1)
-            if where.numel():
-                tail = self._logits(hidden_ND[where], i, embedding)
-                tail_nll = F.cross_entropy(tail.float(), target_N[where] - self.bounds[i], reduction="none")
-                nll = nll.index_add(0, where, tail_nll)
+            tail = self._logits(hidden_ND[where], i, clusters[i], embedding)
+            tail_nll = F.cross_entropy(tail.float(), target_N[where] - self.bounds[i], reduction="none")
+            nll = nll.index_add(0, where, tail_nll)
         return nll
 
     def log_probabilities(self, hidden_ND: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """Log-probability of the whole vocabulary, [N, V]; rows sum to one after exp."""
-        head = self._logits(hidden_ND, 0, embedding).float().log_softmax(-1)
+        clusters = self._clusters(embedding)
+        head = self._logits(hidden_ND, 0, clusters[0], embedding).float().log_softmax(-1)
         size = self.bounds[1]
         parts = [head[:, :size]]
         for i in range(1, self.n_clusters + 1):
-            tail = self._logits(hidden_ND, i, embedding).float().log_softmax(-1)
+            tail = self._logits(hidden_ND, i, clusters[i], embedding).float().log_softmax(-1)
             parts.append(head[:, size + i - 1 : size + i] + tail)
         return torch.cat(parts, -1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from dropout import dropout
 from torch import Tensor
 
 from attention_pruning.attention import Observer, ScoreMask, attend
@@ -50,7 +51,8 @@ class RelativeShift(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:  # noqa: D102
         *batch, queries, keys = grad.shape
-        by_distance = grad.new_zeros(*batch, queries * keys)
+        by_distance = grad.new_empty(*batch, queries * keys)
+        by_distance[..., : queries - 1] = 0.0  # distances beyond the first query's reach
         rows = by_distance[..., queries - 1 : queries - 1 + queries * (keys - 1)].view(*batch, queries, keys - 1)
         rows.copy_(grad[..., :-1])
         by_distance[..., -1] = grad[..., -1, -1]  # the last key is seen by the last query alone
@@ -139,7 +141,7 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
             implementation="sdpa" if fused else "eager",
         )
         output = self.o_net(attended.transpose(1, 2).reshape(batch, length, -1))
-        output = hidden_BTE + F.dropout(output, self.dropout, self.training)
+        output = hidden_BTE + dropout(output, self.dropout, self.training)
         return output if self.pre_lnorm else self.layer_norm(output), (keys, values)
 
     def _project(self, hidden_BTE: Tensor, memory) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,9 +149,8 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
         size, shape = self.n_head * self.d_head, (self.n_head, self.d_head)
         if memory is None or isinstance(memory, tuple):
             inputs = self.layer_norm(hidden_BTE) if self.pre_lnorm else hidden_BTE
-            projected = self.qkv_net(inputs).view(batch, length, 3, *shape)
-            query = projected[:, :, 0]
-            keys, values = projected[:, :, 1].transpose(1, 2), projected[:, :, 2].transpose(1, 2)
+            query, keys, values = self.qkv_net(inputs).view(batch, length, 3, *shape).unbind(2)
+            keys, values = keys.transpose(1, 2), values.transpose(1, 2)
             if memory is not None:
                 keys, values = torch.cat([memory[0], keys], 2), torch.cat([memory[1], values], 2)
             return query, keys, values
@@ -158,4 +159,5 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
             inputs = self.layer_norm(inputs)
         query = F.linear(inputs[:, -length:], self.qkv_net.weight[:size]).view(batch, length, *shape)
         both = F.linear(inputs, self.qkv_net.weight[size:]).view(batch, -1, 2, *shape)
-        return query, both[:, :, 0].transpose(1, 2), both[:, :, 1].transpose(1, 2)
+        keys, values = both.unbind(2)
+        return query, keys.transpose(1, 2), values.transpose(1, 2)

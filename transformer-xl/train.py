@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 from accelerate import Accelerator
 from data_utils import LMOrderedIterator
 from flags import HelpFormatter, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM, ModelConfig
-from model_file import describe_mask, save_model
+from model_file import describe_mask
 from schedules import SCHEDULES
 from trainer import Trainer
 
@@ -26,14 +25,16 @@ from attention_pruning import InputError, PruneMask
 from attention_pruning.loading import load_mask
 from attention_pruning.mask import ROW_FLOORS, RULES, SCOPES, parse_tau
 from reproduction.corpus import Corpus
-from reproduction.training import RunRecord, limit_threads, run_main, seed_everything
+from reproduction.training import RunRecord, limit_threads, make_folder, run_main, seed_everything
 
 
 def parser() -> argparse.ArgumentParser:
     """All flags, with their defaults."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     files = top.add_argument_group("data and files")
-    files.add_argument("--data", type=Path, required=True, help="folder of a prepared corpus, or of train.txt valid.txt test.txt")
+    files.add_argument(
+        "--data", type=Path, required=True, help="folder of a prepared corpus, or of train.txt valid.txt test.txt"
+    )
     files.add_argument("--work_dir", type=Path, required=True, help="where the model, the checkpoint and run.json go")
     files.add_argument("--restart", action="store_true", help="continue from the checkpoint in --work_dir, if there is one")
     _model_flags(top.add_argument_group("model"))
@@ -92,7 +93,7 @@ def _pruning_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--fn", type=Path, default=None, help="average attention pattern (.safetensors or the published .npy), or a prune mask")
     group.add_argument("--th", type=str, default=None, help="fraction of attention to prune, 0 to 1; a mask file has its own")
     group.add_argument("--rule", choices=RULES, default=None, help="how --th becomes a mask; published unless the file says")
-    group.add_argument("--scope", choices=SCOPES, default=None, help="cells that are ranked together; layer unless the file says")
+    group.add_argument("--scope", choices=SCOPES, default=None, help="cells ranked together; layer unless the file says")
     group.add_argument("--block_size", type=int, default=None, help="prune whole blocks of this size; 1 (cells) unless the file says")
     group.add_argument("--row_floor", choices=ROW_FLOORS, default=None, help="whether a query keeps its best key; keep-best unless the file says")
     group.add_argument("--random_prune", action="store_true", help="prune as many random cells instead")
@@ -101,12 +102,15 @@ def _pruning_flags(group: argparse._ArgumentGroup) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse flags that contradict each other or make no sense."""
-    for name in ("max_step", "batch_size", "eval_batch_size", "batch_chunk", "log_interval", "eval_interval", "checkpoint_interval"):
+    intervals = ("log_interval", "eval_interval", "checkpoint_interval")
+    for name in ("max_step", "batch_size", "eval_batch_size", "batch_chunk", *intervals):
         if getattr(args, name) < 1:
             raise InputError(f"--{name}: expected at least 1, found {getattr(args, name)}")
     for name in ("dropout", "dropatt"):
         if not 0.0 <= getattr(args, name) < 1.0:
             raise InputError(f"--{name}: expected a fraction in [0, 1), found {getattr(args, name)}")
+    if args.mixed_precision == "fp16" and choose_device(args.device).type == "cpu":
+        raise InputError("--mixed_precision: expected no or bf16 on a CPU, found fp16")
     if not (args.lr > 0 and math.isfinite(args.lr)):
         raise InputError(f"--lr: expected a positive number, found {args.lr}")
     if not args.adaptive and (args.cutoffs or args.div_val != 1):
@@ -114,7 +118,8 @@ def check(args: argparse.Namespace) -> None:
     if args.fn is None:
         given = [n for n in ("th", "rule", "scope", "block_size", "row_floor") if getattr(args, n) is not None]
         if given or args.random_prune:
-            raise InputError(f"--{given[0] if given else 'random_prune'}: needs --fn, the pattern to prune by; without it the model is dense")
+            name = given[0] if given else "random_prune"
+            raise InputError(f"--{name}: expected --fn with it, the pattern to prune by, found none")
 
 
 def read_mask(args: argparse.Namespace) -> PruneMask | None:
@@ -147,6 +152,34 @@ def model_config(args: argparse.Namespace, n_token: int) -> ModelConfig:
     )
 
 
+def build_model(args: argparse.Namespace, config: ModelConfig, mask: PruneMask | None, process: int) -> MemTransformerLM:
+    """The model with its first weights, the same in every process; each process goes on to draw its own dropout."""
+    seed_everything(args.seed)
+    model = MemTransformerLM(config, mask)
+    model.initialize(args.init, args.init_range, args.init_std, args.proj_init_std)
+    seed_everything(args.seed + process)
+    return model
+
+
+def read_text(
+    args: argparse.Namespace, corpus: Corpus, rank: int, world: int
+) -> tuple[LMOrderedIterator, LMOrderedIterator]:
+    """This process's rows of the training text, and the whole validation text."""
+    if args.batch_size % (args.batch_chunk * world):
+        raise InputError(
+            f"--batch_size: expected a multiple of --batch_chunk {args.batch_chunk} x {world} processes, "
+            f"found {args.batch_size}"
+        )
+    names = {split: f"{args.data} ({split})" for split in ("train", "valid")}
+    train = LMOrderedIterator(
+        corpus.split("train"), args.batch_size, args.tgt_len, rank=rank, world_size=world, name=names["train"]
+    )
+    valid = LMOrderedIterator(
+        corpus.split("valid"), args.eval_batch_size, args.tgt_len, name=names["valid"], max_steps=args.max_eval_steps
+    )
+    return train, valid
+
+
 def main(argv: list[str] | None = None) -> int | None:
     """Run the command; returns its exit status."""
     args = parser().parse_args(argv)
@@ -156,25 +189,9 @@ def main(argv: list[str] | None = None) -> int | None:
     config = model_config(args, len(corpus.vocabulary))
     mask = read_mask(args)
     accelerator = Accelerator(cpu=choose_device(args.device).type == "cpu", mixed_precision=args.mixed_precision)
-    if args.batch_size % (args.batch_chunk * accelerator.num_processes):
-        raise InputError(
-            f"--batch_size: expected a multiple of --batch_chunk {args.batch_chunk} x {accelerator.num_processes} processes, "
-            f"found {args.batch_size}"
-        )
-    seed_everything(args.seed)
-    model = MemTransformerLM(config, mask)
-    model.initialize(args.init, args.init_range, args.init_std, args.proj_init_std)
-    # After the weights, which all processes must share, each process draws its own dropout.
-    seed_everything(args.seed + accelerator.process_index)
-
-    rank, world = accelerator.process_index, accelerator.num_processes
-    train = LMOrderedIterator(
-        corpus.split("train"), args.batch_size, args.tgt_len, rank=rank, world_size=world, name=f"{args.data} (train)"
-    )
-    valid = LMOrderedIterator(
-        corpus.split("valid"), args.eval_batch_size, args.tgt_len, name=f"{args.data} (valid)", max_steps=args.max_eval_steps
-    )
-    args.work_dir.mkdir(parents=True, exist_ok=True)
+    model = build_model(args, config, mask, accelerator.process_index)
+    train, valid = read_text(args, corpus, accelerator.process_index, accelerator.num_processes)
+    make_folder(args.work_dir)
     record = RunRecord("transformer-xl/train.py", vars(args))
     origin = {
         "corpus": corpus.fingerprint,
@@ -182,19 +199,15 @@ def main(argv: list[str] | None = None) -> int | None:
         "seed": args.seed,
         "mask": None if mask is None else describe_mask(mask),
     }
-    if mask is not None and accelerator.is_main_process:
-        mask.save(args.work_dir / "mask.safetensors")
-
-    def save(best: MemTransformerLM, step: int) -> None:
-        save_model(args.work_dir / "model.safetensors", best, step=step, **origin)
-
-    trainer = Trainer(args, accelerator, model, train, valid, save)
+    trainer = Trainer(args, accelerator, model, train, valid, origin)
     if args.restart and trainer.checkpoint_path.exists():
         trainer.read_checkpoint()
         record.seconds_before = trainer.seconds_before
+    if mask is not None and accelerator.is_main_process:
+        mask.save(args.work_dir / "mask.safetensors")
     accelerator.print(
         f"| {sum(p.numel() for p in model.parameters()):,} parameters | vocabulary {config.n_token:,} "
-        f"| {train.targets * world:,} training tokens a pass | " + (str(mask) if mask else "dense")
+        f"| {train.targets * accelerator.num_processes:,} training tokens a pass | " + (str(mask) if mask else "dense")
     )
     status = trainer.run()
     if status is None and accelerator.is_main_process:
@@ -203,4 +216,4 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    run_main(main)

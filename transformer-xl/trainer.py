@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from data_utils import LMOrderedIterator
 from evaluation import evaluate
-from mem_transformer import MemTransformerLM, Memory
+from mem_transformer import Memory, MemTransformerLM
+from model_file import save_model
 from schedules import learning_rate
 from torch import Tensor
 from tqdm import tqdm
@@ -29,8 +29,11 @@ from reproduction.training import (
     save_checkpoint,
 )
 
-#: Flags that may change between a run and its restart without making it another run.
-FREE_FLAGS = frozenset({"restart", "threads", "log_interval", "checkpoint_interval", "work_dir", "data", "device", "fn"})
+#: Flags that may change between a run and its restart without making it another run. The text and the mask may have
+#: moved; their fingerprints must be the same.
+FREE_FLAGS = frozenset(
+    {"restart", "threads", "log_interval", "checkpoint_interval", "work_dir", "data", "device", "fn"}
+)
 
 
 def build_optimizer(model: torch.nn.Module, args: Namespace) -> torch.optim.Optimizer:
@@ -43,7 +46,7 @@ def build_optimizer(model: torch.nn.Module, args: Namespace) -> torch.optim.Opti
 
 
 class Trainer:
-    """Train for ``args.max_step`` updates; keep the best weights by validation loss.
+    """Train for ``args.max_step`` updates; keep the best weights by validation loss in ``model.safetensors``.
 
     Parameters
     ----------
@@ -53,8 +56,8 @@ class Trainer:
     model : MemTransformerLM
     train, valid : LMOrderedIterator
         This process's rows of the training text, and all rows of the validation text.
-    save : callable
-        ``(model, step) -> None``, called on the main process when the validation loss improves.
+    origin : dict
+        What the model is made from, for its file: ``corpus`` (fingerprint), ``mask`` (description or None) and more.
     """
 
     def __init__(
@@ -64,9 +67,9 @@ class Trainer:
         model: MemTransformerLM,
         train: LMOrderedIterator,
         valid: LMOrderedIterator,
-        save: Callable[[MemTransformerLM, int], None],
+        origin: dict[str, Any],
     ) -> None:
-        self.args, self.accelerator, self.train, self.valid, self.save = args, accelerator, train, valid, save
+        self.args, self.accelerator, self.train, self.valid, self.origin = args, accelerator, train, valid, origin
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, args))
         self.step, self.segment = 0, 0
         self.memories: list[Memory | None] = [None] * args.batch_chunk
@@ -149,7 +152,8 @@ class Trainer:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def _log(self, tokens_per_second: float) -> None:
-        loss = sum(self.losses) / len(self.losses)
+        own = torch.tensor(sum(self.losses) / len(self.losses), device=self.accelerator.device)
+        loss = self.accelerator.reduce(own, "mean").item()
         self.losses.clear()
         rate = self.optimizer.param_groups[0]["lr"]
         self.accelerator.print(
@@ -171,7 +175,7 @@ class Trainer:
         if better:
             self.best_loss = result["nll"]
             if self.accelerator.is_main_process:
-                self.save(model, self.step)
+                save_model(Path(self.args.work_dir) / "model.safetensors", model, step=self.step, **self.origin)
 
     def _any_process(self, flag: bool) -> bool:
         """Processes agree on stopping: a signal may reach them between different steps."""
@@ -184,7 +188,8 @@ class Trainer:
 
     def write_checkpoint(self) -> None:
         """Everything that the next step depends on, in one file."""
-        own = {"random": random_state(), "memories": [_pack(memory) for memory in self.memories]}
+        memories = [_pack(memory) for memory in self.memories]
+        own = {"random": random_state(), "memories": memories, "losses": list(self.losses)}
         everyone = gather_object([own])
         if not self.accelerator.is_main_process:
             return
@@ -194,9 +199,8 @@ class Trainer:
                 "step": self.step,
                 "segment": self.segment,
                 "best_loss": self.best_loss,
-                "losses": list(self.losses),
                 "seconds": self.seconds,
-                "flags": self._fixed_flags(),
+                "run": self._identity(),
                 "model": self.accelerator.unwrap_model(self.model).state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
@@ -210,38 +214,43 @@ class Trainer:
         Raises
         ------
         InputError
-            If it is damaged, or was made with other flags or another number of processes.
+            If it is damaged, or was made with other flags, text, mask or number of processes.
         """
         state = load_checkpoint(self.checkpoint_path)
-        flags = self._fixed_flags()
-        different = sorted(k for k in flags if state["flags"].get(k) != flags[k])
-        if different:
-            name = different[0]
-            raise InputError(
-                f"{self.checkpoint_path}: was made with --{name} {state['flags'].get(name)}, found --{name} {flags[name]}"
-            )
-        if len(state["processes"]) != self.accelerator.num_processes:
-            raise InputError(
-                f"{self.checkpoint_path}: was made by {len(state['processes'])} processes, "
-                f"found {self.accelerator.num_processes}"
-            )
+        if "run" not in state:
+            raise InputError(f"{self.checkpoint_path}: expected a checkpoint of train.py, found another program's")
+        before, now = state["run"], self._identity()
+        for name in now:
+            if before.get(name) != now[name]:
+                raise InputError(
+                    f"{self.checkpoint_path}: expected {name} {before.get(name)}, as before the restart, found {now[name]}"
+                )
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.segment, self.best_loss = state["step"], state["segment"], state["best_loss"]
-        self.losses, self.seconds_before = state["losses"], state["seconds"]
+        self.seconds_before = state["seconds"]
         own = state["processes"][self.accelerator.process_index]
+        self.losses = own["losses"]
         self.memories = [_unpack(memory, self.accelerator.device) for memory in own["memories"]]
         restore_random_state(own["random"])
         self.accelerator.print(f"| restart from {self.checkpoint_path} at step {self.step}")
 
-    def _fixed_flags(self) -> dict[str, Any]:
-        return {name: value for name, value in sorted(vars(self.args).items()) if name not in FREE_FLAGS}
+    def _identity(self) -> dict[str, Any]:
+        """What makes a run this run, and must be the same at a restart."""
+        flags = {f"--{name}": value for name, value in sorted(vars(self.args).items()) if name not in FREE_FLAGS}
+        mask = self.origin["mask"]
+        return {
+            **flags,
+            "processes": self.accelerator.num_processes,
+            "text": self.origin["corpus"],
+            "prune mask": None if mask is None else mask["fingerprint"],
+        }
 
 
 def _pack(memory: Memory | None) -> list[Tensor] | None:
-    return None if memory is None or memory.states is None else [state.cpu() for state in memory.states]
+    return None if memory is None or memory.states is None else [state.cpu().contiguous() for state in memory.states]
 
 
 def _unpack(states: list[Tensor] | None, device: torch.device) -> Memory | None:

@@ -1,0 +1,70 @@
+# `make figure` and `make test` are all a newcomer needs; `make help` lists the rest.
+PYTHON ?= python3
+CONFIG ?= quick
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+WORKERS ?= 2
+
+VENV := .venv
+RUN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SNAKEMAKE := $(RUN)/snakemake --cores $(CORES) --configfile config/$(CONFIG).yaml
+SNAKEFILES := Snakefile rules
+
+# Names the missing piece and the way to get it; run by the interpreter that is to make (or made) the environment.
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 11):
+    found = ".".join(map(str, sys.version_info[:3]))
+    sys.exit(f"error: Python 3.11 or newer is needed, {sys.executable} is {found}; install one and run: make PYTHON=python3.11 ...")
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("error: Python's venv module is missing; install it, for example with: apt-get install python3-venv")
+endef
+export CHECK_PYTHON
+
+.PHONY: help figure test lint clean distclean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES))"
+	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
+	@echo "make lint       checks alone"
+	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG))"
+	@echo "make distclean  remove the environment and Snakemake's records too"
+	@echo "CONFIG is one of: $(basename $(notdir $(filter-out %/schema.yaml,$(wildcard config/*.yaml)))). The environment is $(VENV), made with PYTHON=$(PYTHON)."
+
+figure: $(INSTALLED) config/$(CONFIG).yaml
+	@$(SNAKEMAKE) results/ap_figure.png
+	@echo
+	@$(RUN)/python -m reproduction.figures --metrics results/$(CONFIG)/metrics.csv --table
+	@echo
+	@echo "The figure is results/ap_figure.png, its caption results/ap_figure.md, all numbers results/$(CONFIG)/metrics.csv."
+
+config/%.yaml:
+	@echo "error: CONFIG=$*: there is no $@; see config/" >&2; exit 2
+
+test: lint
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(INSTALLED)
+	$(RUN)/ruff check .
+	$(RUN)/snakefmt --check $(SNAKEFILES)
+	$(RUN)/snakemake --lint
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; Python 3.11 or newer is needed: python.org, or apt-get install python3 python3-venv" >&2; exit 2; }
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || echo "note: no C++ compiler was found; if pip has to build a package, install one, for example with: apt-get install g++ python3-dev"
+	@echo "Making $(VENV): about 2 GB, some minutes."
+	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	@$(RUN)/python -c "$$CHECK_PYTHON"
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf runs/$(CONFIG) results/$(CONFIG) results/ap_figure.png results/ap_figure.md results/ap_figure.log results/ap_figure.benchmark.tsv
+
+distclean: clean
+	rm -rf $(VENV) .snakemake *.egg-info build

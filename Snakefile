@@ -1,0 +1,37 @@
+# Attention Pruning, from text to figure. Run it with `make figure`, or inside the virtual environment with
+#
+#     snakemake --cores 8                                          # the quick experiments, results/ap_figure.png
+#     snakemake --cores 8 --configfile config/small.yaml           # others: smoke, quick, small, paper
+#     snakemake --cores 8 language_modelling                       # one experiment without the figure
+#
+# What is run stands in config/, where it runs in profiles/.
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+# Only without --configfile: this line would mix quick's values into any other configuration.
+if not workflow.overwrite_configfiles:
+
+    configfile: str(Path(workflow.basedir) / "config" / "quick.yaml")
+
+
+include: "rules/validation.smk"
+include: "rules/settings.smk"
+include: "rules/data.smk"
+include: "rules/transformer_xl.smk"
+include: "rules/report.smk"
+
+
+rule figure:
+    default_target: True
+    input:
+        "results/ap_figure.png",
+    message:
+        "Done: {input}"
+
+
+rule language_modelling:
+    input:
+        LANGUAGE_MODELLING_METRICS,

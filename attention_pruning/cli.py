@@ -1,0 +1,208 @@
+"""The ``attention-pruning`` command: inspect, mask, convert, plot."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from .describe import as_text, describe
+from .errors import InputError
+from .loading import load_any, load_pattern
+from .mask import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, PruneMask
+from .published import LAYOUTS, write_published
+from .structure import SITES
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit status is 0, or 2 for bad input, which is named in one line on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attention-pruning",
+        description="Look at average attention patterns and prune masks, and make them. Files are .safetensors; a "
+        "pattern may also be a .npy file in a layout of the published code.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_inspect(commands)
+    _add_mask(commands)
+    _add_convert(commands)
+    _add_plot(commands)
+    return parser
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "inspect",
+        help="say what a file is, how sparse, and what it was made from",
+        description="Say what a pattern or mask file is, how sparse it is, and what it was made from.",
+    )
+    command.add_argument("file", metavar="FILE", help="a pattern or a mask")
+    command.add_argument("--json", action="store_true", help="print JSON (default: text)")
+    _add_npy_flags(command)
+    command.set_defaults(run=_inspect)
+
+
+def _add_mask(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "mask",
+        help="make a prune mask from a pattern, or a random or window mask like another mask",
+        description="Make a prune mask: from PATTERN and --tau, or of as many cells as another mask prunes, at random "
+        "(--random-like) or outside a diagonal band (--window-like).",
+    )
+    command.add_argument("pattern", metavar="PATTERN", nargs="?", help="the pattern to prune (default: none)")
+    command.add_argument("--random-like", metavar="MASK", help="prune as MASK does, at random (default: none)")
+    command.add_argument("--window-like", metavar="MASK", help="prune as MASK does, far cells first (default: none)")
+    command.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help="the .safetensors file to write (required)"
+    )
+    command.add_argument("--tau", help="share to prune, a fraction such as 0.9 (required with PATTERN)")
+    command.add_argument("--rule", choices=RULES, help="how tau becomes a mask (default: published)")
+    command.add_argument("--scope", choices=SCOPES, help="what loses the share together (default: layer)")
+    command.add_argument("--block-size", type=int, help="prune whole blocks of this side (default: the pattern's pool)")
+    command.add_argument("--row-floor", choices=ROW_FLOORS, help="whether a row keeps a cell (default: keep-best)")
+    command.add_argument("--unobserved", choices=UNOBSERVED, help="what becomes of cells never seen (default: keep)")
+    command.add_argument(
+        "--crop",
+        action=argparse.BooleanOptionalAction,
+        help="rule published: take the percentile within what was observed, or, as published for Transformer-XL, of "
+        "the whole array (default: --crop)",
+    )
+    command.add_argument("--seed", type=int, help="of the random draw (required with --random-like)")
+    _add_npy_flags(command)
+    command.set_defaults(run=_mask)
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="turn a published .npy pattern into .safetensors, or back",
+        description="Turn a published .npy pattern into a .safetensors pattern, or back. A .npy holds no "
+        "observation counts, site or history.",
+    )
+    command.add_argument("input", metavar="IN", help="the pattern to read, .npy or .safetensors")
+    command.add_argument("output", metavar="OUT", help="the pattern to write, .safetensors or .npy")
+    _add_npy_flags(command)
+    command.set_defaults(run=_convert)
+
+
+def _add_plot(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "plot",
+        help="draw heat maps, layers by heads",
+        description="Draw a pattern or a mask: one panel for each layer (down) and head (across); in it queries "
+        "down, keys across.",
+    )
+    command.add_argument("file", metavar="FILE", help="a pattern or a mask")
+    command.add_argument("-o", "--output", metavar="PNG", required=True, help="the picture to write (required)")
+    command.add_argument(
+        "--log",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw a pattern on a logarithmic colour scale (default: --log)",
+    )
+    _add_npy_flags(command)
+    command.set_defaults(run=_plot)
+
+
+def _add_npy_flags(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("what a .npy file does not say (other files: checked)")
+    group.add_argument("--site", choices=SITES, help="where the attention happens (default: what the file says)")
+    group.add_argument(
+        "--causal",
+        action=argparse.BooleanOptionalAction,
+        help="whether queries see no later keys (default: what the file says; for .npy only dec-self)",
+    )
+    group.add_argument("--layout", choices=tuple(LAYOUTS), help="axes of the .npy (default: told by its shape)")
+
+
+def _file_flags(arguments: argparse.Namespace) -> dict[str, object]:
+    return {"site": arguments.site, "causal": arguments.causal, "layout": arguments.layout}
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    facts = describe(load_any(arguments.file, **_file_flags(arguments)))
+    print(json.dumps(facts, indent=2) if arguments.json else as_text(facts))
+
+
+def _mask(arguments: argparse.Namespace) -> None:
+    sources = {
+        "PATTERN": arguments.pattern,
+        "--random-like": arguments.random_like,
+        "--window-like": arguments.window_like,
+    }
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(f"mask: expected one of {', '.join(sources)}, found {' and '.join(given) or 'none'}")
+    output = Path(arguments.output)
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output}: expected the name of a .safetensors file to write, found another ending")
+    if output.exists() and output.samefile(sources[given[0]]):
+        raise InputError(f"{output}: expected another file to write than the one to read, found the same")
+    for_pattern = ("tau", "rule", "scope", "block_size", "row_floor", "unobserved", "crop", "site", "causal", "layout")
+    if given == ["PATTERN"]:
+        _refuse_flags(arguments, ("seed",), "PATTERN")
+        mask = _mask_of_pattern(arguments)
+    elif given == ["--random-like"]:
+        _refuse_flags(arguments, for_pattern, "--random-like")
+        if arguments.seed is None:
+            raise InputError("mask: expected --seed with --random-like, found none")
+        mask = PruneMask.random_like(PruneMask.load(arguments.random_like), arguments.seed)
+    else:
+        _refuse_flags(arguments, (*for_pattern, "seed"), "--window-like")
+        mask = PruneMask.window_like(PruneMask.load(arguments.window_like))
+    mask.save(arguments.output)
+    print(
+        f"{arguments.output}: {mask.kind} mask, tau {mask.tau:g}, effective sparsity {mask.effective_sparsity:.4f}, "
+        f"{mask.empty_rows} empty rows"
+    )
+
+
+def _refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], source: str) -> None:
+    found = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
+    if found:
+        raise InputError(f"mask: expected no {', '.join(found)} with {source}, found it")
+
+
+def _mask_of_pattern(arguments: argparse.Namespace) -> PruneMask:
+    if arguments.tau is None:
+        raise InputError("mask: expected --tau with PATTERN, found none")
+    pattern = load_pattern(arguments.pattern, **_file_flags(arguments))
+    names = ("rule", "scope", "block_size", "row_floor", "unobserved", "crop")
+    chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    return PruneMask.from_pattern(pattern, arguments.tau, **{"block_size": pattern.pool} | chosen)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    endings = (Path(arguments.input).suffix, Path(arguments.output).suffix)
+    if endings == (".npy", ".safetensors"):
+        load_pattern(arguments.input, **_file_flags(arguments)).save(arguments.output)
+    elif endings == (".safetensors", ".npy"):
+        if arguments.layout is None:
+            raise InputError(f"{arguments.output}: expected --layout, one of {', '.join(LAYOUTS)}, found none")
+        pattern = load_pattern(arguments.input, site=arguments.site, causal=arguments.causal)
+        write_published(pattern, arguments.output, arguments.layout)
+    else:
+        raise InputError(f"convert: expected .npy to .safetensors or back, found {' to '.join(map(repr, endings))}")
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("plot: expected matplotlib, pip install 'attention-pruning[plot]', found it is not installed")
+    from .plot import plot  # matplotlib is slow to import and needed only here
+
+    plot(load_any(arguments.file, **_file_flags(arguments)), arguments.output, log=arguments.log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

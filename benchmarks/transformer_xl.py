@@ -1,0 +1,265 @@
+"""Throughput of Transformer-XL: training, evaluation and averaging, dense and pruned, beside the authors' PyTorch code.
+
+Everything is timed interleaved in one process: in each round every model runs the same segments, and medians over the
+rounds are reported. The authors' code is not part of this repository; --upstream names a checkout of it.
+
+    python benchmarks/transformer_xl.py --rounds 7
+    git clone https://github.com/kimiyoung/transformer-xl ../upstream
+    python benchmarks/transformer_xl.py --upstream ../upstream --out results/benchmarks
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from interleave import BenchmarkError, Step, Timing, Walk, measure, write_csv
+from torch import Tensor
+from upstream_transformer_xl import (
+    build_upstream,
+    check_agreement,
+    load_upstream,
+    upstream_evaluation,
+    upstream_training,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Shape A, the anchor of all comparisons: change it and no figure can be compared with an earlier one.
+N_TOKEN, CUTOFFS = 10_000, [2_000, 6_000]
+SHAPE = {"n_layer": 6, "n_head": 8, "d_model": 256, "d_head": 32, "d_inner": 1024, "div_val": 1}
+DROPOUT, LEARNING_RATE, CLIP = 0.1, 2.5e-4, 0.25
+TAU, SEED = 0.9, 1
+
+MEASUREMENTS = ("train", "eval", "averaging")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Segment, memory and batch of one measurement."""
+
+    tgt_len: int
+    mem_len: int
+    batch: int
+    clamp_len: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.tgt_len}/{self.mem_len} batch {self.batch}"
+
+
+SHORT = Lengths(64, 64, 16)
+LONG = Lengths(64, 640, 10, clamp_len=400)
+
+#: What the project aims at: times the speed of the authors' code, dense.
+TARGETS = {f"train {SHORT}": 1.25, f"eval {SHORT}": 1.5, f"eval {LONG}": 2.5}
+
+
+def draw_segments(lengths: Lengths, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Consecutive segments [B, T] with their targets, ids as frequent as words are (Zipf): it sets what tails cost."""
+    generator = torch.Generator().manual_seed(SEED)
+    frequency = 1.0 / torch.arange(1, N_TOKEN + 1)
+    size, steps = lengths.tgt_len, count * lengths.tgt_len
+    ids = torch.multinomial(frequency, lengths.batch * (steps + 1), replacement=True, generator=generator)
+    ids = ids.view(lengths.batch, steps + 1)
+    return [
+        (ids[:, start : start + size].contiguous(), ids[:, start + 1 : start + size + 1].contiguous())
+        for start in range(0, steps, size)
+    ]
+
+
+def load_ours() -> SimpleNamespace:
+    """Import this repository's model, after :func:`load_upstream`: the modules have the same names."""
+    sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "transformer-xl")]
+    model, trainer = importlib.import_module("mem_transformer"), importlib.import_module("trainer")
+    library = importlib.import_module("attention_pruning")
+    return SimpleNamespace(
+        ModelConfig=model.ModelConfig,
+        MemTransformerLM=model.MemTransformerLM,
+        build_optimizer=trainer.build_optimizer,
+        AttentionPattern=library.AttentionPattern,
+        PatternAccumulator=library.PatternAccumulator,
+        PruneMask=library.PruneMask,
+    )
+
+
+def random_mask(ours: SimpleNamespace, lengths: Lengths) -> Any:
+    """A prune mask at TAU by the published rule, from a pattern of random numbers wherever a query may look."""
+    queries, keys = lengths.tgt_len, lengths.mem_len + lengths.tgt_len
+    count = torch.ones(queries, keys, dtype=torch.int64).tril(lengths.mem_len)
+    generator = torch.Generator().manual_seed(SEED)
+    average = torch.rand(SHAPE["n_layer"], SHAPE["n_head"], queries, keys, generator=generator) * count
+    pattern = ours.AttentionPattern(average, count, site="self", causal=True)
+    return ours.PruneMask.from_pattern(pattern, TAU, rule="published", crop=False)
+
+
+def build_ours(ours: SimpleNamespace, lengths: Lengths, *, pruned: bool = False) -> Any:
+    """This repository's model at shape A; every call gives the same weights."""
+    config = ours.ModelConfig(
+        n_token=N_TOKEN,
+        cutoffs=list(CUTOFFS),
+        dropout=DROPOUT,
+        tgt_len=lengths.tgt_len,
+        mem_len=lengths.mem_len,
+        clamp_len=lengths.clamp_len,
+        **SHAPE,
+    )
+    torch.manual_seed(SEED)
+    model = ours.MemTransformerLM(config, random_mask(ours, lengths) if pruned else None)
+    model.initialize()
+    return model
+
+
+def our_training(ours: SimpleNamespace, model: Any, segments: list[tuple[Tensor, Tensor]]) -> Step:
+    """One update of ``train.py``: forward, backward, clipping, Adam."""
+    walk = Walk(segments, None)
+    optimizer = ours.build_optimizer(model, argparse.Namespace(optim="adam", lr=LEARNING_RATE))
+
+    def step() -> None:
+        model.train()
+        data_BT, target_BT = walk.next()
+        optimizer.zero_grad()
+        nll, walk.memory = model(data_BT, target_BT, walk.memory)
+        loss = nll.float().mean()
+        loss.backward()
+        loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+
+    return step
+
+
+def our_evaluation(model: Any, segments: list[tuple[Tensor, Tensor]]) -> Step:
+    """One segment of ``eval.py``."""
+    walk = Walk(segments, None)
+
+    def step() -> None:
+        model.eval()
+        data_BT, target_BT = walk.next()
+        with torch.no_grad():
+            nll, walk.memory = model(data_BT, target_BT, walk.memory)
+        nll.double().sum().item()
+
+    return step
+
+
+def averaging(ours: SimpleNamespace, model: Any, segments: list[tuple[Tensor, Tensor]]) -> Step:
+    """One segment of ``compute_mask.py``: an evaluation in which each layer's attention is added to a pattern."""
+    config = model.config
+    keys = config.mem_len + config.tgt_len
+    accumulator = ours.PatternAccumulator(config.n_layer, config.n_head, config.tgt_len, keys, site="self", causal=True)
+
+    def observe(layer: int, probabilities_BHTK: Tensor) -> None:
+        # A short memory fills the last slots.
+        accumulator.update(layer, probabilities_BHTK, key_offset=keys - probabilities_BHTK.size(-1))
+
+    for index, layer in enumerate(model.layers):
+        layer.dec_attn.observer = functools.partial(observe, index)
+    return our_evaluation(model, segments)
+
+
+def build_steps(
+    kind: str, lengths: Lengths, ours: SimpleNamespace, upstream: type[torch.nn.Module] | None
+) -> dict[str, Step]:
+    """The models of one measurement, each as a step."""
+    segments = draw_segments(lengths, 16)
+    dense = build_ours(ours, lengths)
+    if kind == "averaging":
+        return {
+            "dense": our_evaluation(dense, segments),
+            "averaging": averaging(ours, build_ours(ours, lengths), segments),
+        }
+    pruned = build_ours(ours, lengths, pruned=True)
+    if kind == "eval":
+        steps = {"dense": our_evaluation(dense, segments), "pruned": our_evaluation(pruned, segments)}
+    else:
+        steps = {"dense": our_training(ours, dense, segments), "pruned": our_training(ours, pruned, segments)}
+    if upstream is not None:
+        theirs = build_upstream(upstream, dense)
+        check_agreement(dense, theirs, segments)
+        if kind == "eval":
+            steps["upstream"] = upstream_evaluation(theirs, segments)
+        else:
+            steps["upstream"] = upstream_training(theirs, segments, LEARNING_RATE, CLIP)
+    return steps
+
+
+def run(args: argparse.Namespace) -> list[Timing]:
+    """All measurements that the flags ask for, printed as they end."""
+    upstream = load_upstream(args.upstream) if args.upstream else None
+    ours = load_ours()
+    timings: list[Timing] = []
+    for kind, lengths in (("train", SHORT), ("eval", SHORT), ("eval", LONG), ("averaging", SHORT)):
+        if kind not in args.only:
+            continue
+        found = measure(
+            f"{kind} {lengths}",
+            build_steps(kind, lengths, ours, upstream),
+            tokens=lengths.batch * lengths.tgt_len,
+            # The memory must be full, and the masks of its last length made.
+            warm_up=lengths.mem_len // lengths.tgt_len + 2,
+            rounds=args.rounds,
+            repeat=args.repeat,
+        )
+        print_table(found)
+        timings += found
+    return timings
+
+
+def print_table(timings: list[Timing]) -> None:
+    """Print one measurement: each model, beside the dense one and the authors'."""
+    by_name = {timing.model: timing for timing in timings}
+    for timing in timings:
+        line = f"{timing.measurement:24s} {timing.model:10s} {timing.median:7.0f} tokens/s"
+        for base in ("dense", "upstream"):
+            if base in by_name and base != timing.model:
+                middle, low, high = timing.times(by_name[base])
+                line += f" | {middle:.2f} x {base} ({low:.2f}..{high:.2f})"
+        if timing.model == "dense" and "upstream" in by_name:
+            line += f", target {TARGETS[timing.measurement]}"
+        if timing.model == "averaging":
+            line += f" | costs {by_name['dense'].times(timing)[0]:.2f} evaluations, target at most 1.5"
+        print(line, flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--upstream", type=Path, default=None, help="checkout of github.com/kimiyoung/transformer-xl, to be timed too")
+    add("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), help="what to measure")
+    add("--threads", type=int, default=1, help="threads of torch")
+    add("--rounds", type=int, default=11, help="interleaved rounds, of which medians are reported")
+    add("--repeat", type=int, default=2, help="steps of each model in a round")
+    add("--out", type=Path, default=None, help="folder to write transformer_xl-DATE.csv into")
+    args = parser.parse_args()
+    for name in ("threads", "rounds", "repeat"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: expected at least 1, found {getattr(args, name)}")
+    return args
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit status."""
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    try:
+        timings = run(args)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.out is not None:
+        print(f"written: {write_csv(args.out, 'transformer_xl', timings, ('dense', 'upstream'), args.threads)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""What the figure shows in words and as a table: its caption, and the numbers that it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from reproduction.curves import VARIANTS, Panel, bigram, curve, numbers, select
+
+NAMES = {"dense": "dense", "data": "data-informed", "random": "random", "window": "fixed window"}
+
+
+def caption(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
+    """Return the caption of the figure: plain paragraphs, readable as Markdown and as reStructuredText."""
+    configs = ", ".join(sorted(table["config"].unique()))
+    parts = [
+        f"Attention Pruning, configuration {configs}. Dots are single seeds, lines their mean, bands reach from the "
+        "lowest to the highest seed. The upper axis says how much of the attention that the structure allows was "
+        "really pruned (mean over seeds)."
+    ]
+    parts += [panel_caption(select(table, panel), panel) for panel in panels]
+    parts.append(
+        "Beside each panel: the change in percent from the dense model of the same seed, and the published curve, "
+        "digitised from the published figure, relative to its own dense model."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def panel_caption(rows: pd.DataFrame, panel: Panel) -> str:
+    """Return one paragraph about a panel; ``rows`` is what ``curves.select`` returns."""
+    dense = curve(rows, "dense").iloc[0]
+    seeds = ", ".join(str(seed) for seed in sorted(rows["seed"].dropna().unique()))
+    rules = ", ".join(sorted(rows["rule"].dropna().unique())) or "none"
+    text = [
+        f"{panel.title}: {panel.label.lower()} on the {panel.split} split of {rows['dataset'].iloc[0]}, {panel.better} "
+        f"is better; seeds {seeds}; rule: {rules}.",
+        f"The dense model reaches {_spread(dense)}",
+    ]
+    counted = bigram(rows)
+    if counted is None:
+        text[-1] += "."
+    else:
+        better = dense["mean"] < counted if panel.better == "lower" else dense["mean"] > counted
+        text[-1] += f", {'better' if better else 'NOT better'} than an interpolated Kneser-Ney bigram ({counted:.1f})."
+    data = curve(rows, "data")
+    if not data.empty:
+        highest = data["percent"].max()
+        found = []
+        for variant in VARIANTS:
+            line = curve(rows, variant)
+            found += [f"{NAMES[variant]} {_spread(point)}" for _, point in line[line["percent"] == highest].iterrows()]
+        text.append(f"At {highest:.0f}%: {', '.join(found)}.")
+    return " ".join(text)
+
+
+def _spread(line: pd.Series) -> str:
+    mean, low, high = (f"{line[name]:.1f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})" if line["seeds"] > 1 else mean
+
+
+def table_text(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
+    """Return the numbers that the figure draws, aligned for a terminal."""
+    blocks = []
+    for panel in panels:
+        rows = select(table, panel)
+        lines = [
+            f"{panel.title}: {panel.label.lower()}, {panel.split} split of {rows['dataset'].iloc[0]}",
+            f"{'':14}{'pruned':>8}{'effective':>11}{'mean':>9}{'lowest':>9}{'highest':>9}{'seeds':>7}{'change':>9}",
+        ]
+        for line in numbers(table, panel).itertuples():
+            lines.append(
+                f"{NAMES[line.variant]:14}{line.percent:7.0f}%{line.effective:10.1f}%{line.mean:9.2f}{line.low:9.2f}"
+                f"{line.high:9.2f}{line.seeds:7d}{line.change:+8.1f}%"
+            )
+        if (counted := bigram(rows)) is not None:
+            lines.append(f"{'Kneser-Ney':14}{'':8}{'':11}{counted:9.2f}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)

@@ -1,0 +1,171 @@
+"""The numbers behind the figure: which rows of metrics.csv a panel shows, and their mean and spread over seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from attention_pruning import InputError
+
+#: Variants that a panel draws, in the order of its legend. Dense is the point at 0.
+VARIANTS = ("data", "random", "window")
+REFERENCE_COLUMNS = ("panel", "dataset", "metric", "direction", "percent_pruned", "value", "source")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of the figure.
+
+    Attributes
+    ----------
+    experiment : str
+        Value of the column ``experiment``; also the panel's name in the published numbers.
+    title : str
+    metric : str
+        Value of the column ``metric``.
+    split : str
+        Value of the column ``split``.
+    label : str
+        Of the y axis.
+    better : {"lower", "higher"}
+    """
+
+    experiment: str
+    title: str
+    metric: str
+    split: str
+    label: str
+    better: str
+
+
+#: All panels that can be drawn, in order; a figure shows those whose experiment is in the table.
+PANELS = (
+    Panel("language_modelling", "(a) Language modelling", "perplexity", "test", "Perplexity", "lower"),
+)  # fmt: skip
+
+
+def select(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+    """Return the rows of a table (`results.COLUMNS`) that a panel is about, all variants.
+
+    Raises
+    ------
+    InputError
+        If there is none, there is no dense one, or they are of several configurations or datasets.
+    """
+    same = [table[column] == getattr(panel, column) for column in ("experiment", "metric", "split")]
+    rows = table[same[0] & same[1] & same[2]]
+    wanted = f"{panel.metric} on {panel.split} of {panel.experiment}"
+    if rows.empty:
+        raise InputError(f"expected {wanted} in the table, found no such row")
+    for column in ("config", "dataset"):
+        if len(found := sorted(rows[column].unique())) > 1:
+            raise InputError(f"expected {wanted} of one {column}, found {', '.join(found)}")
+    if not (rows["variant"] == "dense").any():
+        found = ", ".join(sorted(rows["variant"].unique()))
+        raise InputError(f"expected {wanted} of the dense model, found only {found}")
+    return rows
+
+
+def curve(rows: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """Summarise one variant over seeds.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        What `select` returns.
+    variant : str
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a tau, ascending: ``percent`` (100 tau), ``mean``, ``low`` and ``high`` (the lowest and the highest
+        seed), ``seeds`` (how many) and ``effective`` (mean effective sparsity, in percent).
+    """
+    groups = rows[rows["variant"] == variant].groupby("tau", sort=True)
+    summary = groups.agg(
+        mean=("value", "mean"),
+        low=("value", "min"),
+        high=("value", "max"),
+        seeds=("seed", "nunique"),
+        effective=("effective_sparsity", "mean"),
+    ).reset_index()
+    summary["effective"] *= 100
+    summary.insert(0, "percent", 100 * summary.pop("tau"))
+    return summary
+
+
+def relative(rows: pd.DataFrame) -> pd.DataFrame:
+    """Replace each value by its change in percent from the dense model of the same seed.
+
+    Raises
+    ------
+    InputError
+        If a seed has no dense model, or more than one.
+    """
+    seeded = rows[rows["seed"].notna()]
+    dense = seeded[seeded["variant"] == "dense"].set_index("seed")["value"]
+    seeds = set(seeded["seed"])
+    if lacking := sorted(seeds - set(dense.index)):
+        raise InputError(f"expected a dense model of each seed, found none of seed {lacking[0]}")
+    if len(repeated := dense.index[dense.index.duplicated()]):
+        raise InputError(f"expected one dense model of each seed, found several of seed {repeated[0]}")
+    return seeded.assign(value=100 * (seeded["value"] / seeded["seed"].map(dense) - 1))
+
+
+def bigram(rows: pd.DataFrame) -> float | None:
+    """The value of the Kneser-Ney bigram, if the table has it."""
+    values = rows.loc[rows["variant"] == "kneser-ney", "value"]
+    return float(values.iloc[0]) if len(values) else None
+
+
+def read_reference(path: str | Path) -> pd.DataFrame:
+    """Read the published numbers (columns `REFERENCE_COLUMNS`).
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is something else.
+    """
+    path = Path(path)
+    try:
+        reference = pd.read_csv(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: expected the published numbers, found no such file") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a table of published numbers, found something else ({error})") from error
+    if tuple(reference.columns) != REFERENCE_COLUMNS:
+        found = ",".join(map(str, reference.columns))
+        raise InputError(f"{path}: expected the columns {','.join(REFERENCE_COLUMNS)}, found {found}")
+    return reference
+
+
+def published(reference: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+    """The published curve: ``dataset``, ``percent``, ``value``, and ``change`` from its own value at 0, in percent.
+
+    Raises
+    ------
+    InputError
+        If the reference has no such panel, or no value at 0.
+    """
+    rows = reference[reference["panel"] == panel.experiment].sort_values("percent_pruned")
+    dense = rows.loc[rows["percent_pruned"] == 0, "value"]
+    if len(dense) != 1:
+        raise InputError(f"expected one published value of {panel.experiment} at 0, found {len(dense)}")
+    curve = rows.rename(columns={"percent_pruned": "percent"}).astype({"percent": float})
+    curve["change"] = 100 * (curve["value"] / dense.iloc[0] - 1)
+    return curve[["dataset", "percent", "value", "change"]].reset_index(drop=True)
+
+
+def numbers(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+    """All that a panel draws as one table: a row a tau, and for each variant its mean, spread and relative change."""
+    rows = select(table, panel)
+    changes = relative(rows)
+    parts = []
+    for variant in ("dense", *VARIANTS):
+        part = curve(rows, variant)
+        part["change"] = curve(changes, variant)["mean"]
+        parts.append(part.assign(variant=variant))
+    columns = ["variant", "percent", "effective", "mean", "low", "high", "seeds", "change"]
+    return pd.concat(parts, ignore_index=True)[columns]

@@ -1,0 +1,1 @@
+"""Preparation of the corpora, one module and one command each: ``python -m reproduction.data.NAME --help``."""

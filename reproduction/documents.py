@@ -1,0 +1,110 @@
+"""Numbers in documents, written from committed results and never by hand.
+
+A block ``<!-- begin NAME ARGUMENT -->`` ... ``<!-- end -->`` in README.md or docs/ is made from a file under results/reference/:
+
+    python -m reproduction.documents            # write all blocks anew
+    python -m reproduction.documents --check    # fail if one differs from its file
+
+Blocks are ``results CONFIG`` (from results/reference/CONFIG/metrics.csv) and ``benchmark NAME`` (from
+results/reference/benchmarks/NAME.csv).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from attention_pruning import InputError
+from reproduction.captions import table_markdown
+from reproduction.figures import panels_of
+from reproduction.results import read_csv
+from reproduction.training import atomic_path, run_main
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REFERENCE = REPOSITORY / "results" / "reference"
+_BLOCK = re.compile(r"(<!-- begin (?P<name>\S+) (?P<argument>\S+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
+
+
+def documents() -> list[Path]:
+    """Every Markdown file that may hold blocks."""
+    return sorted([REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("benchmarks/*.md")])
+
+
+def results_block(config: str) -> str:
+    """The numbers that the figure of a configuration draws, as a Markdown table."""
+    table = read_csv(REFERENCE / config / "metrics.csv")
+    return table_markdown(table, panels_of(table))
+
+
+def benchmark_block(name: str) -> str:
+    """Ratios of a benchmark: median over interleaved rounds, lowest and highest round in brackets."""
+    path = REFERENCE / "benchmarks" / f"{name}.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: expected the results of a benchmark, found no such file")
+    table = pd.read_csv(path)
+    bases = [column.removeprefix("times_") for column in table if column.startswith("times_")]
+    lines = [
+        "| measurement | model | tokens/s |" + "".join(f" times {base} |" for base in bases),
+        "|---|---|---:|" + "---|" * len(bases),
+    ]
+    for row in table.to_dict("records"):
+        cells = []
+        for base in bases:
+            low, high = row[f"low_{base}"], row[f"high_{base}"]
+            same = row["model"] == base or pd.isna(row[f"times_{base}"])
+            cells.append("" if same else f"{row[f'times_{base}']:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(f"| {row['measurement']} | {row['model']} | {row['tokens_per_second']:.0f} | " + " | ".join(cells) + " |")
+    first = table.iloc[0]
+    made = f"{first['date']}, torch {first['torch']}, {first['machine']}, threads {first['threads']}, rounds {first['rounds']}"
+    return "\n".join([*lines, "", f"Measured {made}."]) + "\n"
+
+
+BLOCKS = {"results": results_block, "benchmark": benchmark_block}
+
+
+def filled(text: str, path: Path) -> str:
+    """A document with every block made anew.
+
+    Raises
+    ------
+    InputError
+        If a block has an unknown name, or its file is missing.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in BLOCKS:
+            raise InputError(f"{path}: expected a block of {', '.join(BLOCKS)}, found {name!r}")
+        return f"{match[1]}{BLOCKS[name](match['argument'])}<!-- end -->"
+
+    return _BLOCK.sub(fill, text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if a block is out of date")
+    args = parser.parse_args(argv)
+    stale = []
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        fresh = filled(text, path)
+        if fresh == text:
+            continue
+        stale.append(path)
+        if not args.check:
+            with atomic_path(path) as temporary:
+                temporary.write_text(fresh, encoding="utf-8")
+            print(f"{path.relative_to(REPOSITORY)}: written")
+    if args.check and stale:
+        names = ", ".join(str(path.relative_to(REPOSITORY)) for path in stale)
+        raise InputError(f"{names}: numbers differ from results/reference; run python -m reproduction.documents")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,279 @@
+"""Draw ap_figure, the paper's figure, from metrics.csv.
+
+    python -m reproduction.figures --metrics results/quick/metrics.csv --out results/quick/ap_figure.png
+    python -m reproduction.figures --metrics results/quick/metrics.csv --table
+
+Each experiment in the table is a panel as in the paper, and beside it the relative change, ours and the published one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from attention_pruning import InputError
+from reproduction.captions import caption, table_text
+from reproduction.curves import PANELS, VARIANTS, Panel, bigram, curve, published, read_reference, relative, select
+from reproduction.results import read_csv
+from reproduction.training import atomic_path, run_main
+
+if TYPE_CHECKING:  # matplotlib takes a second to import, which printing the table does not need
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REFERENCE = Path(__file__).with_name("paper_reference.csv")
+DPI = 200
+#: Okabe and Ito's colours, told apart by colour-blind readers; the markers differ too.
+STYLES = {
+    "data": {"color": "#0072B2", "marker": "o", "label": "data-informed (AP)"},
+    "random": {"color": "#D55E00", "marker": "s", "label": "random"},
+    "window": {"color": "#009E73", "marker": "^", "label": "fixed window"},
+    "dense": {"color": "#000000", "marker": "D", "label": "dense"},
+    "kneser-ney": {"color": "#666666", "label": "Kneser-Ney bigram"},
+    "published": {"color": "#A34B7F", "marker": "X", "label": "published"},
+}
+_FONT = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "axes.spines.right": False,
+}
+_X_LIMITS = (-4, 100)
+_X_TICKS = (0, 20, 40, 60, 80, 100)
+
+
+def draw(table: pd.DataFrame, reference: pd.DataFrame) -> Figure:
+    """Draw all panels that the table has runs of.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``results.COLUMNS``.
+    reference : pandas.DataFrame
+        Published numbers, columns ``curves.REFERENCE_COLUMNS``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One panel stands beside its companion, several stand above theirs.
+    """
+    import matplotlib
+
+    # Not pyplot: no display is asked for, and nothing global is left behind.
+    from matplotlib.figure import Figure
+
+    panels = panels_of(table)
+    with matplotlib.rc_context(_FONT):
+        if len(panels) == 1:
+            figure = Figure(figsize=(9.0, 4.0), dpi=DPI, layout="constrained")
+            pairs = [figure.subplots(1, 2, width_ratios=(1.7, 1))]
+        else:
+            figure = Figure(figsize=(4.6 * len(panels), 6.4), dpi=DPI, layout="constrained")
+            pairs = figure.subplots(2, len(panels), height_ratios=(1.7, 1)).T
+        for panel, (main_axes, side_axes) in zip(panels, pairs, strict=True):
+            rows = select(table, panel)
+            draw_panel(main_axes, rows, panel)
+            draw_change(side_axes, rows, panel, published(reference, panel))
+    return figure
+
+
+def panels_of(table: pd.DataFrame) -> list[Panel]:
+    """The panels whose experiment is in the table.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    experiments = set(table["experiment"])
+    panels = [panel for panel in PANELS if panel.experiment in experiments]
+    if not panels:
+        known = ", ".join(panel.experiment for panel in PANELS)
+        raise InputError(f"expected runs of {known} in the table, found {', '.join(sorted(experiments)) or 'none'}")
+    return panels
+
+
+def draw_panel(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:
+    """Draw a panel as in the paper: the metric against the share of attention pruned.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    rows : pandas.DataFrame
+        What ``curves.select`` returns.
+    panel : Panel
+    """
+    dense = curve(rows, "dense")
+    axes.axhline(dense["mean"].iloc[0], color=STYLES["dense"]["color"], linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    draw_curve(axes, rows, "dense")
+    for variant in VARIANTS:
+        draw_curve(axes, rows, variant, start=dense if variant == "data" else None)
+    _frame(axes)
+    axes.set_title(panel.title)
+    axes.set_ylabel(f"{panel.label} ({panel.split}), {panel.better} is better")
+    axes.margins(y=0.08)
+    axes.autoscale_view(scalex=False)
+    below = _draw_bigram(axes, bigram(rows))
+    _effective_axis(axes, pd.concat([dense, curve(rows, "data")]))
+    _legend(axes, dense["mean"].iloc[0], below)
+
+
+def draw_curve(
+    axes: Axes, rows: pd.DataFrame, variant: str, start: pd.DataFrame | None = None, label: str | None = None
+) -> None:
+    """Draw one variant: a dot a seed, a line through the means, a band from the lowest to the highest seed.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    rows : pandas.DataFrame
+        What ``curves.select`` or ``curves.relative`` returns.
+    variant : str
+        A key of `STYLES`. Nothing is drawn if no row is of it.
+    start : pandas.DataFrame, optional
+        A curve to begin with: the dense model, where nothing is pruned yet. The line starts there, without a marker.
+    label : str, optional
+        In the legend; else that of `STYLES`.
+    """
+    line = curve(rows, variant)
+    if line.empty:
+        return
+    single = rows[rows["variant"] == variant]
+    style = STYLES[variant] | ({} if label is None else {"label": label})
+    above = 6 if variant == "dense" else 4
+    axes.scatter(100 * single["tau"], single["value"], s=13, color=style["color"], alpha=0.45, linewidths=0, zorder=3)
+    if start is not None:
+        line = pd.concat([start, line], ignore_index=True)
+    markers = list(range(0 if start is None else 1, len(line)))
+    if len(line) > 1:
+        band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(line["percent"], line["low"], line["high"], zorder=2, **band)
+    else:
+        spread = [line["mean"] - line["low"], line["high"] - line["mean"]]
+        axes.errorbar(line["percent"], line["mean"], spread, color=style["color"], capsize=2, linewidth=1, zorder=3)
+    axes.plot(line["percent"], line["mean"], linewidth=1.6, markersize=5.5, markevery=markers, zorder=above, **style)
+
+
+def _draw_bigram(axes: Axes, value: float | None) -> float:
+    """A line where counting words alone gets, if that is near enough not to squeeze the curves.
+
+    Returns the height, as a fraction of the axes, below which the upper left corner is free.
+    """
+    if value is None:
+        return 1.0
+    low, high = axes.get_ylim()
+    room = 0.35 * (high - low)
+    if not low - room <= value <= high + room:
+        return 1.0
+    style = STYLES["kneser-ney"]
+    axes.axhline(value, color=style["color"], linewidth=0.9, linestyle="--", zorder=1)
+    near = {"textcoords": "offset points", "va": "bottom"}
+    axes.annotate(style["label"], (1.5, value), (0, 2), color=style["color"], fontsize=8.5, **near)
+    margin = 0.08 * (high - low)
+    low, high = min(low, value - margin), max(high, value + margin)
+    axes.set_ylim(low, high)
+    height = (value - low) / (high - low)
+    return height - 0.01 if height > 0.6 else 1.0
+
+
+def _legend(axes: Axes, start: float, top: float = 1.0) -> None:
+    """The legend stands on the left, where all curves begin at ``start``, in the wider of the corners above and below.
+
+    ``top`` is the height, as a fraction of the axes, that the upper corner reaches up to.
+    """
+    low, high = axes.get_ylim()
+    upper = (start - low) / (high - low) < top / 2
+    corner = {"loc": "upper left", "bbox_to_anchor": (0.0, top)} if upper else {"loc": "lower left"}
+    axes.legend(framealpha=0.85, edgecolor="none", borderpad=0.2, **corner)
+
+
+def _effective_axis(axes: Axes, line: pd.DataFrame) -> None:
+    """Say above each tau how much of the real attention went: zeros of the causal mask count as pruned in tau."""
+    if line.empty:
+        return
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(line["percent"], [f"{value:.0f}" for value in line["effective"]])
+    top.set_xlabel("Effective sparsity (%)", fontsize=8.5, color="#444444")
+    top.tick_params(labelsize=8.5, colors="#444444")
+
+
+def draw_change(axes: Axes, rows: pd.DataFrame, panel: Panel, paper: pd.DataFrame) -> None:
+    """Draw the companion: change in percent from the dense model, ours and the published one.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    rows : pandas.DataFrame
+        What ``curves.select`` returns.
+    panel : Panel
+    paper : pandas.DataFrame
+        What ``curves.published`` returns.
+    """
+    changes = relative(rows)
+    axes.axhline(0, color=STYLES["dense"]["color"], linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    draw_curve(axes, changes, "data", start=curve(changes, "dense"), label=f"here, {rows['dataset'].iloc[0]}")
+    style = STYLES["published"] | {"label": f"published, {paper['dataset'].iloc[0]}"}
+    axes.plot(paper["percent"], paper["change"], linewidth=1.6, markersize=6, linestyle="--", zorder=3, **style)
+    _frame(axes)
+    axes.spines["top"].set_visible(False)
+    axes.set_title("Relative to dense")
+    axes.set_ylabel(f"Change of {panel.label.lower()} (%)")
+    _legend(axes, 0.0)
+
+
+def _frame(axes: Axes) -> None:
+    axes.set_xlim(*_X_LIMITS)
+    axes.set_xticks(_X_TICKS)
+    axes.set_xlabel("Attention pruned, \u03c4 (%)")
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write the picture atomically, without a date in it: the same numbers give the same file."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", metadata={"Software": None})
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduction.figures",
+        description="Draw the paper's figure from a table of metrics, with a caption beside it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv")
+    parser.add_argument("--reference", type=Path, default=REFERENCE, help="published numbers")
+    parser.add_argument("--out", type=Path, help="picture to write (.png); the caption, .md, goes beside it")
+    parser.add_argument("--table", action="store_true", help="print the numbers that the figure draws")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    args = build_parser().parse_args(argv)
+    if args.out is None and not args.table:
+        raise InputError("expected --out, a picture to write, or --table, found neither")
+    if args.out is not None and args.out.suffix != ".png":
+        raise InputError(f"--out: expected a .png file, found {args.out}")
+    table = read_csv(args.metrics)
+    panels = panels_of(table)
+    if args.out is not None:
+        save(draw(table, read_reference(args.reference)), args.out)
+        with atomic_path(args.out.with_suffix(".md")) as temporary:
+            temporary.write_text(caption(table, panels), encoding="utf-8")
+        print(f"{args.out}: {', '.join(panel.title for panel in panels)}")
+    if args.table:
+        print(table_text(table, panels))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

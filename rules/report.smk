@@ -1,0 +1,70 @@
+# From the metrics of all runs to one table, and from that to the figure.
+rule metrics:
+    input:
+        LANGUAGE_MODELLING_METRICS,
+    output:
+        "results/{config}/metrics.csv",
+    log:
+        "results/{config}/logs/metrics.log",
+    benchmark:
+        "results/{config}/logs/metrics.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Collect {output}"
+    shell:
+        "python -m reproduction.results --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
+
+
+rule draw:
+    input:
+        metrics="results/{config}/metrics.csv",
+        reference=script("reproduction/paper_reference.csv"),
+    output:
+        figure=report(
+            "results/{config}/ap_figure.png",
+            caption=figure_caption(),
+            category="Attention Pruning",
+            labels={"config": "{config}"},
+        ),
+        caption="results/{config}/ap_figure.md",
+    log:
+        "results/{config}/logs/ap_figure.log",
+    benchmark:
+        "results/{config}/logs/ap_figure.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Draw {output.figure}"
+    shell:
+        "python -m reproduction.figures --metrics {input.metrics:q} --reference {input.reference:q}"
+        " --out {output.figure:q} > {log:q} 2>&1"
+
+
+rule choose:
+    # results/ap_figure.png is the figure of the configuration at hand.
+    input:
+        figure=f"results/{config['name']}/ap_figure.png",
+        caption=f"results/{config['name']}/ap_figure.md",
+    output:
+        figure="results/ap_figure.png",
+        caption="results/ap_figure.md",
+    log:
+        "results/ap_figure.log",
+    benchmark:
+        "results/ap_figure.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=100,
+    message:
+        "Copy the figure to {output.figure}"
+    shell:
+        "cp {input.figure:q} {output.figure:q} 2> {log:q}\n" "cp {input.caption:q} {output.caption:q} 2>> {log:q}"

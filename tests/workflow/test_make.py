@@ -1,0 +1,156 @@
+"""The two commands: what they check, when they install, and what exactly is installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PINS = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What make needs to know of a checkout, with nothing installed."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # What an outer make hands down would change what this one does.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        ["make", "-C", folder, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def install(folder: Path) -> None:
+    """Pretend that the environment stands."""
+    stamp = folder / ".venv" / ".installed"
+    stamp.parent.mkdir()
+    stamp.touch()
+
+
+def python_that(folder: Path, beginning: str) -> Path:
+    """An interpreter that runs a line of its own before what it is told to."""
+    program = folder / "python-of-old"
+    program.write_text(f"""#!/bin/sh\nexec "{sys.executable}" -c "{beginning}\n$2"\n""")
+    program.chmod(0o755)
+    return program
+
+
+def test_help_names_the_commands_and_configurations(checkout: Path) -> None:
+    found = make(checkout)
+    assert found.returncode == 0
+    for word in ("make figure", "make test", "make lint", "make clean", "smoke", "quick", "small", "paper"):
+        assert word in found.stdout
+    assert "schema" not in found.stdout
+
+
+def test_a_missing_python_is_named_with_the_way_to_get_it(checkout: Path) -> None:
+    found = make(checkout, "figure", "PYTHON=python-that-is-not-there")
+    assert found.returncode != 0
+    assert "error: python-that-is-not-there was not found; Python 3.11 or newer is needed" in found.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_old_python_is_refused(checkout: Path) -> None:
+    old = python_that(checkout, "import sys; sys.version_info = (3, 10, 4)")
+    found = make(checkout, "figure", f"PYTHON={old}")
+    assert found.returncode != 0
+    assert "error: Python 3.11 or newer is needed" in found.stderr
+    assert "is 3.10.4" in found.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_python_without_venv_is_refused(checkout: Path) -> None:
+    bare = python_that(checkout, "import sys; sys.modules['ensurepip'] = None")
+    found = make(checkout, "test", f"PYTHON={bare}")
+    assert found.returncode != 0
+    assert "error: Python's venv module is missing" in found.stderr
+    assert "apt-get install python3-venv" in found.stderr
+
+
+def test_an_unknown_configuration_is_named(checkout: Path) -> None:
+    install(checkout)
+    found = make(checkout, "figure", "CONFIG=huge")
+    assert found.returncode != 0
+    assert "error: CONFIG=huge: there is no config/huge.yaml" in found.stderr
+
+
+def test_it_installs_once_and_again_only_when_the_pins_change(checkout: Path) -> None:
+    assert "pip install" in make(checkout, "--dry-run", "figure").stdout
+    install(checkout)
+    assert "pip install" not in make(checkout, "--dry-run", "figure").stdout
+    for name in ("requirements.lock", "pyproject.toml"):
+        stamp = checkout / ".venv" / ".installed"
+        later = stamp.stat().st_mtime + 10
+        os.utime(checkout / name, (later, later))
+        assert "pip install" in make(checkout, "--dry-run", "figure").stdout
+        os.utime(stamp, (later, later))
+
+
+@pytest.mark.parametrize("command", ["figure", "test"])
+def test_a_command_runs_what_it_promises(checkout: Path, command: str) -> None:
+    install(checkout)
+    found = make(checkout, "--dry-run", command, "CONFIG=smoke", "CORES=3").stdout
+    if command == "figure":
+        assert "snakemake --cores 3 --configfile config/smoke.yaml results/ap_figure.png" in found
+    else:
+        assert all(tool in found for tool in ("ruff check", "snakefmt --check", "snakemake --lint", "-m pytest"))
+
+
+def test_continuous_integration_runs_the_readmes_test_command() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_clean_removes_one_configurations_work_and_no_reference(checkout: Path) -> None:
+    kept = [checkout / "runs/small/a", checkout / "results/small/b", checkout / "results/reference/c"]
+    gone = [checkout / "runs/quick/a", checkout / "results/quick/b", checkout / "results/ap_figure.png"]
+    for file in kept + gone:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert make(checkout, "clean").returncode == 0
+    assert all(file.exists() for file in kept)
+    assert not any(file.exists() for file in gone)
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_pin_is_exact() -> None:
+    assert len(PINS) > 50
+    for pin in PINS:
+        # A local version such as 2.13.0+cpu exists on some indexes only.
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", pin), pin
+
+
+def test_every_direct_need_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needs = [*project["dependencies"], *(need for extra in project["optional-dependencies"].values() for need in extra)]
+    names = {normal(re.split(r"[<>=!~ ]", need)[0]) for need in needs}
+    assert names <= {normal(pin.partition("==")[0]) for pin in PINS}
+
+
+def test_the_library_needs_three_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {re.split(r"[<>=]", need)[0] for need in project["dependencies"]} == {"numpy", "safetensors", "torch"}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda file: file.name)
+def test_conda_environments_have_the_same_pins(file: Path) -> None:
+    pip = next(part["pip"] for part in yaml.safe_load(file.read_text())["dependencies"] if isinstance(part, dict))
+    assert sorted(pip) == sorted(PINS)

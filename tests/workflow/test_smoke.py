@@ -1,0 +1,204 @@
+"""The whole workflow, from text to figure, on the smoke configuration, away from the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from attention_pruning import PruneMask
+from reproduction.results import COLUMNS, read_csv
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "config" / "smoke.yaml"
+CONFIG = yaml.safe_load(SMOKE.read_text())["language_modelling"]
+SEEDS, TAUS, CONTROL_TAUS = CONFIG["seeds"], CONFIG["pruning"]["taus"], CONFIG["pruning"]["control_taus"]
+EXPERIMENT = Path("runs") / "smoke" / "language_modelling" / CONFIG["dataset"]["name"]
+MODELS = (
+    [("dense", 0)] + [("data", tau) for tau in TAUS] + [(v, tau) for v in ("random", "window") for tau in CONTROL_TAUS]
+)
+RUNS = [EXPERIMENT / variant / f"tau{tau:g}" / f"seed{seed}" for variant, tau in MODELS for seed in SEEDS]
+
+pytestmark = pytest.mark.slow
+
+
+def command(folder: Path, *arguments: str, config: Path = SMOKE) -> list[str]:
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
+    return [*map(str, snakemake), "--configfile", str(config), "--cores", "2", *arguments]
+
+
+def snakemake(folder: Path, *arguments: str, config: Path = SMOKE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, *arguments, config=config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A bare PATH: jobs must find the interpreter that runs Snakemake, also where nothing is activated.
+        env={**os.environ, "PATH": os.defpath, "OMP_NUM_THREADS": "7"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the workflow has run."""
+    folder = tmp_path_factory.mktemp("smoke")
+    found = snakemake(folder)
+    assert found.returncode == 0, found.stdout
+    return folder
+
+
+def test_every_model_leaves_its_record_its_log_and_its_measurement(finished: Path) -> None:
+    for run in RUNS:
+        folder = finished / run
+        masked = [] if run.parts[-3] == "dense" else ["mask.safetensors", "mask.log", "mask.benchmark.tsv"]
+        pattern = ["pattern.safetensors", "pattern.run.json", "pattern.log", "pattern.benchmark.tsv"]
+        for name in [
+            *("model.safetensors", "metrics.json", "run.json", "train.log", "evaluate.log"),
+            *("train.benchmark.tsv", "evaluate.benchmark.tsv"),
+            *(masked or pattern),
+        ]:
+            assert (folder / name).stat().st_size > 0 or name == "mask.log", f"{run}/{name}"
+        # Finished training needs no checkpoint.
+        assert not (folder / "training").exists()
+
+
+def test_jobs_use_the_threads_of_the_configuration_and_no_more(finished: Path) -> None:
+    records = list(finished.rglob("*run.json"))
+    assert len(records) >= len(RUNS) + len(SEEDS)
+    for record in records:
+        assert json.loads(record.read_text())["host"]["threads"] == 1, record
+
+
+def test_the_table_is_tidy_and_complete(finished: Path) -> None:
+    table = read_csv(finished / "results" / "smoke" / "metrics.csv")
+    assert tuple(table.columns) == COLUMNS
+    assert not table.duplicated([column for column in COLUMNS if column != "value"]).any()
+    perplexity = table[(table["metric"] == "perplexity") & (table["variant"] != "kneser-ney")]
+    assert set(perplexity["split"]) == {"valid", "test"}
+    for split, rows in perplexity.groupby("split"):
+        found = {(row.variant, row.tau, row.seed) for row in rows.itertuples()}
+        assert found == {(variant, tau, seed) for variant, tau in MODELS for seed in SEEDS}, split
+    assert ((perplexity["value"] > 1) & (perplexity["value"] < 10_000)).all()
+    counted = table[table["variant"] == "kneser-ney"]
+    assert counted["seed"].isna().all() and (counted["metric"] == "perplexity").sum() == 2
+    second = table[table["metric"] == "perplexity@8-24"]
+    assert set(second["variant"]) == {"dense"} and len(second) == 2 * len(SEEDS)
+
+
+def test_the_table_says_what_the_runs_say(finished: Path) -> None:
+    table = read_csv(finished / "results" / "smoke" / "metrics.csv")
+    for run, (variant, tau, seed) in zip(RUNS, [(*model, seed) for model in MODELS for seed in SEEDS], strict=True):
+        metrics = json.loads((finished / run / "metrics.json").read_text())
+        rows = table[(table["variant"] == variant) & (table["tau"] == tau) & (table["seed"] == seed)]
+        rows = rows[~rows["metric"].str.contains("@")]
+        found = {(row.split, row.metric): row.value for row in rows.itertuples()}
+        assert found == {(split, k): v for split, values in metrics["metrics"].items() for k, v in values.items()}
+        assert set(rows["effective_sparsity"]) == {metrics["effective_sparsity"]}
+
+
+def test_masks_prune_what_they_promise(finished: Path) -> None:
+    for seed in SEEDS:
+        for tau in CONTROL_TAUS:
+            masks = {
+                kind: PruneMask.load(finished / EXPERIMENT / kind / f"tau{tau:g}" / f"seed{seed}" / "mask.safetensors")
+                for kind in ("data", "random", "window")
+            }
+            counts = {kind: [int(layer.sum()) for layer in mask.pruned] for kind, mask in masks.items()}
+            assert counts["data"] == counts["random"] == counts["window"]
+            assert len({mask.fingerprint for mask in masks.values()}) == 3
+
+
+def test_the_figure_is_a_picture_of_these_numbers(finished: Path) -> None:
+    chosen, own = finished / "results" / "ap_figure.png", finished / "results" / "smoke" / "ap_figure.png"
+    assert chosen.read_bytes() == own.read_bytes()
+    with Image.open(chosen) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.size == (1800, 800)
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    colours = {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()}
+    # Data-informed, random, window, published: each has left its own pure colour.
+    for wanted in ("#0072B2", "#D55E00", "#009E73", "#A34B7F"):
+        assert tuple(bytes.fromhex(wanted[1:])) in colours, wanted
+    share = (pixels < 250).any(axis=1).mean()
+    assert 0.02 < share < 0.5
+    caption = (finished / "results" / "ap_figure.md").read_text()
+    assert "configuration smoke" in caption and "Kneser-Ney" in caption
+
+
+def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
+    found = snakemake(finished)
+    assert found.returncode == 0
+    assert "Nothing to be done" in found.stdout
+
+
+def test_another_figure_is_chosen_without_training_again(finished: Path) -> None:
+    found = snakemake(finished, "--dry-run", "--forcerun", "choose")
+    jobs = dict(line.split() for line in found.stdout.splitlines() if len(line.split()) == 2)
+    assert jobs.get("choose") == "1" and "train" not in jobs
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, "the workflow ended before it could be interrupted"
+        time.sleep(0.02)
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(SMOKE.read_text())
+    config["language_modelling"]["training"] |= {"max_step": 600, "checkpoint_interval": 20, "eval_interval": 20}
+    changed = tmp_path / "smoke.yaml"
+    changed.write_text(yaml.safe_dump(config))
+    run = tmp_path / EXPERIMENT / "dense" / "tau0" / "seed1"
+    target = str(run.relative_to(tmp_path) / "model.safetensors")
+
+    # Control-C reaches the whole foreground group, so the workflow gets a group of its own here.
+    process = subprocess.Popen(
+        command(tmp_path, target, config=changed),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+    wait_for(run / "training" / "checkpoint.pt", process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() != 0
+    assert not (run / "model.safetensors").exists()
+    assert (run / "training" / "checkpoint.pt").exists()
+    assert (run / "training" / "model.safetensors").exists()
+
+    found = snakemake(tmp_path, target, config=changed)
+    assert found.returncode == 0, found.stdout
+    assert "restart from" in (run / "train.log").read_text()
+    assert (run / "model.safetensors").exists()
+    assert not (run / "training").exists()
+    assert json.loads((run / "run.json").read_text())["steps"] == 600
+
+
+def test_a_failed_job_shows_its_log_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    config = yaml.safe_load(SMOKE.read_text())
+    config["language_modelling"]["model"]["cutoffs"] = [100, 1_000_000]
+    changed = tmp_path / "smoke.yaml"
+    changed.write_text(yaml.safe_dump(config))
+    run = tmp_path / EXPERIMENT / "dense" / "tau0" / "seed1"
+    found = snakemake(tmp_path, str(run.relative_to(tmp_path) / "model.safetensors"), config=changed)
+    assert found.returncode != 0
+    assert "cutoffs: expected" in found.stdout
+    assert not (run / "model.safetensors").exists()
+    assert not (run / "run.json").exists()
+
+
+def test_the_table_has_no_empty_column(finished: Path) -> None:
+    table = pd.read_csv(finished / "results" / "smoke" / "metrics.csv")
+    assert table.notna().any().all()
