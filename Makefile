@@ -7,7 +7,6 @@ WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SNAKEMAKE := $(RUN)/snakemake --cores $(CORES) --configfile config/$(CONFIG).yaml
 SNAKEFILES := Snakefile rules
 
 # Names the missing piece and the way to get it; run by the interpreter that is to make (or made) the environment.
@@ -23,19 +22,20 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help figure test lint clean distclean
+.PHONY: help figure test lint unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES))"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
 	@echo "make lint       checks alone"
+	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
 	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG))"
 	@echo "make distclean  remove the environment and Snakemake's records too"
 	@echo "CONFIG is one of: $(basename $(notdir $(filter-out %/schema.yaml,$(wildcard config/*.yaml)))). The environment is $(VENV), made with PYTHON=$(PYTHON)."
 
 figure: $(INSTALLED) config/$(CONFIG).yaml
-	@$(SNAKEMAKE) results/ap_figure.png
+	@$(RUN)/snakemake results/ap_figure.png --cores $(CORES) --configfile config/$(CONFIG).yaml
 	@echo
 	@$(RUN)/python -m reproduction.figures --metrics results/$(CONFIG)/metrics.csv --table
 	@echo
@@ -62,6 +62,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+unlock: $(INSTALLED)
+	@$(RUN)/snakemake --unlock
 
 clean:
 	rm -rf runs/$(CONFIG) results/$(CONFIG) results/ap_figure.png results/ap_figure.md results/ap_figure.log results/ap_figure.benchmark.tsv

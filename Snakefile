@@ -2,7 +2,7 @@
 #
 #     snakemake --cores 8                                          # the quick experiments, results/ap_figure.png
 #     snakemake --cores 8 --configfile config/small.yaml           # others: smoke, quick, small, paper
-#     snakemake --cores 8 language_modelling                       # one experiment without the figure
+#     snakemake language_modelling --cores 8                       # one experiment without the figure
 #
 # What is run stands in config/, where it runs in profiles/.
 from pathlib import Path

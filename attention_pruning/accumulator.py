@@ -96,6 +96,7 @@ class PatternAccumulator:
         real_key_BK: Tensor | None = None,
         query_offset: int = 0,
         key_offset: int = 0,
+        visible_QK: Tensor | None = None,
     ) -> None:
         """Add the attention of one layer for one batch.
 
@@ -111,17 +112,26 @@ class PatternAccumulator:
         query_offset, key_offset : int
             Where the batch's first query and key stand in the pattern. Transformer-XL with a memory of m < mem_len
             slots gives ``key_offset = mem_len - m``.
+        visible_QK : Tensor, optional
+            bool [Q, K]: what a structure beyond causality shows in this batch, such as a window. Hidden cells are not
+            observed.
 
         Raises
         ------
         InputError
-            If the batch is longer than the pattern, has other heads, or a mask of another shape.
+            If the batch is longer than the pattern, has other heads or a mask of another shape, or attends to hidden
+            cells (told here or by :meth:`finalize`).
         """
-        self._check(layer, probabilities_BHQK, real_query_BQ, real_key_BK, query_offset, key_offset)
+        self._check(layer, probabilities_BHQK, query_offset, key_offset)
+        batch, _, queries, keys = probabilities_BHQK.shape
+        _check_mask("real_query_BQ", real_query_BQ, (batch, queries))
+        _check_mask("real_key_BK", real_key_BK, (batch, keys))
+        _check_mask("visible_QK", visible_QK, (queries, keys))
         p_BHQK = probabilities_BHQK.detach()
-        batch, _, queries, keys = p_BHQK.shape
         self._visible = self._visible.to(p_BHQK.device)
         visible = self._visible[query_offset : query_offset + queries, key_offset : key_offset + keys]
+        if visible_QK is not None:
+            visible = visible & visible_QK.to(visible.device)
 
         real_BQK = _real_cells(p_BHQK, real_query_BQ, real_key_BK)
         if real_BQK is None:
@@ -136,20 +146,11 @@ class PatternAccumulator:
             if self.block_size > 1:
                 cells = self._cell_count[query_offset : query_offset + queries, key_offset : key_offset + keys]
                 cells += count_QK.to(cells.device)
-        if self.block_size > 1:
+        if self.block_size > 1 or visible_QK is not None:  # else finalize can still tell, at no cost here
             self._refuse_leak(layer, sums_HQK.masked_fill(visible, 0.0))
-            sums_HQK = sums_HQK.masked_fill(~visible, 0.0)
         self._add(layer, sums_HQK, count_QK, query_offset, key_offset)
 
-    def _check(
-        self,
-        layer: int,
-        p: Tensor,
-        real_query: Tensor | None,
-        real_key: Tensor | None,
-        query_offset: int,
-        key_offset: int,
-    ) -> None:
+    def _check(self, layer: int, p: Tensor, query_offset: int, key_offset: int) -> None:
         if not 0 <= layer < self.layers:
             raise InputError(f"layer: expected 0 to {self.layers - 1}, found {layer}")
         if p.ndim != 4 or p.shape[1] != self.heads or not p.is_floating_point():
@@ -157,7 +158,7 @@ class PatternAccumulator:
                 f"attention probabilities: expected floats of shape [batch, {self.heads} heads, query, key], found "
                 f"{p.dtype} of {list(p.shape)}"
             )
-        batch, _, queries, keys = p.shape
+        queries, keys = p.shape[2:]
         if query_offset < 0 or key_offset < 0:
             raise InputError(f"offsets: expected 0 or more, found query_offset {query_offset}, key_offset {key_offset}")
         if query_offset + queries > self.query_length or key_offset + keys > self.key_length:
@@ -165,11 +166,6 @@ class PatternAccumulator:
                 f"attention probabilities: expected at most {self.query_length} queries and {self.key_length} keys, "
                 f"found {queries} queries from {query_offset} and {keys} keys from {key_offset}"
             )
-        for name, real, length in (("real_query_BQ", real_query, queries), ("real_key_BK", real_key, keys)):
-            if real is not None and (real.dtype != torch.bool or tuple(real.shape) != (batch, length)):
-                raise InputError(
-                    f"{name}: expected bools of shape {[batch, length]}, found {real.dtype} of {list(real.shape)}"
-                )
 
     def _count_tokens(self, batch: int, queries: int, real_query_BQ: Tensor | None) -> None:
         if real_query_BQ is None:
@@ -281,6 +277,11 @@ class PatternAccumulator:
             self.block_size,
             metadata={**(metadata or {}), "sequences": self.sequences, "tokens": self.tokens},
         )
+
+
+def _check_mask(name: str, mask: Tensor | None, shape: tuple[int, int]) -> None:
+    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape):
+        raise InputError(f"{name}: expected bools of shape {list(shape)}, found {mask.dtype} of {list(mask.shape)}")
 
 
 def _real_cells(p_BHQK: Tensor, real_query_BQ: Tensor | None, real_key_BK: Tensor | None) -> Tensor | None:

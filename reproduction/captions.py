@@ -77,3 +77,23 @@ def table_text(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
             lines.append(f"{'Kneser-Ney':14}{'':8}{'':11}{counted:9.2f}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def table_markdown(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
+    """Return the numbers that the figure draws as Markdown tables, one a panel."""
+    blocks = []
+    for panel in panels:
+        rows = select(table, panel)
+        lines = [
+            f"| {panel.title} | pruned (tau) | really pruned | {panel.label.lower()}, {panel.split} | change | seeds |",
+            "|---|---:|---:|---|---:|---:|",
+        ]
+        for line in numbers(table, panel).itertuples():
+            spread = f"{line.mean:.2f} ({line.low:.2f} to {line.high:.2f})" if line.seeds > 1 else f"{line.mean:.2f}"
+            lines.append(
+                f"| {NAMES[line.variant]} | {line.percent:.0f}% | {line.effective:.1f}% | {spread} | {line.change:+.1f}% | {line.seeds} |"
+            )
+        if (counted := bigram(rows)) is not None:
+            lines.append(f"| Kneser-Ney bigram | | | {counted:.2f} | | |")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)

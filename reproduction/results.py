@@ -180,7 +180,7 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     types = {"seed": "Int64", "block_size": "Int64", **dict.fromkeys(("tau", *SPARSITIES, "value"), "float64")}
     try:
         # Every missing label is an empty cell; "NA" and its like are text.
-        table = pd.read_csv(path, dtype=types, float_precision="round_trip", keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected a table of metrics, found no such file") from error
     except (ValueError, UnicodeDecodeError) as error:

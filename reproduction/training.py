@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,18 +125,26 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: expected a training checkpoint, found no such file")
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # also what it will not read safely
         raise InputError(f"{path}: expected a training checkpoint, found a foreign file") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise InputError(f"{path}: expected a training checkpoint, found a damaged file ({_first_line(error)})") from error
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: expected a training checkpoint, found a damaged file ({found})") from error
     if not isinstance(state, dict) or state.pop("format", None) != CHECKPOINT_FORMAT:
         raise InputError(f"{path}: expected a training checkpoint, found no training state in it")
     return state
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _check_archive(path: Path) -> None:
+    """Refuse what is no whole zip file: torch checks no sums, and takes what is not one for an old format."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise zipfile.BadZipFile("not an archive")
+        with zipfile.ZipFile(file) as archive:
+            if (name := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {name}")
 
 
 def random_state() -> dict[str, Any]:

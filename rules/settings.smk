@@ -65,8 +65,11 @@ def corpus_folder(wildcards):
 def corpus_flags():
     """Flags of the module that prepares the text."""
     dataset = LM["dataset"]
-    local = {"data_dir": config["data_dir"]} if dataset["source"] == "wikitext" else {}
-    return flags({**dataset[dataset["source"]], **local}, dashes=True)
+    options = dict(dataset[dataset["source"]])
+    if dataset["source"] == "wikitext" and config["data_dir"]:
+        # A shell leaves the ~ of `--config data_dir=~/data` as it is.
+        options["data_dir"] = os.path.expanduser(config["data_dir"])
+    return flags(options, dashes=True)
 
 
 def mask_flags():

@@ -3,7 +3,8 @@
 The model runs as in an evaluation, memory carried from segment to segment, and each layer's own probabilities are
 averaged per head, query position and key position. ``train.py --fn PATTERN --th FRACTION`` prunes by the result.
 
-    python transformer-xl/compute_mask.py --checkpoint runs/dense/model.safetensors --data data/bible-web --out pattern.safetensors
+    python transformer-xl/compute_mask.py --checkpoint runs/dense/model.safetensors --data data/bible-web \\
+        --out pattern.safetensors
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from data_utils import LMOrderedIterator
-from flags import HelpFormatter, add_run_flags, choose_device
-from mem_transformer import MemTransformerLM
-from model_file import load_model
 from torch import Tensor
 from tqdm import tqdm
 
 from attention_pruning import PatternAccumulator
+from data_utils import LMOrderedIterator
+from flags import HelpFormatter, add_run_flags, choose_device
+from mem_transformer import MemTransformerLM
+from model_file import load_model
 from reproduction.corpus import SPLITS, Corpus
 from reproduction.training import RunRecord, limit_threads, prepare_output, run_main
 
@@ -74,8 +75,10 @@ def average_attention(
 
     def observe(layer: int, p_BHTK: Tensor) -> None:
         memory_length = p_BHTK.size(-1) - p_BHTK.size(-2)
+        # The accumulator knows causality; same_length hides older keys, too.
+        window = model.visibility(p_BHTK.size(-2), memory_length) if config.same_length else None
         # A short memory fills the last slots; a short segment is the beginning of one.
-        accumulator.update(layer, p_BHTK, key_offset=config.mem_len - memory_length)
+        accumulator.update(layer, p_BHTK, key_offset=config.mem_len - memory_length, visible_QK=window)
 
     model.eval()
     for index, layer in enumerate(model.layers):

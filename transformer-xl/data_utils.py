@@ -47,7 +47,9 @@ class LMOrderedIterator:
         max_steps: int = -1,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
-            raise InputError(f"--batch_size: expected a positive multiple of the {world_size} processes, found {batch_size}")
+            raise InputError(
+                f"--batch_size: expected a positive multiple of the {world_size} processes, found {batch_size}"
+            )
         steps = ids.numel() // batch_size
         if steps < 2:
             raise InputError(
@@ -81,9 +83,7 @@ class LMOrderedIterator:
         return self.rows.size(0) * (self.rows.size(1) - 1)
 
 
-def cell_counts(
-    iterator: LMOrderedIterator, mem_len: int, visibility: Callable[[int, int], Tensor]
-) -> Tensor:
+def cell_counts(iterator: LMOrderedIterator, mem_len: int, visibility: Callable[[int, int], Tensor]) -> Tensor:
     """How often one pass uses each attention cell.
 
     Parameters

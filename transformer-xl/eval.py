@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import torch
+
+from attention_pruning.sparsity import pruned_share
 from data_utils import LMOrderedIterator, cell_counts
 from evaluation import evaluate
 from flags import HelpFormatter, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
 from model_file import EVALUATION_FIELDS, load_model
-
-from attention_pruning.sparsity import pruned_share
 from reproduction.corpus import SPLITS, Corpus
 from reproduction.metrics import parse_labels, write_metrics
 from reproduction.training import limit_threads, prepare_output, run_main
@@ -50,21 +50,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def split_metrics(
-    model: MemTransformerLM, corpus: Corpus, split: str, args: argparse.Namespace
+    model: MemTransformerLM, iterator: LMOrderedIterator, level: str
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """Metrics of one split, and how often each attention cell was used, int64 [T, M + T]."""
-    iterator = LMOrderedIterator(
-        corpus.split(split),
-        args.batch_size,
-        model.config.tgt_len,
-        name=f"{args.data} ({split})",
-        max_steps=args.max_eval_steps,
-    )
+    """Metrics of one text of words or characters, and how often each attention cell was used, int64 [T, M + T]."""
     started = time.time()
-    device = model.r_w_bias.device
-    found = evaluate(model, iterator, device, progress=True)
+    found = evaluate(model, iterator, model.r_w_bias.device, progress=True)
     found["seconds"] = time.time() - started
-    if corpus.level == "character":
+    if level == "character":
         found["bits_per_character"] = found["nll"] / math.log(2)
     return found, cell_counts(iterator, model.config.mem_len, model.visibility)
 
@@ -80,11 +72,21 @@ def main(argv: list[str] | None = None) -> None:
     loaded = load_model(args.checkpoint, **lengths)
     loaded.check_vocabulary(args.checkpoint, corpus)
     model = loaded.model.to(device)
+    iterators = {
+        split: LMOrderedIterator(
+            corpus.split(split),
+            args.batch_size,
+            model.config.tgt_len,
+            name=f"{args.data} ({split})",
+            max_steps=args.max_eval_steps,
+        )
+        for split in args.split
+    }
     if args.out is not None:
         prepare_output(args.out)
     metrics, used = {}, 0
-    for split in args.split:
-        metrics[split], counts = split_metrics(model, corpus, split, args)
+    for split, iterator in iterators.items():
+        metrics[split], counts = split_metrics(model, iterator, corpus.level)
         used = used + counts
         shown = "  ".join(f"{name} {value:,.4g}" for name, value in metrics[split].items())
         print(f"{corpus.name} {split}: {shown}")

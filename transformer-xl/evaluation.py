@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import torch
+from tqdm import tqdm
+
 from data_utils import LMOrderedIterator
 from mem_transformer import MemTransformerLM
-from tqdm import tqdm
 
 
 @torch.no_grad()

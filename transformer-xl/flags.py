@@ -18,7 +18,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 def add_run_flags(group: argparse._ArgumentGroup) -> None:
     """--device and --threads."""
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
+    group.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one"
+    )
     group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from dropout import dropout
-from proj_adaptive_softmax import AdaptiveEmbedding, ProjectedAdaptiveLogSoftmax
-from relative_attention import PositionalEmbedding, RelPartialLearnableMultiHeadAttn
 from torch import Tensor
 
 from attention_pruning import InputError, PruneMask
 from attention_pruning.attention import ScoreMask
+from dropout import dropout
+from proj_adaptive_softmax import AdaptiveEmbedding, ProjectedAdaptiveLogSoftmax
+from relative_attention import PositionalEmbedding, RelPartialLearnableMultiHeadAttn
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class ModelConfig:
         if self.d_model % 2:
             raise InputError(f"--d_model: expected an even number (sine and cosine pairs), found {self.d_model}")
         if self.same_length and self.mem_len == 0:
-            raise InputError("--same_length: every query sees exactly mem_len keys, so --mem_len must be at least 1, found 0")
+            raise InputError(
+                "--same_length: every query sees exactly mem_len keys, so --mem_len must be at least 1, found 0"
+            )
         if self.d_embed < 1:
             object.__setattr__(self, "d_embed", self.d_model)
 
@@ -205,7 +207,7 @@ class MemTransformerLM(nn.Module):
         return self.pruned.size(2), self.pruned.size(3) - self.pruned.size(2)
 
     def pruned_cells(self) -> Tensor:
-        """What the mask prunes at the model's own lengths, bool [layer, head, tgt_len, mem_len + tgt_len]; needs a mask."""
+        """What the mask prunes at the model's lengths, bool [layer, head, tgt_len, mem_len + tgt_len]; needs a mask."""
         config, slots = self.config, self.covered[1]
         return self.pruned[:, :, : config.tgt_len, slots - config.mem_len : slots + config.tgt_len]
 
@@ -236,9 +238,7 @@ class MemTransformerLM(nn.Module):
                 self._masks[key] = [ScoreMask.build(layer, visible, dtype) for layer in rows]
         return self._masks[key]
 
-    def forward(
-        self, data_BT: Tensor, target_BT: Tensor, memory: Memory | None = None
-    ) -> tuple[Tensor, Memory]:
+    def forward(self, data_BT: Tensor, target_BT: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         """Negative log-likelihood of the next tokens.
 
         Parameters

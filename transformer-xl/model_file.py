@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mem_transformer import MemTransformerLM, ModelConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from attention_pruning import InputError, PruneMask
+from mem_transformer import MemTransformerLM, ModelConfig
 from reproduction.corpus import Corpus
 from reproduction.training import atomic_path
 

@@ -1,7 +1,7 @@
 """Adaptive input embedding and adaptive softmax with tied weights and projections.
 
-Grave et al. (2017) for the softmax, Baevski & Auli (2019) for the input side, Dai et al. (2019) for how the two are tied.
-The vocabulary must be sorted by falling frequency: cluster 0 holds the most frequent symbols.
+Grave et al. (2017) for the softmax, Baevski & Auli (2019) for the input side, Dai et al. (2019) for how the two are
+tied. The vocabulary must be sorted by falling frequency: cluster 0 holds the most frequent symbols.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ def cluster_bounds(n_token: int, cutoffs: list[int]) -> list[int]:
     """
     bounds = [0, *cutoffs, n_token]
     if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)):
-        raise InputError(f"cutoffs: expected increasing numbers between 0 and the vocabulary size {n_token}, found {cutoffs}")
+        raise InputError(
+            f"cutoffs: expected increasing numbers between 0 and the vocabulary size {n_token}, found {cutoffs}"
+        )
     return bounds
 
 
 def split_clusters(tables: list[Tensor], bounds: list[int]) -> list[Tensor]:
-    """One table per cluster; a single table is split at once, which costs one gradient buffer where slices cost many."""
+    """One table per cluster; a single table is split at once: one gradient buffer, where slices cost one each."""
     if len(tables) > 1:
         return tables
     return list(tables[0].split([high - low for low, high in zip(bounds, bounds[1:], strict=False)]))

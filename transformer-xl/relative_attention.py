@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from dropout import dropout
 from torch import Tensor
 
 from attention_pruning.attention import Observer, ScoreMask, attend
+from dropout import dropout
 
 
 class PositionalEmbedding(nn.Module):

@@ -1,7 +1,7 @@
 """Train Transformer-XL on a text, dense or with pruned attention.
 
-Flags have the names of the published PyTorch implementation. Two are the paper's: --fn, an average attention pattern (or
-a finished prune mask), and --th, the fraction of attention to prune. Without --fn the model is dense.
+Flags have the names of the published PyTorch implementation. Two are the paper's: --fn, an average attention pattern
+(or a finished prune mask), and --th, the fraction of attention to prune. Without --fn the model is dense.
 
     python transformer-xl/train.py --data data/bible-web --work_dir runs/dense
     python transformer-xl/train.py --data data/bible-web --work_dir runs/pruned --fn pattern.safetensors --th 0.8
@@ -14,18 +14,18 @@ import math
 from pathlib import Path
 
 from accelerate import Accelerator
-from data_utils import LMOrderedIterator
-from flags import HelpFormatter, add_run_flags, choose_device
-from mem_transformer import MemTransformerLM, ModelConfig
-from model_file import describe_mask
-from schedules import SCHEDULES
-from trainer import Trainer
 
 from attention_pruning import InputError, PruneMask
 from attention_pruning.loading import load_mask
 from attention_pruning.mask import ROW_FLOORS, RULES, SCOPES, parse_tau
+from data_utils import LMOrderedIterator
+from flags import HelpFormatter, add_run_flags, choose_device
+from mem_transformer import MemTransformerLM, ModelConfig
+from model_file import describe_mask
 from reproduction.corpus import Corpus
 from reproduction.training import RunRecord, limit_threads, make_folder, run_main, seed_everything
+from schedules import SCHEDULES
+from trainer import Trainer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,14 +36,18 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=Path, required=True, help="folder of a prepared corpus, or of train.txt valid.txt test.txt"
     )
     files.add_argument("--work_dir", type=Path, required=True, help="where the model, the checkpoint and run.json go")
-    files.add_argument("--restart", action="store_true", help="continue from the checkpoint in --work_dir, if there is one")
+    files.add_argument(
+        "--restart", action="store_true", help="continue from the checkpoint in --work_dir, if there is one"
+    )
     _model_flags(top.add_argument_group("model"))
     _optimisation_flags(top.add_argument_group("optimisation"))
     _pruning_flags(top.add_argument_group("pruning"))
     run = top.add_argument_group("run")
     run.add_argument("--seed", type=int, default=1111, help="of initial weights and dropout")
     run.add_argument("--log_interval", type=int, default=200, help="updates between lines of progress")
-    run.add_argument("--eval_interval", type=int, default=4000, help="updates between validations; there is one at the end")
+    run.add_argument(
+        "--eval_interval", type=int, default=4000, help="updates between validations; there is one at the end"
+    )
     run.add_argument("--checkpoint_interval", type=int, default=1000, help="updates between checkpoints")
     run.add_argument("--max_eval_steps", type=int, default=-1, help="segments of a validation, -1 for all")
     run.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="handled by accelerate")
@@ -61,13 +65,19 @@ def _model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dropout", type=float, default=0.0, help="dropout everywhere but on attention")
     group.add_argument("--dropatt", type=float, default=0.0, help="dropout on attention probabilities")
     group.add_argument("--not_tied", action="store_true", help="do not tie the output weights to the embedding")
-    group.add_argument("--adaptive", action="store_true", help="adaptive embedding and softmax, with --cutoffs and --div_val")
+    group.add_argument(
+        "--adaptive", action="store_true", help="adaptive embedding and softmax, with --cutoffs and --div_val"
+    )
     group.add_argument("--cutoffs", type=int, nargs="*", default=[], help="borders of the adaptive softmax's clusters")
     group.add_argument("--div_val", type=int, default=1, help="each rarer cluster is this many times narrower")
-    group.add_argument("--pre_lnorm", action="store_true", help="normalise the input of each block instead of its output")
+    group.add_argument(
+        "--pre_lnorm", action="store_true", help="normalise the input of each block instead of its output"
+    )
     group.add_argument("--tgt_len", type=int, default=70, help="tokens in a segment")
     group.add_argument("--mem_len", type=int, default=0, help="memory slots: hidden states kept of earlier segments")
-    group.add_argument("--same_length", action="store_true", help="let every query see the same number of keys, mem_len")
+    group.add_argument(
+        "--same_length", action="store_true", help="let every query see the same number of keys, mem_len"
+    )
     group.add_argument("--clamp_len", type=int, default=-1, help="treat larger distances as this one, -1 for never")
 
 
@@ -82,20 +92,42 @@ def _optimisation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max_step", type=int, default=100000, help="updates")
     group.add_argument("--batch_size", type=int, default=60, help="parallel streams of text, over all processes")
     group.add_argument("--eval_batch_size", type=int, default=10, help="parallel streams of the validation")
-    group.add_argument("--batch_chunk", type=int, default=1, help="parts of a batch whose gradients are added up, to save memory")
-    group.add_argument("--init", choices=("normal", "uniform"), default="normal", help="distribution of initial weights")
+    group.add_argument(
+        "--batch_chunk", type=int, default=1, help="parts of a batch whose gradients are added up, to save memory"
+    )
+    group.add_argument(
+        "--init", choices=("normal", "uniform"), default="normal", help="distribution of initial weights"
+    )
     group.add_argument("--init_range", type=float, default=0.1, help="half width of the uniform one")
     group.add_argument("--init_std", type=float, default=0.02, help="standard deviation of the normal one")
     group.add_argument("--proj_init_std", type=float, default=0.01, help="standard deviation of initial projections")
 
 
 def _pruning_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--fn", type=Path, default=None, help="average attention pattern (.safetensors or the published .npy), or a prune mask")
-    group.add_argument("--th", type=str, default=None, help="fraction of attention to prune, 0 to 1; a mask file has its own")
-    group.add_argument("--rule", choices=RULES, default=None, help="how --th becomes a mask; published unless the file says")
-    group.add_argument("--scope", choices=SCOPES, default=None, help="cells ranked together; layer unless the file says")
-    group.add_argument("--block_size", type=int, default=None, help="prune whole blocks of this size; 1 (cells) unless the file says")
-    group.add_argument("--row_floor", choices=ROW_FLOORS, default=None, help="whether a query keeps its best key; keep-best unless the file says")
+    group.add_argument(
+        "--fn",
+        type=Path,
+        default=None,
+        help="average attention pattern (.safetensors or the published .npy), or a prune mask",
+    )
+    group.add_argument(
+        "--th", type=str, default=None, help="fraction of attention to prune, 0 to 1; a mask file has its own"
+    )
+    group.add_argument(
+        "--rule", choices=RULES, default=None, help="how --th becomes a mask; published unless the file says"
+    )
+    group.add_argument(
+        "--scope", choices=SCOPES, default=None, help="cells ranked together; layer unless the file says"
+    )
+    group.add_argument(
+        "--block_size", type=int, default=None, help="prune whole blocks of this size; 1 (cells) unless the file says"
+    )
+    group.add_argument(
+        "--row_floor",
+        choices=ROW_FLOORS,
+        default=None,
+        help="whether a query keeps its best key; keep-best unless the file says",
+    )
     group.add_argument("--random_prune", action="store_true", help="prune as many random cells instead")
     group.add_argument("--prune_seed", type=int, default=1, help="of --random_prune")
 
@@ -114,7 +146,7 @@ def check(args: argparse.Namespace) -> None:
     if not (args.lr > 0 and math.isfinite(args.lr)):
         raise InputError(f"--lr: expected a positive number, found {args.lr}")
     if not args.adaptive and (args.cutoffs or args.div_val != 1):
-        raise InputError("--cutoffs and --div_val: belong to --adaptive, which was not given")
+        raise InputError("--cutoffs and --div_val: expected --adaptive with them, found none")
     if args.fn is None:
         given = [n for n in ("th", "rule", "scope", "block_size", "row_floor") if getattr(args, n) is not None]
         if given or args.random_prune:
@@ -142,17 +174,19 @@ def read_mask(args: argparse.Namespace) -> PruneMask | None:
 
 def model_config(args: argparse.Namespace, n_token: int) -> ModelConfig:
     """The model that the flags describe."""
-    same = ("n_layer", "n_head", "d_head", "d_embed", "d_model", "d_inner", "dropout", "dropatt", "div_val", "pre_lnorm")
+    shape = ("n_layer", "n_head", "d_head", "d_embed", "d_model", "d_inner", "div_val", "pre_lnorm")
     lengths = ("tgt_len", "mem_len", "same_length", "clamp_len")
     return ModelConfig(
         n_token=n_token,
         tied=not args.not_tied,
         cutoffs=list(args.cutoffs),
-        **{name: getattr(args, name) for name in same + lengths},
+        **{name: getattr(args, name) for name in (*shape, *lengths, "dropout", "dropatt")},
     )
 
 
-def build_model(args: argparse.Namespace, config: ModelConfig, mask: PruneMask | None, process: int) -> MemTransformerLM:
+def build_model(
+    args: argparse.Namespace, config: ModelConfig, mask: PruneMask | None, process: int
+) -> MemTransformerLM:
     """The model with its first weights, the same in every process; each process goes on to draw its own dropout."""
     seed_everything(args.seed)
     model = MemTransformerLM(config, mask)

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from data_utils import LMOrderedIterator
-from evaluation import evaluate
-from mem_transformer import Memory, MemTransformerLM
-from model_file import save_model
-from schedules import learning_rate
 from torch import Tensor
 from tqdm import tqdm
 
 from attention_pruning import InputError
+from data_utils import LMOrderedIterator
+from evaluation import evaluate
+from mem_transformer import Memory, MemTransformerLM
+from model_file import save_model
 from reproduction.training import (
     Interruption,
     load_checkpoint,
@@ -28,6 +27,7 @@ from reproduction.training import (
     restore_random_state,
     save_checkpoint,
 )
+from schedules import learning_rate
 
 #: Flags that may change between a run and its restart without making it another run. The text and the mask may have
 #: moved; their fingerprints must be the same.
@@ -222,9 +222,8 @@ class Trainer:
         before, now = state["run"], self._identity()
         for name in now:
             if before.get(name) != now[name]:
-                raise InputError(
-                    f"{self.checkpoint_path}: expected {name} {before.get(name)}, as before the restart, found {now[name]}"
-                )
+                found = f"{before.get(name)}, as before the restart, found {now[name]}"
+                raise InputError(f"{self.checkpoint_path}: expected {name} {found}")
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:

@@ -24,13 +24,14 @@ def visible_cells(query_length, key_length, causal):
 
 
 def accumulate(batches, layers, heads, query_length, key_length, causal):
-    """Mean and count of every cell, from batches of probabilities[layer][b, head, q, k], what is real, two offsets."""
+    """Mean and count of every cell, from batches: probabilities[layer][b, head, q, k], what is real, offsets, window."""
     total, count = {}, {}
-    for probabilities, real_query, real_key, query_offset, key_offset in batches:
+    for probabilities, real_query, real_key, query_offset, key_offset, window in batches:
         batch, _, queries, keys = probabilities[0].shape
         for b, q, k in product(range(batch), range(queries), range(keys)):
             cell = (q + query_offset, k + key_offset)
-            if real_query[b][q] and real_key[b][k] and is_visible(*cell, query_length, key_length, causal):
+            real = real_query[b][q] and real_key[b][k]
+            if real and window[q][k] and is_visible(*cell, query_length, key_length, causal):
                 count[cell] = count.get(cell, 0) + 1
                 for layer, head in product(range(layers), range(heads)):
                     at = (layer, head, *cell)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import law
 
 from attention_pruning import masked_attention
 from attention_pruning.attention import ScoreMask, attend, normalize
+from strategies import law
 
 
 def entmax15_row(scores):

@@ -18,7 +18,7 @@ from attention_pruning import AttentionPattern, InputError, PatternAccumulator
 
 @st.composite
 def collections(draw):
-    """The arguments of an accumulator and a few batches for it: padded, short, shifted."""
+    """The arguments of an accumulator and a few batches for it: padded, short, shifted, seen through a window."""
     site, causal, queries, keys = draw(structures(longest=6))
     layers, heads = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     accumulator = (layers, heads, queries, keys, site, causal)
@@ -29,17 +29,18 @@ def collections(draw):
         rows, q, k = rng.integers(1, 20), rng.integers(1, queries + 1), rng.integers(1, keys + 1)
         query_offset, key_offset = rng.integers(0, queries - q + 1), rng.integers(0, keys - k + 1)
         p = rng.random((layers, rows, heads, q, k), dtype=np.float32)
-        p *= visible[query_offset : query_offset + q, key_offset : key_offset + k]
+        window = rng.random((q, k)) < draw(st.sampled_from([0.7, 2.0]))
+        p *= visible[query_offset : query_offset + q, key_offset : key_offset + k] & window
         padding = draw(st.booleans())
         real_query = rng.random((rows, q)) < (0.6 if padding else 2.0)
         real_key = rng.random((rows, k)) < (0.6 if padding else 2.0)
         p[:, ~(real_query[:, None, :, None] & real_key[:, None, None, :]).repeat(heads, 1)] = np.nan
-        batches.append((p, real_query, real_key, int(query_offset), int(key_offset)))
+        batches.append((p, real_query, real_key, int(query_offset), int(key_offset), window))
     return accumulator, batches
 
 
 def collect(accumulator, batches):
-    for p, real_query, real_key, query_offset, key_offset in batches:
+    for p, real_query, real_key, query_offset, key_offset, window in batches:
         for layer in range(len(p)):
             accumulator.update(
                 layer,
@@ -48,6 +49,7 @@ def collect(accumulator, batches):
                 None if real_key.all() else torch.from_numpy(real_key),
                 query_offset,
                 key_offset,
+                None if window.all() else torch.from_numpy(window),
             )
     return accumulator
 
@@ -83,19 +85,19 @@ def test_accumulator_is_the_mean_over_real_visible_cells(collection):
 
 
 @law
-@given(collections(), st.randoms())
-def test_batch_size_order_and_workers_do_not_matter(collection, random):
+@given(collections(), st.integers(1, 3), st.randoms())
+def test_batch_size_order_and_workers_do_not_matter(collection, block_size, random):
     arguments, batches = collection
     if saw_nothing(arguments, batches):
         return
-    expected = collect(PatternAccumulator(*arguments), batches).finalize()
+    expected = collect(PatternAccumulator(*arguments, block_size), batches).finalize()
     rows = [
         (p[:, row : row + 1], real_query[row : row + 1], real_key[row : row + 1], *offsets)
         for p, real_query, real_key, *offsets in batches
         for row in range(p.shape[1])
     ]
     random.shuffle(rows)
-    workers = [collect(PatternAccumulator(*arguments), rows[start::2]) for start in (0, 1)]
+    workers = [collect(PatternAccumulator(*arguments, block_size), rows[start::2]) for start in (0, 1)]
     workers[0].merge(workers[1])
     found = workers[0].finalize()
     torch.testing.assert_close(found.average, expected.average, atol=1e-6, rtol=0)
@@ -139,10 +141,10 @@ def test_pooled_accumulation_equals_pooling_where_all_cells_were_seen_equally_of
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ten_million_observations_move_a_mean_by_at_most_one_in_a_million(dtype):
-    # Values that no binary fraction meets exactly, and batches around and far beyond what is added in float32 at once.
+    # Values that no binary fraction meets exactly; many batches, and sizes around and beyond what float32 adds at once.
     values = torch.tensor([[0.1, 0.7], [1 / 3, 0.0009]]).to(dtype)
     some, all_of_them = (PatternAccumulator(1, 1, 2, 2, "self") for _ in range(2))
-    for batch in (1, 15, 16, 17, 999_951):
+    for batch in (1, 15, 17, 679_967, *[16] * 20_000):
         some.update(0, values.expand(batch, 1, 2, 2))
     for _ in range(10):
         all_of_them.merge(some)
@@ -175,6 +177,13 @@ def test_attention_to_the_future_is_refused(block_size):
         accumulator.finalize()
 
 
+def test_attention_outside_the_window_of_a_batch_is_refused():
+    accumulator = PatternAccumulator(1, 1, 2, 2, "self")
+    accumulator.update(0, torch.full((1, 1, 2, 2), 0.5))
+    with pytest.raises(InputError, match="expected no attention to keys that a query cannot see"):
+        accumulator.update(0, torch.full((1, 1, 2, 2), 0.5), visible_QK=torch.eye(2, dtype=torch.bool))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -194,6 +203,10 @@ def test_attention_to_the_future_is_refused(block_size):
         (
             {"probabilities_BHQK": torch.ones(1, 2, 4, 6), "real_query_BQ": torch.ones(1, 4)},
             r"real_query_BQ: expected bools of shape \[1, 4\], found torch.float32",
+        ),
+        (
+            {"probabilities_BHQK": torch.ones(1, 2, 4, 6), "visible_QK": torch.ones(6, 4, dtype=torch.bool)},
+            r"visible_QK: expected bools of shape \[4, 6\]",
         ),
     ],
 )

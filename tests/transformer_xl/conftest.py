@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import train
 from accelerate.state import AcceleratorState, PartialState
-from tiny_xl import random_pattern, training_flags, word_lines
 
+import train
 from attention_pruning import InputError
 from reproduction.corpus import write_corpus
 from reproduction.training import run_main
+from tiny_xl import random_pattern, training_flags, word_lines
 
 SIZES = {"train": (60, 1), "valid": (12, 2), "test": (9, 3)}
 

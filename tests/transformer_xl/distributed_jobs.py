@@ -1,6 +1,6 @@
 """Several runs of the scripts in one process of torchrun: python distributed_jobs.py JOBS.json
 
-JOBS.json is a list of {"script", "argv", "signal"}; the last is null or [number, step, rank], see signalled_training.py.
+JOBS.json is a list of {"script", "argv", "signal"}; a signal is null or [number, step, rank] (signalled_training.py).
 The exit statuses, a list for every process, go to JOBS.RANK.json.
 """
 

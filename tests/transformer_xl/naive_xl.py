@@ -46,7 +46,7 @@ def attention(layer, u, v, hidden_TE, memory_ME, pruned_HTK, config):
 
 
 def naive_hidden(model, ids_T, memories=None):
-    """Last layer's output [T, E] of one text of a double model without dropout, its memories [layer][M, E], probabilities.
+    """Last layer's output [T, E] for one text (a double model, no dropout), memories [layer][M, E], and probabilities.
 
     Memories hold what each layer was given; probabilities are lists by layer, key positions counted in mem_len slots.
     """

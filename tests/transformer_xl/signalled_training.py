@@ -9,9 +9,8 @@ import os
 import sys
 
 import train
-from trainer import Trainer
-
 from reproduction.training import run_main
+from trainer import Trainer
 
 
 def send_at(number: int, step: int, rank: int) -> None:

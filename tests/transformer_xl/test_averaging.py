@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import compute_mask
 import pytest
 import torch
+
+import compute_mask
+from attention_pruning import AttentionPattern
 from compute_mask import average_attention
 from data_utils import LMOrderedIterator
 from model_file import load_model
 from naive_xl import naive_hidden
-from tiny_xl import flags, random_cells, random_ids, read_json, tiny_model
-
-from attention_pruning import AttentionPattern
 from reproduction.corpus import Corpus
+from tiny_xl import flags, random_cells, random_ids, read_json, tiny_model
 
 ROWS, STEPS = 4, 19  # 18 targets a row: four full segments and one of two tokens
 
@@ -39,7 +39,8 @@ def brute_force(model, rows_BN):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"pre_lnorm": True}, {"mem_len": 3}, {"mem_len": 0}, {"clamp_len": 2, "mem_len": 11}]
+    "changes",
+    [{}, {"pre_lnorm": True}, {"mem_len": 3}, {"mem_len": 0}, {"clamp_len": 2, "mem_len": 11}, {"same_length": True}],
 )
 def test_equals_a_loop_that_stores_every_probability(changes):
     """With a memory that is short at first, and so fills the last slots only."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import shutil
 
-import evaluation
 import pytest
 import torch
-import train
-from data_utils import LMOrderedIterator, cell_counts
 from hypothesis import given
 from hypothesis import strategies as st
-from model_file import load_model
-from tiny_xl import flags, law, random_ids, read_json, tiny_model, training_flags, word_lines
 
 import eval as evaluate_script  # the script's name is that of a builtin
+import evaluation
+import train
 from attention_pruning import PruneMask
+from data_utils import LMOrderedIterator, cell_counts
+from model_file import load_model
 from reproduction.corpus import Corpus, write_corpus
+from tiny_xl import flags, law, random_ids, read_json, tiny_model, training_flags, word_lines
 
 
 def rows_of(folder, split, batch):
@@ -155,7 +155,7 @@ def test_evaluating_leaves_the_mode_as_it_was(training):
     assert model.training is training and all(module.training is training for module in model.modules())
 
 
-# -- streams and cells ---------------------------------------------------------------------------------------------------
+# -- streams and cells -------------------------------------------------------------------------------------------------
 
 
 @law

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mem_transformer import MemTransformerLM, ModelConfig
 from safetensors import safe_open
+
+from mem_transformer import MemTransformerLM, ModelConfig
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "transfo_xl.safetensors"
 with safe_open(FIXTURE, framework="pt") as _file:
@@ -40,7 +41,9 @@ def build(case: str) -> MemTransformerLM:
     model = MemTransformerLM(config).eval()
     prefix = f"{case}/weights/"
     oracle = {name.removeprefix(prefix): tensor for name, tensor in TENSORS.items() if name.startswith(prefix)}
-    biases = [oracle.pop(name) for name in sorted(oracle) if name.startswith("crit.out_layers.") and name.endswith(".bias")]
+    biases = [
+        oracle.pop(name) for name in sorted(oracle) if name.startswith("crit.out_layers.") and name.endswith(".bias")
+    ]
     weights = {our_name(name): tensor for name, tensor in oracle.items()}
     weights["crit.bias"] = torch.cat(biases)
     model.load_state_dict(weights)  # strict: every weight of the oracle has its place, and none of ours is left over
@@ -57,10 +60,14 @@ def test_equals_the_oracle_over_three_segments(case, remembered):
     memory = memory_again = None
     with torch.set_grad_enabled(remembered == "hidden states"):
         for segment in range(3):
-            expected = {k: TENSORS[f"{case}/segment{segment}/{k}"] for k in ("data", "target", "log_probs", "nll", "attention")}
+            expected = {
+                k: TENSORS[f"{case}/segment{segment}/{k}"] for k in ("data", "target", "log_probs", "nll", "attention")
+            }
             log_probs, memory = model.log_probabilities(expected["data"], memory)
             torch.testing.assert_close(log_probs, expected["log_probs"], atol=1e-4, rtol=0)
-            torch.testing.assert_close(torch.stack([seen[i] for i in range(len(seen))]), expected["attention"], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                torch.stack([seen[i] for i in range(len(seen))]), expected["attention"], atol=1e-5, rtol=0
+            )
             nll, memory_again = model(expected["data"], expected["target"], memory_again)
             torch.testing.assert_close(nll, expected["nll"], atol=1e-4, rtol=0)
     assert (memory.states is None) == (remembered == "keys and values")

@@ -7,16 +7,16 @@ import json
 
 import pytest
 import torch
-from dropout import dropout
 from hypothesis import given
 from hypothesis import strategies as st
+
+from attention_pruning import InputError, PruneMask
+from dropout import dropout
 from mem_transformer import MemTransformerLM, ModelConfig
 from model_file import load_model, save_model
 from naive_xl import naive_hidden
 from relative_attention import RelativeShift
 from tiny_xl import LENGTHS, SHAPE, law, random_cells, random_ids, random_pattern, tiny_model
-
-from attention_pruning import InputError, PruneMask
 
 STRUCTURES = {
     "plain": {},
@@ -97,14 +97,15 @@ def test_equals_the_paper_in_loops(structure, share, remembered):
 @every_structure
 @dense_and_pruned
 def test_gradients_equal_those_of_the_loops(structure, share):
-    model, ids = build(structure, share).train(), random_ids(1, 8)
-    _, memory = model.hidden(ids[:, :4])
-    _, memories, _ = naive_hidden(model, ids[0, :4])
-    found, _ = model.hidden(ids[:, 4:], memory)
-    expected, _, _ = naive_hidden(model, ids[0, 4:], memories)
+    model, memory, memories = build(structure, share).train(), None, None
+    for segment in segments_of(random_ids(1, 12), 4):
+        found, memory = model.hidden(segment, memory)
+        expected, memories, _ = naive_hidden(model, segment[0], memories)
     weight = torch.linspace(0, 5, found.numel(), dtype=torch.float64).view(found.shape).cos()
     names, parameters = zip(*((n, p) for n, p in model.named_parameters() if not n.startswith("crit")), strict=True)
-    pairs = (torch.autograd.grad((x * weight).sum(), parameters, materialize_grads=True) for x in (found, expected[None]))
+    pairs = (
+        torch.autograd.grad((x * weight).sum(), parameters, materialize_grads=True) for x in (found, expected[None])
+    )
     for name, one, other in zip(names, *pairs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
@@ -246,7 +247,9 @@ def test_an_embedding_that_div_val_uses_up_is_refused():
 
 
 @pytest.mark.parametrize("init", ["normal", "uniform"])
-@pytest.mark.parametrize("changes", [{}, {"cutoffs": [5, 9], "div_val": 2}, {"tied": False, "cutoffs": [5], "d_embed": 8}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"cutoffs": [5, 9], "div_val": 2}, {"tied": False, "cutoffs": [5], "d_embed": 8}]
+)
 def test_no_weight_is_left_as_memory_was(init, changes):
     model = MemTransformerLM(ModelConfig(n_token=23, **{**SHAPE, **LENGTHS, **changes}))
     with torch.no_grad():
@@ -281,7 +284,14 @@ def test_the_wt103_base_configuration_has_the_published_size():
 
 @pytest.mark.parametrize(
     "change",
-    [{"n_layer": 0}, {"d_model": 15}, {"mem_len": -1}, {"tgt_len": 0}, {"same_length": True, "mem_len": 0}, {"div_val": 0}],
+    [
+        {"n_layer": 0},
+        {"d_model": 15},
+        {"mem_len": -1},
+        {"tgt_len": 0},
+        {"same_length": True, "mem_len": 0},
+        {"div_val": 0},
+    ],
 )
 def test_a_model_that_cannot_be_is_refused(change):
     with pytest.raises(InputError, match=f"--{next(iter(change))}.*found"):
@@ -324,7 +334,8 @@ def test_a_pruned_model_is_not_loaded_beyond_the_lengths_of_its_mask(lengths, tm
 
 
 @pytest.mark.parametrize(
-    "changes, name", [({"n_layer": 3}, "layers"), ({"n_head": 3}, "heads"), ({"tgt_len": 5, "mem_len": 5}, "query_length")]
+    "changes, name",
+    [({"n_layer": 3}, "layers"), ({"n_head": 3}, "heads"), ({"tgt_len": 5, "mem_len": 5}, "query_length")],
 )
 def test_a_mask_for_another_model_is_refused(changes, name):
     mask = PruneMask.from_pattern(random_pattern(**changes), 0.5)
@@ -344,7 +355,7 @@ def test_a_mask_that_prunes_nothing_leaves_the_model_dense():
     assert MemTransformerLM(ModelConfig(n_token=23, **SHAPE, **LENGTHS), mask).pruned is None
 
 
-# -- dropout -------------------------------------------------------------------------------------------------------------
+# -- dropout -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
 from accelerate.state import AcceleratorState
-from tiny_xl import assert_same_model, random_pattern, read_json, training_flags, word_lines
-from trainer import Trainer
 
+import train
 from attention_pruning import PruneMask
 from reproduction.corpus import Corpus, write_corpus
 from reproduction.training import load_checkpoint
+from tiny_xl import assert_same_model, random_pattern, read_json, training_flags, word_lines
+from trainer import Trainer
 
 DROPOUT = {"dropout": 0.3, "dropatt": 0.2}
 VARIANTS = {

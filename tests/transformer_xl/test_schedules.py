@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from schedules import SCHEDULES, learning_rate
 from tiny_xl import law
 

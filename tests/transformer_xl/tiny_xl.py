@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from hypothesis import settings
-from mem_transformer import MemTransformerLM, ModelConfig
 from safetensors import safe_open
 
 from attention_pruning import AttentionPattern
+from mem_transformer import MemTransformerLM, ModelConfig
 
 law = settings(deadline=None, max_examples=25)
 
