@@ -73,7 +73,16 @@ class ScoreMask:
         blind = ~visible.any(-1, keepdim=True)
         kept = kept | (visible & uniform) | blind  # a blind row is computed over anything, then zeroed
         additive = torch.zeros(kept.shape, dtype=dtype, device=kept.device).masked_fill_(~kept, -math.inf)
+        if torch.compiler.is_compiling():  # which rows there are is not known while a graph is being made
+            return cls(additive, uniform, blind)
         return cls(additive, uniform if uniform.any() else None, blind if blind.any() else None)
+
+    def apply(self, q_BHLD: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries and bias such that ``q k + bias`` are the masked scores."""
+        if self.uniform is not None:  # a constant row of scores: no query, no bias
+            q_BHLD = q_BHLD.masked_fill(self.uniform, 0.0)
+            bias = None if bias is None else bias.masked_fill(self.uniform, 0.0)
+        return q_BHLD, self.additive if bias is None else bias + self.additive
 
 
 def normalize(scores: Tensor, normalizer: str = "softmax") -> Tensor:
@@ -147,11 +156,7 @@ def attend(
     scale = 1.0 / math.sqrt(q_BHLD.size(-1)) if scale is None else scale
 
     if mask is not None:
-        if mask.uniform is not None:  # a constant row of scores: no query, no bias
-            q_BHLD = q_BHLD.masked_fill(mask.uniform, 0.0)
-            bias = None if bias is None else bias.masked_fill(mask.uniform, 0.0)
-        bias = mask.additive if bias is None else bias + mask.additive
-
+        q_BHLD, bias = mask.apply(q_BHLD, bias)
     if implementation == "sdpa":
         out_BHLD = F.scaled_dot_product_attention(
             q_BHLD, k_BHSD, v_BHSD, attn_mask=bias, dropout_p=dropout_p, scale=scale

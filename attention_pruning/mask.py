@@ -357,7 +357,13 @@ class PruneMask:
         """
         return sparsity.evaluated_sparsity(self, count_QK)
 
-    # Where it is kept
+    # Where it is used and kept
+
+    def apply(self, model, backend: str = "auto", beyond: str = "error"):
+        """Prune its site of a transformers model, see ``huggingface.prune_model``; masks of other sites stay."""
+        from .huggingface import model_masks, prune_model  # needs transformers, as nothing else here does
+
+        return prune_model(model, model_masks(model) | {self.site: self}, backend, beyond)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file (format ``attention-pruning/mask/1``), whole or not at all."""

@@ -164,8 +164,8 @@ class AttentionPattern:
                 f"{self.source}: expected block size {self.pool}, the pattern's own pool, found {block_size}"
             )
         cells = block_sum(self.allowed.long(), block_size)
-        # layer by layer: a float64 copy of a whole pattern can be large
-        sums = torch.stack([block_sum(layer.double() * self.allowed, block_size) for layer in self.average])
+        # Averages are 0 where not allowed. Layer by layer: a float64 copy of a whole pattern can be large.
+        sums = torch.stack([block_sum(layer.double(), block_size) for layer in self.average])
         average = sums / cells.clamp(min=1)
         return AttentionPattern(
             average, self.count, self.site, self.causal, block_size, metadata=self.metadata, source=self.source

@@ -96,20 +96,24 @@ def write_csv(folder: Path, name: str, timings: list[Timing], bases: Sequence[st
     Parameters
     ----------
     bases : sequence of str
-        Models that the others are compared with, one column ``times_BASE`` each, empty where it was not timed.
+        Models that the others are compared with, columns ``times_BASE low_BASE high_BASE`` each (median, lowest and
+        highest round), empty where it was not timed.
     """
     today = datetime.date.today().isoformat()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{today}.csv"
     temporary = path.with_suffix(".tmp")
-    header = ["date", "measurement", "model", "tokens_per_second", *(f"times_{base}" for base in bases)]
+    ratio_columns = [f"{part}_{base}" for base in bases for part in ("times", "low", "high")]
+    header = ["date", "measurement", "model", "tokens_per_second", *ratio_columns]
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     with temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*header, "rounds", "threads", "torch", "machine"])
         for timing in timings:
             same = {other.model: other for other in timings if other.measurement == timing.measurement}
-            ratios = [f"{timing.times(same[base])[0]:.3f}" if base in same else "" for base in bases]
+            ratios = []
+            for base in bases:
+                ratios += [f"{ratio:.3f}" for ratio in timing.times(same[base])] if base in same else [""] * 3
             writer.writerow(
                 [today, timing.measurement, timing.model, f"{timing.median:.1f}", *ratios]
                 + [len(timing.rates), threads, torch.__version__, machine]

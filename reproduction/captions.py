@@ -90,9 +90,8 @@ def table_markdown(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
         ]
         for line in numbers(table, panel).itertuples():
             spread = f"{line.mean:.2f} ({line.low:.2f} to {line.high:.2f})" if line.seeds > 1 else f"{line.mean:.2f}"
-            lines.append(
-                f"| {NAMES[line.variant]} | {line.percent:.0f}% | {line.effective:.1f}% | {spread} | {line.change:+.1f}% | {line.seeds} |"
-            )
+            shares = f"{line.percent:.0f}% | {line.effective:.1f}%"
+            lines.append(f"| {NAMES[line.variant]} | {shares} | {spread} | {line.change:+.1f}% | {line.seeds} |")
         if (counted := bigram(rows)) is not None:
             lines.append(f"| Kneser-Ney bigram | | | {counted:.2f} | | |")
         blocks.append("\n".join(lines) + "\n")

@@ -1,6 +1,7 @@
 """Numbers in documents, written from committed results and never by hand.
 
-A block ``<!-- begin NAME ARGUMENT -->`` ... ``<!-- end -->`` in README.md or docs/ is made from a file under results/reference/:
+A block ``<!-- numbers NAME ARGUMENT -->`` ... ``<!-- end numbers -->`` in README.md, docs/ or benchmarks/ is made from a file
+under results/reference/:
 
     python -m reproduction.documents            # write all blocks anew
     python -m reproduction.documents --check    # fail if one differs from its file
@@ -26,7 +27,7 @@ from reproduction.training import atomic_path, run_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference"
-_BLOCK = re.compile(r"(<!-- begin (?P<name>\S+) (?P<argument>\S+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- numbers (?P<name>\S+) (?P<argument>\S+) -->\n)(?P<body>.*?)(<!-- end numbers -->)", re.DOTALL)
 
 
 def documents() -> list[Path]:
@@ -57,10 +58,11 @@ def benchmark_block(name: str) -> str:
             low, high = row[f"low_{base}"], row[f"high_{base}"]
             same = row["model"] == base or pd.isna(row[f"times_{base}"])
             cells.append("" if same else f"{row[f'times_{base}']:.2f} ({low:.2f} to {high:.2f})")
-        lines.append(f"| {row['measurement']} | {row['model']} | {row['tokens_per_second']:.0f} | " + " | ".join(cells) + " |")
-    first = table.iloc[0]
-    made = f"{first['date']}, torch {first['torch']}, {first['machine']}, threads {first['threads']}, rounds {first['rounds']}"
-    return "\n".join([*lines, "", f"Measured {made}."]) + "\n"
+        cells = [row["measurement"], row["model"], f"{row['tokens_per_second']:.0f}", *cells]
+        lines.append(f"| {' | '.join(cells)} |")
+    made = table.iloc[0]
+    how = f"torch {made.torch} on {made.machine}, {made.threads} thread(s), {made.rounds} rounds"
+    return "\n".join([*lines, "", f"Measured {made.date} with {how}."]) + "\n"
 
 
 BLOCKS = {"results": results_block, "benchmark": benchmark_block}
@@ -72,15 +74,19 @@ def filled(text: str, path: Path) -> str:
     Raises
     ------
     InputError
-        If a block has an unknown name, or its file is missing.
+        If a block has an unknown name or no end, or its file is missing.
     """
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in BLOCKS:
             raise InputError(f"{path}: expected a block of {', '.join(BLOCKS)}, found {name!r}")
-        return f"{match[1]}{BLOCKS[name](match['argument'])}<!-- end -->"
+        return f"{match[1]}{BLOCKS[name](match['argument'])}<!-- end numbers -->"
 
+    begun, ended = text.count("<!-- numbers "), len(_BLOCK.findall(text))
+    if begun != ended:
+        expected = "every <!-- numbers NAME ARGUMENT --> to have its <!-- end numbers -->"
+        raise InputError(f"{path}: expected {expected}, found {begun - ended} without")
     return _BLOCK.sub(fill, text)
 
 

@@ -213,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     paths = list(args.metrics)
     if args.runs is not None:
-        found = sorted(args.runs.glob("**/metrics.json")) + sorted(args.runs.glob("**/metrics@*.json"))
+        found = sorted(args.runs.glob("**/metrics.json")) + sorted(
+            path for path in args.runs.glob("**/metrics@*.json") if not path.name.endswith(".run.json")
+        )
         if not found:
             raise InputError(f"{args.runs}: expected a folder with the metrics.json of runs, found none")
         paths += found

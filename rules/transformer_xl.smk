@@ -29,8 +29,8 @@ rule train:
     shell:
         "python {params.script:q} --data {params.corpus:q} --work_dir {params.work:q} --restart"
         " --seed {wildcards.seed} --threads {threads} {params.flags} {params.mask} > {log:q} 2>&1\n"
-        "mv {params.work:q}/model.safetensors {output.model:q}\n"
-        "mv {params.work:q}/run.json {output.record:q}\n"
+        "cp {params.work:q}/model.safetensors {output.model:q}\n"
+        "cp {params.work:q}/run.json {output.record:q}\n"
         "rm -r {params.work:q}"
 
 
@@ -116,7 +116,8 @@ rule evaluate:
         corpus=rules.corpus.output,
         model=f"{RUN}/model.safetensors",
     output:
-        f"{RUN}/metrics{{lengths}}.json",
+        metrics=f"{RUN}/metrics{{lengths}}.json",
+        record=f"{RUN}/metrics{{lengths}}.run.json",
     log:
         f"{RUN}/evaluate{{lengths}}.log",
     benchmark:
@@ -137,5 +138,5 @@ rule evaluate:
     message:
         "Evaluate: {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.lengths}"
     shell:
-        "python {params.script:q} --checkpoint {input.model:q} --data {params.corpus:q} --out {output:q}"
+        "python {params.script:q} --checkpoint {input.model:q} --data {params.corpus:q} --out {output.metrics:q}"
         " --threads {threads} {params.flags} {params.labels} > {log:q} 2>&1"

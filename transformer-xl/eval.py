@@ -22,7 +22,7 @@ from mem_transformer import MemTransformerLM
 from model_file import EVALUATION_FIELDS, load_model
 from reproduction.corpus import SPLITS, Corpus
 from reproduction.metrics import parse_labels, write_metrics
-from reproduction.training import limit_threads, prepare_output, run_main
+from reproduction.training import RunRecord, limit_threads, prepare_output, run_main
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         help="let every query see the same number of keys, mem_len (default: the model's own)",
     )
     top.add_argument("--max_eval_steps", type=int, default=-1, help="segments to read, -1 for all")
-    top.add_argument("--out", type=Path, help="metrics.json to write (default: print only)")
+    top.add_argument("--out", type=Path, help="metrics.json to write, with .run.json beside it (default: print only)")
     top.add_argument(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
     )
@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     if args.out is not None:
         prepare_output(args.out)
+    record = RunRecord("transformer-xl/eval.py", vars(args))
     metrics, used = {}, 0
     for split, iterator in iterators.items():
         metrics[split], counts = split_metrics(model, iterator, corpus.level)
@@ -99,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     print("attention pruned: " + "  ".join(f"{name} {value:.4f}" for name, value in sparsity.items()))
     if args.out is not None:
         write_metrics(args.out, labels, metrics, **sparsity)
+        record.write(args.out.with_suffix(".run.json"), corpus=corpus.fingerprint, model=loaded.fingerprint)
 
 
 if __name__ == "__main__":

@@ -88,16 +88,6 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
         """Position keys of every head, [H, D, K]."""
         return self.r_net(positions_KE).view(-1, self.n_head, self.d_head).permute(1, 2, 0)
 
-    def project_memory(self, memory_BME: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, M, D] of remembered hidden states."""
-        if self.pre_lnorm:
-            memory_BME = self.layer_norm(memory_BME)
-        size = self.n_head * self.d_head
-        batch, length, _ = memory_BME.shape
-        both = F.linear(memory_BME, self.qkv_net.weight[size:]).view(batch, length, 2, self.n_head, self.d_head)
-        keys, values = both.permute(2, 0, 3, 1, 4).unbind(0)
-        return keys, values
-
     def forward(
         self,
         hidden_BTE: Tensor,

@@ -13,7 +13,7 @@ import argparse
 import math
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from attention_pruning import InputError, PruneMask
 from attention_pruning.loading import load_mask
@@ -222,7 +222,11 @@ def main(argv: list[str] | None = None) -> int | None:
     corpus = Corpus.load(args.data)
     config = model_config(args, len(corpus.vocabulary))
     mask = read_mask(args)
-    accelerator = Accelerator(cpu=choose_device(args.device).type == "cpu", mixed_precision=args.mixed_precision)
+    # Buffers never change: there is nothing to broadcast at every step.
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(
+        cpu=choose_device(args.device).type == "cpu", mixed_precision=args.mixed_precision, kwargs_handlers=[parallel]
+    )
     model = build_model(args, config, mask, accelerator.process_index)
     train, valid = read_text(args, corpus, accelerator.process_index, accelerator.num_processes)
     make_folder(args.work_dir)

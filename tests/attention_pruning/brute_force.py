@@ -24,7 +24,7 @@ def visible_cells(query_length, key_length, causal):
 
 
 def accumulate(batches, layers, heads, query_length, key_length, causal):
-    """Mean and count of every cell, from batches: probabilities[layer][b, head, q, k], what is real, offsets, window."""
+    """Mean and count of every cell; a batch: probabilities[layer][b, head, q, k], what is real, offsets, window."""
     total, count = {}, {}
     for probabilities, real_query, real_key, query_offset, key_offset, window in batches:
         batch, _, queries, keys = probabilities[0].shape

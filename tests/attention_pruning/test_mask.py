@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-import brute_force
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from strategies import cell_set, choices, law, patterns, taus
 
+import brute_force
 from attention_pruning import AttentionPattern, InputError, PatternAccumulator, PruneMask
 from attention_pruning.baselines import random_scores, window_scores
 from attention_pruning.loading import load_mask
 from attention_pruning.mask import parse_tau
 from attention_pruning.published import write_published
+from strategies import cell_set, choices, law, patterns, taus
 
 sizes = st.integers(1, 3)
 seeds = st.integers(0, 2**31)

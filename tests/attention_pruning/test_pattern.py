@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-import brute_force
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from strategies import cell_set, law, patterns, structures
 
+import brute_force
 from attention_pruning import AttentionPattern, InputError, PatternAccumulator
+from strategies import cell_set, law, patterns, structures
 
 
 @st.composite

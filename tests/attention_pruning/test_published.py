@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import law, patterns
 
 from attention_pruning import AttentionPattern, InputError
 from attention_pruning.published import read_published, write_published
+from strategies import law, patterns
 
 
 @law

@@ -94,6 +94,9 @@ def test_the_validation_of_a_training_is_this_evaluation(trained, words, tmp_pat
         found = read_json(tmp_path / "metrics.json")["metrics"]
         assert found["valid"]["nll"] == read_json(folder / "run.json")["valid_nll"]
         assert list(found) == ["valid"]
+        record = read_json(tmp_path / "metrics.run.json")
+        assert record["model"] == load_model(folder / "model.safetensors").fingerprint
+        assert record["corpus"] == Corpus.load(words).fingerprint and record["flags"]["batch_size"] == 3
 
 
 def test_bits_per_character(characters, tmp_path):

@@ -321,7 +321,9 @@ def test_a_model_survives_its_file(share, tmp_path):
     assert load_model(tmp_path / "other.safetensors").fingerprint != loaded.fingerprint
 
 
-@pytest.mark.parametrize("lengths", [{"tgt_len": 5}, {"mem_len": 7}, {"tgt_len": 9, "mem_len": 9}])
+@pytest.mark.parametrize(
+    "lengths", [{"tgt_len": 5}, {"mem_len": 7}, {"tgt_len": 3, "mem_len": 7}, {"tgt_len": 5, "mem_len": 1}]
+)
 def test_a_pruned_model_is_not_loaded_beyond_the_lengths_of_its_mask(lengths, tmp_path):
     path = tmp_path / "model.safetensors"
     save_model(path, build({}, 0.5, torch.float32))

@@ -1,0 +1,198 @@
+"""Put prune masks into a transformers model, read them back, take them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..errors import InputError
+from ..mask import PruneMask
+from ..rules import require_choice
+from .interface import BACKENDS, IMPLEMENTATION, SITE_ATTRIBUTE, AttentionSite
+from .stacks import AttentionStack, find_stacks
+
+CONFIG_FORMAT = "attention-pruning/model/1"
+
+
+def prune_model(
+    model: PreTrainedModel,
+    masks: PruneMask | Mapping[str, PruneMask] | Iterable[PruneMask],
+    backend: str = "auto",
+    beyond: str = "error",
+) -> PreTrainedModel:
+    """Make a model attend under masks, in training, evaluation and generation alike.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Changed in place. Masks that it had before are gone.
+    masks : PruneMask, or several
+        One for each site that is to be pruned (``find_stacks(model)`` names the sites); other sites stay dense.
+    backend : {"auto", "reference"}
+        "auto" chooses the fastest implementation that computes the same, "reference" the readable one.
+    beyond : {"error", "dense"}
+        What happens to positions beyond the mask: refuse the sequence, or leave them unpruned.
+
+    Returns
+    -------
+    PreTrainedModel
+        The same model, its attention implementation set to "attention_pruning".
+
+    Raises
+    ------
+    InputError
+        If the model is not supported, or a mask was made for another site or shape of model. Nothing is changed then.
+    """
+    attach_masks(model, masks, backend, beyond)
+    return use_implementation(model)
+
+
+def unprune_model(model: PreTrainedModel, attn_implementation: str = "sdpa") -> PreTrainedModel:
+    """Take every mask out of a model and give it back to an implementation of transformers' own."""
+    _detach(find_stacks(model))
+    _set_config(model, None)
+    set_implementation(model, attn_implementation)
+    return model
+
+
+def model_masks(model: PreTrainedModel) -> dict[str, PruneMask]:
+    """The masks in a model, by site; empty for a dense one."""
+    sites = (module for module in model.modules() if isinstance(module, AttentionSite))
+    return {site.mask.site: site.mask for site in sites if site.mask is not None}
+
+
+def attach_masks(
+    model: PreTrainedModel,
+    masks: PruneMask | Mapping[str, PruneMask] | Iterable[PruneMask],
+    backend: str = "auto",
+    beyond: str = "error",
+) -> None:
+    """:func:`prune_model` without the choice of the attention implementation."""
+    require_choice("backend", backend, BACKENDS)
+    require_choice("beyond", beyond, ("error", "dense"))
+    stacks = find_stacks(model)
+    masks = _by_site(masks)
+    for site, mask in masks.items():
+        _check(model, stacks, site, mask)
+    _detach(stacks)
+    attach_sites(stacks, masks, backend, beyond)
+    _set_config(model, {"format": CONFIG_FORMAT, "backend": backend, "beyond": beyond, "masks": _describe(masks)})
+
+
+def implementations(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, str]]:
+    """Every configuration that decides about attention, with the implementation that it names."""
+    owners = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    owners += [module for stack in find_stacks(model).values() for module in stack.modules]
+    configs = {id(owner.config): owner.config for owner in owners if hasattr(owner, "config")}
+    return [(config, config._attn_implementation) for config in configs.values()]
+
+
+def set_implementation(model: PreTrainedModel, name: str) -> None:
+    """``set_attn_implementation`` on a model and on all its parts.
+
+    transformers passes it on only to submodels whose configuration is of another class and is still the one that their
+    layers hold: not so in T5 and in models put together from two.
+    """
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and part.config._attn_implementation != name:
+            part.set_attn_implementation(name)
+    for stack in find_stacks(model).values():
+        for module in stack.modules:
+            if hasattr(module, "config") and module.config._attn_implementation != name:
+                module.config._attn_implementation = name
+
+
+def use_implementation(model: PreTrainedModel) -> PreTrainedModel:
+    """Set the implementation "attention_pruning", and make sure that every part of the model took it.
+
+    Raises
+    ------
+    InputError
+        If transformers does not let the model, or a part of it, change its implementation.
+    """
+    set_implementation(model, IMPLEMENTATION)
+    for config, found in implementations(model):
+        if found != IMPLEMENTATION:
+            raise InputError(
+                f"{type(model).__name__}: expected {type(config).__name__} to take the attention implementation "
+                f"{IMPLEMENTATION!r}, found it at {found!r}: transformers cannot change this model's"
+            )
+    return model
+
+
+def attach_sites(
+    stacks: Mapping[str, AttentionStack], masks: Mapping[str, PruneMask], backend: str = "auto", beyond: str = "error"
+) -> None:
+    """Give the modules of the stacks their AttentionSite, where they have a mask or have to tell a position."""
+    cross = stacks.get("enc-dec")
+    steps = [{} for _ in cross.modules] if cross is not None and "enc-dec" in masks else None
+    for name, stack in stacks.items():
+        shares_steps = steps is not None and name in ("dec-self", "enc-dec")
+        if name not in masks and not shares_steps:
+            continue
+        for layer, module in enumerate(stack.modules):
+            site = AttentionSite(stack, layer, masks.get(name), backend, beyond, steps[layer] if shares_steps else None)
+            weight = next(module.parameters(), None)
+            if weight is not None and weight.device != torch.device("meta"):
+                site.to(weight.device)
+            module.add_module(SITE_ATTRIBUTE, site)
+
+
+def _detach(stacks: Mapping[str, AttentionStack]) -> None:
+    for stack in stacks.values():
+        for module in stack.modules:
+            module._modules.pop(SITE_ATTRIBUTE, None)
+
+
+def _by_site(masks: PruneMask | Mapping[str, PruneMask] | Iterable[PruneMask]) -> dict[str, PruneMask]:
+    if isinstance(masks, PruneMask):
+        return {masks.site: masks}
+    if isinstance(masks, Mapping):
+        by_site = dict(masks)
+    else:
+        listed = list(masks)
+        by_site = {getattr(mask, "site", None): mask for mask in listed}
+        if len(by_site) != len(listed):
+            raise InputError(f"masks: expected one for each site, found {[mask.site for mask in listed]}")
+    for site, mask in by_site.items():
+        if not isinstance(mask, PruneMask):
+            raise InputError(f"masks: expected a PruneMask, found {type(mask).__name__}")
+        if mask.site != site:
+            raise InputError(f"{mask.source}: expected a mask for {site}, under which it was given, found {mask.site}")
+    if not by_site:
+        raise InputError("masks: expected at least one PruneMask, found none; unprune_model takes masks away")
+    return by_site
+
+
+def _check(model: PreTrainedModel, stacks: Mapping[str, AttentionStack], site: str, mask: PruneMask) -> None:
+    title = type(model).__name__
+    if site not in stacks:
+        raise InputError(f"{mask.source}: expected a site of {title}, {' or '.join(stacks)}, found {site}")
+    stack = stacks[site]
+    mask.check_model(layers=stack.layers, heads=stack.heads)
+    if mask.causal != stack.causal:
+        raise InputError(
+            f"{mask.source}: expected causal {stack.causal}, that of {site} in {title}, found {mask.causal}"
+        )
+    if not stack.cross and mask.query_length != mask.key_length:
+        raise InputError(
+            f"{mask.source}: expected as many keys as queries, since {title} has no memory, found "
+            f"{mask.query_length} queries and {mask.key_length} keys"
+        )
+
+
+def _describe(masks: Mapping[str, PruneMask]) -> dict[str, dict[str, object]]:
+    facts = ("fingerprint", "kind", "tau", "rule", "scope", "row_floor", "block_size", "seed", "effective_sparsity")
+    return {
+        site: {"file": f"prune_mask.{site}.safetensors"} | {fact: getattr(mask, fact) for fact in facts}
+        for site, mask in masks.items()
+    }
+
+
+def _set_config(model: PreTrainedModel, prune_config: dict[str, object] | None) -> None:
+    if prune_config is not None:
+        model.config.prune_config = prune_config
+    elif hasattr(model.config, "prune_config"):
+        del model.config.prune_config

@@ -1,0 +1,200 @@
+"""save_pretrained and from_pretrained keep masks; what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    DebertaV2Config,
+    DebertaV2Model,
+)
+
+from attention_pruning import InputError, PruneMask
+from attention_pruning.huggingface import find_stacks, model_masks, prune_model, unprune_model
+from tiny_models import MODELS, batch_for, make, random_masks, real_outputs
+
+
+def assert_same_masks(found, expected):
+    assert found.keys() == expected.keys()
+    for site, mask in expected.items():
+        assert found[site].fingerprint == mask.fingerprint and found[site].metadata == mask.metadata
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_folder_gives_back_masks_and_outputs_bit_for_bit(name, tmp_path):
+    model, batch = prune_model(make(name), random_masks(name, 0.5)), batch_for(name)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert_same_masks(model_masks(again), model_masks(model))
+    assert torch.equal(real_outputs(again, batch), real_outputs(model, batch))
+    again.save_pretrained(tmp_path / "copy")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "copy").iterdir()
+    }
+
+
+def test_a_folder_has_one_mask_file_a_site_and_says_so(tmp_path):
+    masks = random_masks("BART", 0.5, sites=["enc-self", "enc-dec"])
+    prune_model(make("BART"), masks, beyond="dense").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())["prune_config"]
+    assert settings["beyond"] == "dense" and set(settings["masks"]) == set(masks)
+    for site, mask in masks.items():
+        assert settings["masks"][site]["tau"] == 0.5
+        assert PruneMask.load(tmp_path / settings["masks"][site]["file"]).fingerprint == mask.fingerprint
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert_same_masks(model_masks(again), masks)
+    assert again.model.encoder.layers[0].self_attn.attention_pruning.beyond == "dense"
+
+
+def test_a_submodel_and_another_head_take_the_masks_along(tmp_path):
+    model = prune_model(make("BERT"), random_masks("BERT", 0.5))
+    model.save_pretrained(tmp_path / "whole")
+    model.bert.save_pretrained(tmp_path / "base")
+    batch = batch_for("BERT")
+    expected = model.bert(**batch).last_hidden_state
+    for folder in ("whole", "base"):
+        assert torch.equal(AutoModel.from_pretrained(tmp_path / folder).eval()(**batch).last_hidden_state, expected)
+
+
+def test_loading_information_and_another_implementation(tmp_path):
+    model, batch = prune_model(make("BERT"), random_masks("BERT", 0.5)), batch_for("BERT")
+    model.save_pretrained(tmp_path)
+    again, information = BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not information["unexpected_keys"] and model_masks(again)
+    dense = AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation="sdpa")
+    assert torch.equal(real_outputs(dense, batch), real_outputs(make("BERT", implementation="sdpa"), batch))
+    dense.set_attn_implementation("attention_pruning")
+    assert torch.equal(real_outputs(dense, batch), real_outputs(model, batch))
+
+
+def test_a_dense_model_is_saved_as_ever(tmp_path):
+    model = unprune_model(prune_model(make("BERT"), random_masks("BERT", 0.5)))
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("prune_mask*"))
+    assert not hasattr(BertForMaskedLM.from_pretrained(tmp_path).config, "prune_config")
+
+
+@pytest.mark.parametrize("damage", ["missing", "other", "format"])
+def test_a_damaged_folder_is_refused(damage, tmp_path):
+    model = prune_model(make("BERT"), random_masks("BERT", 0.5))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "prune_mask.self.safetensors"
+    if damage == "missing":
+        file.unlink()
+        message = "expected prune_mask.self.safetensors, named in its config.json, found no such file"
+    elif damage == "other":
+        random_masks("BERT", 0.5, seed=9)["self"].save(file)
+        message = "expected fingerprint .* that of config.json, found"
+    else:
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["prune_config"]["format"] = "attention-pruning/model/99"
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        message = "expected a prune_config of format 'attention-pruning/model/1', found 'attention-pruning/model/99'"
+    with pytest.raises(InputError, match=message):
+        BertForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_a_folder_never_promises_masks_that_the_model_lacks(tmp_path):
+    prune_model(make("BERT"), random_masks("BERT", 0.5)).save_pretrained(tmp_path)
+    dense = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path))
+    with pytest.raises(InputError, match=r"expected the masks of its prune_config, \['self'\], found \[\]"):
+        dense.save_pretrained(tmp_path / "dense")
+    with pytest.raises(InputError, match="call model.push_to_hub"):
+        prune_model(dense, random_masks("BERT", 0.5)).save_pretrained(tmp_path / "hub", push_to_hub=True)
+
+
+def small(**more):
+    return BertModel(BertConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2, intermediate_size=8, **more))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "message"),
+    [
+        (lambda: small(num_attention_heads=6), "BERT", "expected heads 6, that of the model, found 4"),
+        (lambda: make("BERT").bert, "ALBERT", "expected layers 2, that of the model, found 1"),
+        (lambda: make("BERT"), "GPT-2", "expected causal False, that of self in BertForMaskedLM, found True"),
+        (lambda: make("BERT"), "BART", "expected a site of BertForMaskedLM, self, found enc-self"),
+        (lambda: make("BART"), "BERT", "expected a site of BartForCond.*, enc-self or dec-self or enc-dec, found self"),
+        (lambda: torch.nn.Linear(1, 1), "BERT", "expected a PreTrainedModel of transformers, found Linear"),
+    ],
+)
+def test_a_mask_for_another_model_is_refused_in_one_line(model, name, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        prune_model(model(), random_masks(name, 0.5))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_refused_mask_changes_nothing():
+    model, good = make("BART", implementation="sdpa"), random_masks("BART", 0.5)
+    with pytest.raises(InputError):
+        prune_model(model, [good["enc-self"], random_masks("BERT", 0.5)["self"]])
+    assert not model_masks(model) and not hasattr(model.config, "prune_config")
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("masks", "options", "message"),
+    [
+        (lambda good: {}, {}, "expected at least one PruneMask"),
+        (lambda good: {"enc-dec": good}, {}, "expected a mask for enc-dec, under which it was given, found self"),
+        (lambda good: [good, good], {}, "expected one for each site"),
+        (lambda good: {"self": good.pruned}, {}, "expected a PruneMask, found Tensor"),
+        (lambda good: good, {"backend": "magic"}, "backend: expected one of auto, reference, found 'magic'"),
+        (lambda good: good, {"beyond": "crop"}, "beyond: expected one of error, dense, found 'crop'"),
+    ],
+)
+def test_bad_arguments_are_refused(masks, options, message):
+    with pytest.raises(InputError, match=message):
+        prune_model(make("BERT"), masks(random_masks("BERT", 0.5)["self"]), **options)
+
+
+def tiny_clip():
+    part = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text, vision = part | {"vocab_size": 40}, part | {"image_size": 8, "patch_size": 4}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+
+
+def tiny_deberta():
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return DebertaV2Model(DebertaV2Config(vocab_size=40, **shape))
+
+
+def test_models_that_cannot_be_supported_are_refused_with_the_reason():
+    with pytest.raises(InputError, match="DebertaV2Model: expected attention that goes through .*AttentionInterface"):
+        find_stacks(tiny_deberta())
+    clip = tiny_clip()
+    with pytest.raises(InputError, match="CLIPModel: expected one stack of self attention, found text_model.*vision"):
+        find_stacks(clip)
+    assert find_stacks(clip.vision_model)["self"].heads == 2
+
+
+def test_attention_beyond_a_sliding_window_is_refused():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=40, **shape, num_key_value_heads=2, sliding_window=6)
+    model = prune_model(MistralForCausalLM(config), random_masks("GPT-2", 0.5, extra=2))
+    model(input_ids=torch.ones(1, 5, dtype=torch.long))
+    with pytest.raises(InputError, match="fewer keys than its sliding window of 6, found 6"):
+        model(input_ids=torch.ones(1, 6, dtype=torch.long))
+
+
+def test_what_a_mask_cannot_be_combined_with_is_refused():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Gemma2Config(vocab_size=40, **shape, num_key_value_heads=2, head_dim=4)
+    model = prune_model(Gemma2ForCausalLM(config), random_masks("GPT-2", 0.5))
+    with pytest.raises(InputError, match="expected plain attention, found softcap"):
+        model(input_ids=torch.ones(1, 5, dtype=torch.long))

@@ -1,0 +1,58 @@
+"""Numbers in documents are those of committed results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from attention_pruning import InputError
+from reproduction import documents
+from reproduction.documents import REFERENCE, REPOSITORY, filled, main, results_block
+from reproduction.results import read_csv
+
+
+def test_every_block_of_every_document_is_up_to_date():
+    assert main(["--check"]) == 0
+
+
+def test_the_readme_shows_the_reference_figure_and_its_numbers():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert "(results/reference/quick/ap_figure.png)" in text and "<!-- numbers results quick -->" in text
+    assert results_block("quick") in text
+    for folder in REFERENCE.glob("*/metrics.csv"):
+        assert {path.name for path in folder.parent.iterdir()} >= {"ap_figure.png", "ap_figure.md"}
+
+
+def test_means_in_the_table_are_those_of_the_csv():
+    table = read_csv(REFERENCE / "quick" / "metrics.csv")
+    chosen = table[(table["metric"] == "perplexity") & (table["split"] == "test")]
+    means = chosen.groupby(["variant", "tau"], dropna=False)["value"].mean()
+    shown = [
+        (line.split("|")[1].strip(), line.split("|")[2].strip(), float(re.search(r"\d+\.\d\d", line.split("|")[4])[0]))
+        for line in results_block("quick").splitlines()[2:]
+    ]
+    names = {"dense": "dense", "data": "data-informed", "random": "random", "window": "fixed window"}
+    expected = {
+        (names[variant], f"{100 * tau:.0f}%"): value for (variant, tau), value in means.items() if variant in names
+    }
+    found = {(name, share): value for name, share, value in shown if name in names.values()}
+    assert found == {key: pytest.approx(value, abs=0.00501) for key, value in expected.items()}
+
+
+@pytest.mark.parametrize("change", ["number", "block", "end"])
+def test_a_stale_or_unknown_block_is_refused(tmp_path, monkeypatch, change):
+    page = tmp_path / "README.md"
+    text = filled("<!-- numbers results quick -->\n<!-- end numbers -->\n", page)
+    changes = {"number": ("|---|", "|--- |"), "block": ("results", "nothing"), "end": ("<!-- end numbers -->", "")}
+    page.write_text(text.replace(*changes[change], 1))
+    monkeypatch.setattr(documents, "documents", lambda: [page])
+    monkeypatch.setattr(documents, "REPOSITORY", tmp_path)
+    before = page.read_text()
+    with pytest.raises(InputError, match="README.md"):
+        main(["--check"])
+    assert page.read_text() == before
+    if change == "number":
+        main([])
+        assert page.read_text() == text and Path(page).parent == tmp_path
