@@ -1,7 +1,7 @@
 """Numbers in documents, written from committed results and never by hand.
 
-A block ``<!-- numbers NAME ARGUMENT -->`` ... ``<!-- end numbers -->`` in README.md, docs/ or benchmarks/ is made from a file
-under results/reference/:
+A block ``<!-- numbers NAME ARGUMENT -->`` ... ``<!-- end numbers -->`` in README.md, docs/ or benchmarks/ is made from
+a file under results/reference/:
 
     python -m reproduction.documents            # write all blocks anew
     python -m reproduction.documents --check    # fail if one differs from its file
@@ -27,7 +27,7 @@ from reproduction.training import atomic_path, run_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference"
-_BLOCK = re.compile(r"(<!-- numbers (?P<name>\S+) (?P<argument>\S+) -->\n)(?P<body>.*?)(<!-- end numbers -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- numbers (?P<name>\S+) (?P<argument>\S+) -->\n).*?<!-- end numbers -->", re.DOTALL)
 
 
 def documents() -> list[Path]:
