@@ -55,11 +55,12 @@ lint: $(INSTALLED)
 $(INSTALLED): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; Python 3.11 or newer is needed: python.org, or apt-get install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"
-	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || echo "note: no C++ compiler was found; if pip has to build a package, install one, for example with: apt-get install g++ python3-dev"
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler was found, and fairseq is compiled when it is installed; get one, for example with: apt-get install g++ python3-dev" >&2; exit 2; }
 	@echo "Making $(VENV): about 2 GB, some minutes."
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	@$(RUN)/python -c "$$CHECK_PYTHON"
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps fairseq==0.12.2
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -6,7 +6,7 @@ Pruning happens *before* the normaliser (softmax or entmax): a pruned score is m
 exactly zero and no gradient passes. Three kinds of rows are told apart:
 
 * a row with a kept visible key attends to its kept visible keys;
-* a row whose visible keys are all pruned attends uniformly over its visible keys (METHOD: row floor ``none``, or a
+* a row whose visible keys are all pruned attends uniformly over its visible keys (row floor ``none``, or a
   kept key that happens to be padding in this sequence) -- never to padding;
 * a row that sees nothing at all (a padded query) gives zeros.
 """

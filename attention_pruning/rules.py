@@ -69,7 +69,7 @@ def prune_by_rule(
     unobserved: str = "keep",
     crop: bool = True,
 ) -> Tensor:
-    """The prune mask of a pattern: bool [L, H, q, k], True = pruned. See METHOD in docs/method.md and arXiv 2012.02030.
+    """The prune mask of a pattern: bool [L, H, q, k], True = pruned. See docs/method.md and arXiv 2012.02030.
 
     Parameters
     ----------

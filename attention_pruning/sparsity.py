@@ -1,4 +1,4 @@
-"""How sparse a mask is: counts that answer different questions (the terms are METHOD's, see docs/method.md).
+"""How sparse a mask is: counts that answer different questions (the terms are those of docs/method.md).
 
 Letters in names: L layers, H heads, Q queries, K keys in cells; q, k the same in blocks.
 """

@@ -81,6 +81,18 @@ def test_a_python_without_venv_is_refused(checkout: Path) -> None:
     assert "apt-get install python3-venv" in found.stderr
 
 
+def test_a_missing_compiler_is_named_with_the_way_to_get_it(checkout: Path) -> None:
+    """fairseq comes as source; nothing is installed when it could not be compiled."""
+    tools = checkout / "tools"
+    tools.mkdir()
+    for name in ("sh", "make", "nproc", "echo", "test", "touch"):
+        (tools / name).symlink_to(shutil.which(name))
+    found = make(checkout, "figure", f"PYTHON={sys.executable}", f"PATH={tools}")
+    assert found.returncode != 0
+    assert "error: no C++ compiler was found" in found.stderr and "apt-get install g++" in found.stderr
+    assert not (checkout / ".venv").exists()
+
+
 def test_an_unknown_configuration_is_named(checkout: Path) -> None:
     install(checkout)
     found = make(checkout, "figure", "CONFIG=huge")
@@ -143,6 +155,12 @@ def test_every_direct_need_is_pinned() -> None:
     needs = [*project["dependencies"], *(need for extra in project["optional-dependencies"].values() for need in extra)]
     names = {normal(re.split(r"[<>=!~ ]", need)[0]) for need in needs}
     assert names <= {normal(pin.partition("==")[0]) for pin in PINS}
+
+
+def test_fairseq_is_installed_without_its_bounds_at_the_version_that_its_launcher_wants() -> None:
+    version = re.search(r'FAIRSEQ_VERSION = "(.*)"', (ROOT / "fairseq" / "shims.py").read_text())[1]
+    assert f"--no-deps fairseq=={version}\n" in (ROOT / "Makefile").read_text()
+    assert not any(pin.startswith("fairseq=") for pin in PINS)
 
 
 def test_the_library_needs_three_packages() -> None:

@@ -1,0 +1,207 @@
+"""Run one of fairseq's commands with the plug-in loaded: its own flags, ours, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import shims
+from attention_pruning import InputError
+from processes import CPU_BACKENDS, run_processes
+from reproduction.training import RunRecord, run_main
+
+#: Commands that read batches of sources, so that the side of their padding matters.
+READS_SOURCES = ("train", "generate", "interactive")
+TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
+
+
+def prepare() -> None:
+    """:func:`shims.install`, or an error in one line and the end of the process."""
+    try:
+        shims.install()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(command: str, description: str | None) -> None:
+    """Run ``fairseq_cli.COMMAND`` on this process's arguments and exit.
+
+    Parameters
+    ----------
+    command : str
+        ``preprocess``, ``train``, ``generate`` or ``interactive``.
+    description : str, optional
+        What --help says before fairseq's own help.
+    """
+    run_main(functools.partial(_run, command, description))
+
+
+def _run(command: str, description: str | None) -> int:
+    arguments = sys.argv[1:]
+    if "-h" in arguments or "--help" in arguments:
+        print(f"{(description or '').strip()}\n\n{_own_flags(command).format_help()}\nfairseq's own flags:\n")
+    rewritten = rewrite(command, arguments)
+    if command == "train" and (number := _cpu_processes(arguments)):
+        backends = [word for flag in CPU_BACKENDS.items() if not _value(arguments, flag[0]) for word in flag]
+        return run_processes(Path(sys.argv[0]).resolve(), [*arguments, *backends], number)
+    record = RunRecord(f"fairseq/{command}.py", {"arguments": arguments})
+    sys.argv[1:] = rewritten
+    try:
+        importlib.import_module(f"fairseq_cli.{command}").cli_main()
+    except InputError:
+        raise
+    except Exception as error:
+        # fairseq replaces what goes wrong while a checkpoint is loaded with a general remark.
+        if isinstance(error.__context__, InputError):
+            raise error.__context__ from None
+        raise
+    folder = _output_folder(command, rewritten)
+    if folder is not None and os.environ.get("RANK", "0") == "0":
+        record.write(folder / "run.json")
+    return 0
+
+
+def rewrite(command: str, arguments: list[str]) -> list[str]:
+    """fairseq's arguments for ours.
+
+    ``--user-dir`` is the plug-in where none is given. ``--left-pad-source`` (fairseq 0.12.2: no value, meaning False)
+    may have a value, and is False where it is absent. ``--beyond-pattern`` of a translating command joins
+    ``--model-overrides``.
+
+    Raises
+    ------
+    InputError
+        For a value that is none, or a checkpoint that cannot be read.
+    """
+    arguments = list(arguments)
+    if not _value(arguments, "--user-dir"):
+        arguments += ["--user-dir", str(shims.PLUGIN)]
+    if command in READS_SOURCES:
+        arguments = _pad_source(arguments)
+    if command in ("generate", "interactive"):
+        arguments = _override_model(arguments)
+        for path in filter(None, (_value(arguments, "--path") or "").split(os.pathsep)):
+            _require_checkpoint(path)
+    if command == "train":
+        for flag in ("--restore-file", "--finetune-from-model"):
+            path = _value(arguments, flag)
+            if path and path != "checkpoint_last.pt":
+                _require_checkpoint(path)
+    return arguments
+
+
+def _own_flags(command: str) -> argparse.ArgumentParser:
+    """The flags that fairseq's own --help does not list."""
+    parser = argparse.ArgumentParser(prog=f"{command}.py", add_help=False, usage=argparse.SUPPRESS)
+    if command == "train":
+        from plugin.flags import add_flags
+
+        add_flags(
+            parser.add_argument_group(
+                "Attention Pruning (with --arch ap_..., the twin of any transformer architecture)"
+            )
+        )
+    if command in ("generate", "interactive"):
+        group = parser.add_argument_group("Attention Pruning")
+        group.add_argument("--beyond-pattern", choices=("dense", "decoding", "error"), help=_beyond_help())
+    if command in READS_SOURCES:
+        parser.add_argument_group("changed default").add_argument(
+            "--left-pad-source", metavar="BOOL", help="pad sources on the left (default: False, unlike fairseq's)"
+        )
+    return parser
+
+
+def _beyond_help() -> str:
+    return (
+        "attention at positions that the pattern of a pruned checkpoint does not cover: unpruned (dense, the "
+        "default), unpruned "
+        "in the translation and an error in the source (decoding), or always an error"
+    )
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    """What stands behind the last occurrence of a flag, as ``--flag value`` or ``--flag=value``."""
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument == flag and position + 1 < len(arguments):
+            found = arguments[position + 1]
+        elif argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+    return found
+
+
+def _take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Arguments without a flag and its value, and the value."""
+    value, rest = _value(arguments, flag), []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == flag:
+            skip = True
+        elif not argument.startswith(f"{flag}="):
+            rest.append(argument)
+    return rest, value
+
+
+def _pad_source(arguments: list[str]) -> list[str]:
+    left, rest = False, []
+    words = iter(enumerate(arguments))
+    for position, argument in words:
+        if argument.partition("=")[0] != "--left-pad-source":
+            rest.append(argument)
+            continue
+        following = arguments[position + 1].lower() if position + 1 < len(arguments) else ""
+        value = argument.partition("=")[2].lower()
+        if not value and following in TRUE_WORDS + FALSE_WORDS:
+            value = following
+            next(words)
+        if value and value not in TRUE_WORDS + FALSE_WORDS:
+            raise InputError(f"--left-pad-source: expected True or False, found {value!r}")
+        left = value in TRUE_WORDS
+    return rest if left else [*rest, "--left-pad-source"]
+
+
+def _override_model(arguments: list[str]) -> list[str]:
+    from plugin.flags import BEYOND
+
+    arguments, beyond = _take(arguments, "--beyond-pattern")
+    beyond = "dense" if beyond is None else beyond
+    if beyond not in BEYOND:
+        raise InputError(f"--beyond-pattern: expected one of {', '.join(BEYOND)}, found {beyond!r}")
+    arguments, given = _take(arguments, "--model-overrides")
+    try:
+        overrides = ast.literal_eval(given or "{}")
+    except (ValueError, SyntaxError) as error:
+        raise InputError(f"--model-overrides: expected a Python dictionary, found {given!r}") from error
+    return [*arguments, "--model-overrides", repr({"beyond_pattern": beyond} | overrides)]
+
+
+def _require_checkpoint(path: str) -> None:
+    from plugin.checkpoint import read_checkpoint
+
+    read_checkpoint(path)
+
+
+def _cpu_processes(arguments: list[str]) -> int:
+    """How many processes to start here, because fairseq starts them only on GPUs; 0 for none."""
+    size = _value(arguments, "--distributed-world-size") or "1"
+    started = _value(arguments, "--distributed-init-method") or "RANK" in os.environ
+    return int(size) if "--cpu" in arguments and not started and size.isdigit() and int(size) > 1 else 0
+
+
+def _output_folder(command: str, arguments: list[str]) -> Path | None:
+    flag, default = {
+        "preprocess": ("--destdir", "data-bin"),
+        "train": ("--save-dir", "checkpoints"),
+        "generate": ("--results-path", None),
+        "interactive": ("--results-path", None),
+    }[command]
+    folder = _value(arguments, flag) or default
+    return Path(folder) if folder and Path(folder).is_dir() else None

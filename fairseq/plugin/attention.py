@@ -1,0 +1,249 @@
+"""fairseq's multi-head attention under a prune mask, with softmax or entmax, and open to an observer.
+
+Letters in names: B batch (beams included), H heads, T queries, S keys, D head size, C = H * D.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch.nn.functional as F
+from fairseq.modules import MultiheadAttention
+from torch import Tensor
+
+from attention_pruning import InputError
+from attention_pruning.attention import Observer, ScoreMask, attend, normalize
+
+logger = logging.getLogger(__name__)
+
+#: How a checkpoint calls the cells of one attention: bool [H, T, S] over positions from 0, True = pruned.
+MASK_NAME = "prune_mask"
+
+
+class PrunedAttention(MultiheadAttention):
+    """An attention of fairseq that was adopted, not built: it keeps its weights, their names and the random stream.
+
+    Without mask, entmax or observer it runs fairseq's own code and nothing else.
+
+    Attributes
+    ----------
+    site : str
+        ``enc-self``, ``dec-self`` or ``enc-dec``.
+    prune_mask : Tensor or None
+        bool [H, T, S], True = pruned, a persistent buffer.
+    normalizer : {"softmax", "entmax15"}
+    beyond_pattern : {"decoding", "dense", "error"}
+        What to do at positions beyond the mask: leave them unpruned where the model writes them itself and refuse them
+        in text that it reads, leave them unpruned, or refuse them.
+    observer : callable or None
+        Receives the probabilities [B, H, T, S] before dropout.
+    """
+
+    @classmethod
+    def adopt(
+        cls, attention: MultiheadAttention, site: str, sibling: MultiheadAttention | None = None
+    ) -> PrunedAttention:
+        """Turn an attention that fairseq built into one of these, in place; one that is already stays as it is.
+
+        Parameters
+        ----------
+        sibling : MultiheadAttention, optional
+            For ``enc-dec``: the self-attention of the same layer, whose cache tells how far decoding has come.
+
+        Raises
+        ------
+        InputError
+            If it attends in a way that positions of a mask cannot describe.
+        """
+        if isinstance(attention, cls):
+            return attention
+        if attention.use_xformers or attention.bias_k is not None or attention.add_zero_attn:
+            raise InputError(f"{site} attention: expected plain attention, found xformers, --bias-kv or --zero-attn")
+        attention.__class__ = cls
+        attention.site = site
+        attention.normalizer = "softmax"
+        attention.beyond_pattern = "decoding"
+        attention.observer = None
+        attention.register_buffer(MASK_NAME, None)
+        # Not a submodule of this one: its weights would appear twice in a checkpoint.
+        object.__setattr__(attention, "sibling", sibling)
+        return attention
+
+    @property
+    def stock(self) -> bool:
+        """Whether there is nothing to do that fairseq's own attention does not do."""
+        return self.prune_mask is None and self.normalizer == "softmax" and self.observer is None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Tensor | None = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As fairseq's: query [T, B, C], key and value [S, B, C] -> output [T, B, C] and attention weights or None.
+
+        The weights are [B, T, S], averaged over heads, or [H, B, T, S] for ``need_head_weights``. ``attn_mask`` [T, S]
+        is 0 or -inf, ``key_padding_mask`` [B, S] True at padding.
+
+        Raises
+        ------
+        InputError
+            Where the mask does not cover the positions, or sources are padded on the left.
+        """
+        need_weights = need_weights or need_head_weights
+        if self.stock or before_softmax:
+            return super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask,
+                incremental_state,
+                need_weights,
+                static_kv,
+                attn_mask,
+                before_softmax,
+                need_head_weights,
+            )
+        if self.prune_mask is not None and self.site != "dec-self":
+            _refuse_left_padding(key_padding_mask)
+        fused = (
+            self.normalizer == "softmax" and self.observer is None and not need_weights and incremental_state is None
+        )
+        if fused:
+            return self._fused(query, key, key_padding_mask, attn_mask), None
+
+        # Scores, caches and padding are fairseq's work; True keeps it from handing all of it to torch's own attention.
+        own_check, self.skip_embed_dim_check = self.skip_embed_dim_check, True
+        try:
+            scores, values = super().forward(
+                query, key, value, key_padding_mask, incremental_state, need_weights, static_kv, attn_mask, True
+            )
+        finally:
+            self.skip_embed_dim_check = own_check
+        batch = query.size(1)
+        scores_BHTS = scores.view(batch, self.num_heads, *scores.shape[1:])
+        out_BHTD, p_BHTS = self._attend_by_scores(scores_BHTS, values, incremental_state)
+        output = self.out_proj(_merge_heads(out_BHTD))
+        if not need_weights:
+            return output, None
+        return output, p_BHTS.transpose(0, 1) if need_head_weights else p_BHTS.mean(1)
+
+    def _fused(self, query: Tensor, key: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+        """A whole sequence at once, in torch's fused kernel: [T, B, C]."""
+        source = query if self.self_attention else key
+        q_BHTD = self._split_heads(self.q_proj(query))
+        k_BHSD, v_BHSD = self._split_heads(self.k_proj(source)), self._split_heads(self.v_proj(source))
+        visible = None if attn_mask is None else attn_mask > -math.inf
+        if key_padding_mask is not None and key_padding_mask.any():
+            real_B11S = ~key_padding_mask.bool()[:, None, None, :]
+            visible = real_B11S if visible is None else visible & real_B11S
+        pruned_HTS = self._pruned(0, q_BHTD.size(2), k_BHSD.size(2), decoding=False)
+        dropout = self.dropout_module
+        out_BHTD = attend(
+            q_BHTD,
+            k_BHSD,
+            v_BHSD,
+            ScoreMask.build(pruned_HTS, visible, q_BHTD.dtype),
+            scale=self.scaling,
+            dropout_p=dropout.p if self.training or dropout.apply_during_inference else 0.0,
+            implementation="sdpa",
+        )
+        return self.out_proj(_merge_heads(out_BHTD))
+
+    def _attend_by_scores(
+        self, scores_BHTS: Tensor, values: Tensor, incremental_state: dict | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output [B, H, T, D] and probabilities, from scores that are -inf where a query sees nothing.
+
+        ``values`` is [sentences * H, S, D]; the beams of a sentence share it in cross-attention.
+        """
+        pruned_HTS = None
+        if self.prune_mask is not None:
+            queries, keys = scores_BHTS.shape[2:]
+            start = self._first_query(queries, keys, incremental_state)
+            pruned_HTS = self._pruned(start, queries, keys, decoding=incremental_state is not None)
+        mask = ScoreMask.build(pruned_HTS, scores_BHTS > -math.inf, scores_BHTS.dtype)
+        for rows in (mask.uniform, mask.blind):
+            if rows is not None:
+                scores_BHTS = scores_BHTS.masked_fill(rows, 0.0)
+        # float32, as fairseq's softmax is, whatever the scores are
+        p_BHTS = normalize((scores_BHTS + mask.additive).float(), self.normalizer).type_as(scores_BHTS)
+        if mask.blind is not None:
+            p_BHTS = p_BHTS.masked_fill(mask.blind, 0.0)
+        if self.observer is not None:
+            self.observer(p_BHTS.detach())
+        return self._weigh(self.dropout_module(p_BHTS), values), p_BHTS
+
+    def _weigh(self, p_BHTS: Tensor, values: Tensor) -> Tensor:
+        batch, heads, queries, keys = p_BHTS.shape
+        values = values.view(-1, heads, keys, self.head_dim)
+        sentences = values.size(0)
+        if sentences == batch:
+            return p_BHTS @ values
+        # Beams become more queries of their sentence, so that its values need no copies.
+        p = p_BHTS.view(sentences, -1, heads, queries, keys).transpose(1, 2).reshape(sentences, heads, -1, keys)
+        out = (p @ values).view(sentences, heads, -1, queries, self.head_dim)
+        return out.transpose(1, 2).reshape(batch, heads, queries, self.head_dim)
+
+    def _first_query(self, queries: int, keys: int, incremental_state: dict | None) -> int:
+        """The position of the first query of this call: when decoding, the cached ones came before."""
+        if incremental_state is None:
+            return 0
+        if self.site == "dec-self":
+            return keys - queries
+        # Cross-attention sees the whole source at every step; the decoder's own cache, one call ago, counts the steps.
+        return self.sibling._get_input_buffer(incremental_state)["prev_key"].size(2) - queries
+
+    def _pruned(self, start: int, queries: int, keys: int, decoding: bool) -> Tensor:
+        """What the mask prunes for these positions: bool [H, T, S]."""
+        covered_queries, covered_keys = self.prune_mask.shape[1:]
+        if start + queries > covered_queries or keys > covered_keys:
+            own_text = decoding and (self.site == "dec-self" or keys <= covered_keys)
+            if self.beyond_pattern == "error" or (self.beyond_pattern == "decoding" and not own_text):
+                raise InputError(
+                    f"{self.site} attention: expected at most {covered_queries} queries and {covered_keys} keys, the "
+                    "lengths "
+                    f"of its pattern, found {start + queries} queries and {keys} keys; --beyond-pattern dense prunes "
+                    "nothing "
+                    "beyond it"
+                )
+            self._say_once(
+                f"{self.site} attention: longer than its pattern ({covered_queries} queries, {covered_keys} keys)"
+            )
+        part = self.prune_mask[:, start : start + queries, :keys]
+        missing = (0, keys - part.size(2), 0, queries - part.size(1))
+        return F.pad(part, missing) if any(missing) else part
+
+    def _say_once(self, message: str) -> None:
+        if not getattr(self, "_said", False):
+            self._said = True
+            logger.info("%s, unpruned beyond", message)
+
+    def _split_heads(self, x_TBC: Tensor) -> Tensor:
+        return x_TBC.view(*x_TBC.shape[:2], self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+
+
+def _merge_heads(x_BHTD: Tensor) -> Tensor:
+    """[T, B, C]"""
+    return x_BHTD.permute(2, 0, 1, 3).flatten(2)
+
+
+def _refuse_left_padding(key_padding_mask: Tensor | None) -> None:
+    # Positions of a pattern count from the first token. A row of padding alone says nothing about sides.
+    if key_padding_mask is not None and (key_padding_mask[:, 0].bool() & ~key_padding_mask[:, -1].bool()).any():
+        raise InputError(
+            "sources: expected padding on the right, found it on the left: give --left-pad-source, which in fairseq "
+            "0.12.2 takes "
+            "no value and means False"
+        )
+
+
+__all__ = ["MASK_NAME", "Observer", "PrunedAttention"]

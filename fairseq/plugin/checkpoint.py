@@ -1,0 +1,121 @@
+"""Read fairseq's checkpoints, refusing in one line what is none."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attention_pruning import InputError
+from fairseq import checkpoint_utils
+
+#: What torch raises for files that are not whole checkpoints; a foreign pickle may name modules that do not exist.
+_UNREADABLE = (RuntimeError, EOFError, ValueError, OSError, KeyError, ImportError, AttributeError)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what it was trained as and its task.
+
+    Attributes
+    ----------
+    model : nn.Module
+        In eval mode.
+    task
+        fairseq's task of its training; sources are padded on the right.
+    arguments
+        The namespace that the model was built from.
+    fingerprint : str
+        16 hexadecimal digits of the weights and masks.
+    """
+
+    model: nn.Module
+    task: Any
+    arguments: Any
+    fingerprint: str
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Everything in a checkpoint of fairseq, ours or stock, its tensors mapped from the file where its format allows
+    it.
+
+    Nothing in it is run, see ``shims.install``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or something else, or holds objects that might run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: expected a checkpoint of fairseq, found no such file")
+    try:
+        # weights_only is left at its default, True, so that torch's environment variable can lift it
+        state = torch.load(path, map_location="cpu", mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error):  # torch's own text would advise to read it unsafely
+            raise InputError(f"{path}: expected a checkpoint of fairseq, found a foreign file") from error
+        raise InputError(
+            f"{path}: expected a checkpoint without objects that might run code, found some; if you trust it, set "
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
+        ) from error
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(state, dict) or "model" not in state or not (state.get("cfg") or state.get("args")):
+        raise InputError(f"{path}: expected a checkpoint of fairseq, found no model and configuration in it")
+    return state
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(f"{path}: expected a checkpoint of fairseq, found a damaged or foreign file ({reason})")
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def model_arguments(state: dict[str, Any]) -> Any:
+    """The namespace (or dictionary) that a checkpoint's model was built from."""
+    return state["args"] if state.get("args") else state["cfg"]["model"]
+
+
+def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
+    """Build the model of a checkpoint, with its masks.
+
+    Parameters
+    ----------
+    overrides
+        Replace what was given in training, such as ``data``.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or its data cannot be found.
+    """
+    arguments = model_arguments(read_checkpoint(path))
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if "data" in given and not any(Path(given["data"]).glob("dict.*.txt")):
+        raise InputError(f"{given['data']}: expected a folder of binarised data (dict.LANGUAGE.txt), found none")
+    try:
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], arg_overrides=given)
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: expected a checkpoint whose model and data are at hand, found: {reason}") from error
+    task.cfg.left_pad_source = False
+    return LoadedModel(models[0].eval(), task, arguments, weights_fingerprint(models[0]))
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of names and values of all weights and masks."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

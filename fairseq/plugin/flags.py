@@ -1,0 +1,153 @@
+"""The flags of pruning, in the literal spelling of the published README, and what they say together."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attention_pruning import InputError
+from attention_pruning.mask import RULES, SCOPES, parse_tau
+
+#: Site -> the flag that prunes it and the flag that names its pattern or mask.
+SITE_FLAGS = {
+    "enc-self": ("PRUNE_ENC_SELF_ATTN", "ENCODER_SELF_ATTN_PATH"),
+    "dec-self": ("PRUNE_DEC_SELF_ATTN", "DECODER_SELF_ATTN_PATH"),
+    "enc-dec": ("PRUNE_ENC_DEC_ATTN", "ENCODER_DECODER_ATTN_PATH"),
+}
+#: How ``compute_attn_score.py --attn_type`` spells the sites.
+SITES_BY_TYPE = {"self-enc": "enc-self", "self-dec": "dec-self", "enc-dec": "enc-dec"}
+BEYOND = ("decoding", "dense", "error")
+DEFAULT_SEED = 1
+#: Flags that mean something only beside --PRUNE_BOOL, as attributes.
+_NEED_PRUNING = ("TAU", "RANDOM_PRUNE", "rule", "scope", "block_size")
+
+
+def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Declare the flags; fairseq's parser leaves out of the namespace what is not given."""
+    add = parser.add_argument
+    add("--PRUNE_BOOL", action="store_true", help="prune attention, at the sites that the next three flags name")
+    add("--PRUNE_ENC_SELF_ATTN", action="store_true", help="prune the encoder's self-attention")
+    add("--PRUNE_DEC_SELF_ATTN", action="store_true", help="prune the decoder's self-attention")
+    add("--PRUNE_ENC_DEC_ATTN", action="store_true", help="prune the attention from decoder to encoder")
+    for site, flag in (
+        ("encoder self", "ENCODER_SELF"),
+        ("decoder self", "DECODER_SELF"),
+        ("cross", "ENCODER_DECODER"),
+    ):
+        add(
+            f"--{flag}_ATTN_PATH",
+            metavar="FILE",
+            help=f"pattern or mask of {site}-attention: .safetensors, published .npy",
+        )
+    add(
+        "--TAU",
+        metavar="SHARE",
+        help="share to prune, a fraction such as 0.5; needed with a pattern, a mask has its own",
+    )
+    add("--RANDOM_PRUNE", action="store_true", help="prune as many cells of every layer, but at random")
+    add("--prune-seed", type=int, metavar="N", help=f"seed of --RANDOM_PRUNE (default: {DEFAULT_SEED})")
+    add("--rule", choices=RULES, help="how TAU becomes a mask (default: published)")
+    add("--scope", choices=SCOPES, help="what loses the share together (default: layer)")
+    add("--block-size", type=int, metavar="N", help="prune whole blocks of this side (default: the pattern's pool)")
+    add(
+        "--beyond-pattern",
+        choices=BEYOND,
+        help="attention at positions that the pattern does not cover: an error in text that is read and unpruned in "
+        "text that the model writes itself (decoding, the default of train.py), unpruned (dense, the default of "
+        "generate.py and interactive.py), or always an error",
+    )
+    add("--USE_ENTMAX", action="store_true", help="entmax 1.5 instead of softmax in all attention")
+    add("--CUDA", action="store_true", help="refuse to run without a GPU (default: take one if there is one)")
+
+
+@dataclass(frozen=True)
+class PruneFlags:
+    """What the flags ask for, checked.
+
+    Attributes
+    ----------
+    paths : dict
+        Site -> pattern or mask file; empty without --PRUNE_BOOL.
+    tau, rule, scope, block_size
+        None where not given.
+    random_seed : int or None
+        With --RANDOM_PRUNE, its seed.
+    beyond_pattern : {"decoding", "dense", "error"}
+    normalizer : {"softmax", "entmax15"}
+    """
+
+    paths: dict[str, str]
+    tau: float | None
+    rule: str | None
+    scope: str | None
+    block_size: int | None
+    random_seed: int | None
+    beyond_pattern: str
+    normalizer: str
+
+    @classmethod
+    def read(cls, args: Any) -> PruneFlags:
+        """Read and check fairseq's namespace.
+
+        Raises
+        ------
+        InputError
+            For a flag without what it needs, a file without its flag, or a bad number.
+        """
+        seed = getattr(args, "prune_seed", None)
+        random = getattr(args, "RANDOM_PRUNE", False)
+        if seed is not None and not random:
+            raise InputError("--prune-seed: expected --RANDOM_PRUNE beside it, found none")
+        tau = getattr(args, "TAU", None)
+        return cls(
+            paths=_paths(args),
+            tau=None if tau is None else parse_tau(tau),
+            rule=getattr(args, "rule", None),
+            scope=getattr(args, "scope", None),
+            block_size=getattr(args, "block_size", None),
+            random_seed=(DEFAULT_SEED if seed is None else seed) if random else None,
+            beyond_pattern=getattr(args, "beyond_pattern", None) or "decoding",
+            normalizer="entmax15" if getattr(args, "USE_ENTMAX", False) else "softmax",
+        )
+
+
+def _paths(args: Any) -> dict[str, str]:
+    prune = getattr(args, "PRUNE_BOOL", False)
+    paths = {}
+    for site, (switch, path_flag) in SITE_FLAGS.items():
+        wanted, path = getattr(args, switch, False), getattr(args, path_flag, None)
+        if wanted and not prune:
+            raise InputError(f"--{switch}: expected --PRUNE_BOOL beside it, found none")
+        if wanted and not path:
+            raise InputError(f"--{switch}: expected --{path_flag} FILE beside it, found none")
+        if path and not wanted:
+            raise InputError(f"--{path_flag}: expected --PRUNE_BOOL and --{switch} beside it, found none")
+        if wanted:
+            paths[site] = path
+    if prune and not paths:
+        switches = ", ".join(f"--{switch}" for switch, _ in SITE_FLAGS.values())
+        raise InputError(f"--PRUNE_BOOL: expected one of {switches} beside it, found none")
+    alone = [name for name in _NEED_PRUNING if getattr(args, name, None) not in (None, False)]
+    if alone and not prune:
+        flag = alone[0] if alone[0].isupper() else alone[0].replace("_", "-")
+        raise InputError(f"--{flag}: expected --PRUNE_BOOL beside it, found none")
+    return paths
+
+
+def check_device(args: Any) -> None:
+    """Hold --CUDA to its word.
+
+    Raises
+    ------
+    InputError
+        If there is no GPU, or --cpu is given too.
+    """
+    if not getattr(args, "CUDA", False):
+        return
+    if getattr(args, "cpu", False):
+        raise InputError("--CUDA: expected no --cpu beside it, found both")
+    if not torch.cuda.is_available():
+        raise InputError("--CUDA: expected a CUDA device, found none")

@@ -1,0 +1,118 @@
+"""From the flags to the prune masks of the three sites, and what a checkpoint records of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from attention_pruning import InputError, PruneMask
+from attention_pruning.blocks import block_any
+from attention_pruning.loading import load_mask
+
+from .flags import PruneFlags
+
+#: Block side at which a mask of single cells is asked how many blocks happen to be empty.
+SMALLEST_BLOCK = 16
+
+
+def model_shapes(args: Any) -> dict[str, tuple[int, int]]:
+    """Site -> layers and heads of the model that fairseq's namespace describes."""
+    encoder = (_layers(args, "encoder"), args.encoder_attention_heads)
+    decoder = (_layers(args, "decoder"), args.decoder_attention_heads)
+    return {"enc-self": encoder, "dec-self": decoder, "enc-dec": decoder}
+
+
+def _layers(args: Any, side: str) -> int:
+    kept = getattr(args, f"{side}_layers_to_keep", None)
+    return len(kept.split(",")) if kept else getattr(args, f"{side}_layers")
+
+
+def load_site_masks(flags: PruneFlags, shapes: Mapping[str, tuple[int, int]]) -> dict[str, PruneMask]:
+    """The masks that the flags ask for, by site.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, broken, of another site or model, or contradicts a flag.
+    """
+    masks = {}
+    for site, path in flags.paths.items():
+        mask = _load(path, site, flags.tau, flags.rule, flags.scope, flags.block_size, flags.random_seed)
+        layers, heads = shapes[site]
+        mask.check_model(layers=layers, heads=heads)
+        masks[site] = mask
+    return masks
+
+
+@functools.lru_cache(maxsize=6)  # the flags are checked when they are read and once more when the model is built
+def _load(
+    path: str,
+    site: str,
+    tau: float | None,
+    rule: str | None,
+    scope: str | None,
+    block_size: int | None,
+    random_seed: int | None,
+) -> PruneMask:
+    mask = load_mask(path, tau, rule=rule, scope=scope, block_size=block_size, site=site)
+    if random_seed is None:
+        return mask
+    if mask.kind != "data":
+        raise InputError(
+            f"{path}: expected a pattern or a data-informed mask for --RANDOM_PRUNE, found a {mask.kind} mask"
+        )
+    return PruneMask.random_like(mask, random_seed)
+
+
+def describe(mask: PruneMask) -> dict[str, Any]:
+    """What a checkpoint records of one site's mask, beside the cells themselves: JSON values."""
+    names = (
+        "kind",
+        "tau",
+        "rule",
+        "scope",
+        "row_floor",
+        "block_size",
+        "seed",
+        "effective_sparsity",
+        "empty_rows",
+        "fingerprint",
+    )
+    size = mask.block_size if mask.block_size > 1 else SMALLEST_BLOCK
+    each = mask.layers * mask.heads
+    return {name: getattr(mask, name) for name in names} | {
+        "queries": mask.query_length,
+        "keys": mask.key_length,
+        "allowed_cells": int(mask.allowed.sum()) * each,
+        "block_sparsity": mask.block_sparsity(size),
+        "allowed_blocks": int(block_any(mask.allowed, size).sum()) * each,
+        # A mask that prunes nothing (tau 0) leaves the dense model as it is, and no cells in the checkpoint.
+        "prunes": bool(mask.pruned.any()),
+        "pattern": mask.metadata.get("pattern_fingerprint"),
+    }
+
+
+def check_record(args: Any, record: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to load a checkpoint under other pruning flags than it was trained with (``--model-overrides``).
+
+    Raises
+    ------
+    InputError
+    """
+    flags = PruneFlags.read(args)
+    if set(flags.paths) != set(record):
+        raise InputError(
+            f"checkpoint: expected the pruned sites of its training ({', '.join(record) or 'none'}), found "
+            f"{', '.join(flags.paths) or 'none'}"
+        )
+    for site, facts in record.items():
+        if flags.tau not in (None, facts["tau"]):
+            raise InputError(f"checkpoint: expected --TAU {facts['tau']}, that of its {site} mask, found {flags.tau}")
+
+
+def empty_mask(facts: Mapping[str, Any], heads: int) -> torch.Tensor:
+    """The buffer that a checkpoint's cells of one layer will fill: bool [heads, queries, keys]."""
+    return torch.zeros(heads, facts["queries"], facts["keys"], dtype=torch.bool)

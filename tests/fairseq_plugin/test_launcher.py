@@ -1,0 +1,88 @@
+"""How command lines of ours become fairseq's."""
+
+import ast
+
+import pytest
+
+import launcher
+import shims
+from attention_pruning import InputError
+
+USER_DIR = ["--user-dir", str(shims.PLUGIN)]
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        (["d"], ["d", *USER_DIR, "--left-pad-source"]),
+        (["d", "--left-pad-source"], ["d", *USER_DIR, "--left-pad-source"]),
+        (["d", "--left-pad-source", "False", "--cpu"], ["d", "--cpu", *USER_DIR, "--left-pad-source"]),
+        (["--left-pad-source", "d"], ["d", *USER_DIR, "--left-pad-source"]),
+        (["d", "--left-pad-source", "True"], ["d", *USER_DIR]),
+        (["d", "--left-pad-source=true"], ["d", *USER_DIR]),
+        (["d", "--user-dir", "mine"], ["d", "--user-dir", "mine", "--left-pad-source"]),
+    ],
+)
+def test_training_arguments(given, passed):
+    assert launcher.rewrite("train", given) == passed
+
+
+def test_preprocessing_gets_the_plug_in_alone():
+    assert launcher.rewrite("preprocess", ["--source-lang", "de"]) == ["--source-lang", "de", *USER_DIR]
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides"),
+    [
+        ([], {"beyond_pattern": "dense"}),
+        (["--beyond-pattern", "error"], {"beyond_pattern": "error"}),
+        (
+            ["--beyond-pattern=decoding", "--model-overrides", "{'data': 'x'}"],
+            {"beyond_pattern": "decoding", "data": "x"},
+        ),
+        (["--model-overrides", "{'beyond_pattern': 'error'}"], {"beyond_pattern": "error"}),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "interactive"])
+def test_translating_arguments(command, given, overrides):
+    passed = launcher.rewrite(command, ["d", *given])
+    position = passed.index("--model-overrides")
+    assert ast.literal_eval(passed[position + 1]) == overrides
+    assert passed[:position] + passed[position + 2 :] == ["d", *USER_DIR, "--left-pad-source"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--left-pad-source=maybe"], "--left-pad-source: expected True or False, found 'maybe'"),
+        (["--beyond-pattern", "nothing"], "--beyond-pattern: expected one of decoding, dense, error, found 'nothing'"),
+        (["--model-overrides", "{"], "--model-overrides: expected a Python dictionary"),
+        (["--path", "/nowhere.pt"], "/nowhere.pt: expected a checkpoint of fairseq, found no such file"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        launcher.rewrite("generate", ["d", *arguments])
+
+
+def test_fairseq_is_required_in_its_version(monkeypatch):
+    import fairseq
+
+    monkeypatch.setattr(fairseq, "__version__", "0.10.0")
+    with pytest.raises(InputError, match="expected version 0.12.2, found 0.10.0: pip install --no-deps"):
+        shims.install()
+    monkeypatch.delattr(fairseq, "__version__")
+    with pytest.raises(InputError, match="expected version 0.12.2, found none"):
+        shims.install()
+
+
+def test_only_fairseqs_dataclasses_become_hashable():
+    from dataclasses import dataclass
+
+    from fairseq.dataclass.configs import CommonConfig
+
+    @dataclass
+    class Ours:
+        value: int = 0
+
+    assert Ours.__hash__ is None and hash(CommonConfig()) is not None
