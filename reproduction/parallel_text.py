@@ -111,10 +111,11 @@ def _replace(temporary: Path, folder: Path) -> None:
         os.replace(temporary / file, folder / file)
 
 
-def summary(description: Mapping[str, Any]) -> str:
-    """One line about a corpus."""
+def report(description: Mapping[str, Any]) -> tuple[str, str]:
+    """Fingerprint of a corpus, and one line about it."""
     counts = ", ".join(f"{split} {number:,}" for split, number in description["pairs"].items())
-    return f"{description['name']} {'-'.join(description['languages'])}: {counts} pairs ({description['fingerprint']})"
+    line = f"{description['name']} {'-'.join(description['languages'])}: {counts} pairs ({description['fingerprint']})"
+    return description["fingerprint"], line
 
 
 def read_aligned(files: Sequence[str | os.PathLike[str]]) -> list[tuple[str, ...]]:

@@ -13,14 +13,15 @@ import argparse
 import importlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from operator import attrgetter
 from random import Random
 from types import ModuleType
 
 from attention_pruning.errors import InputError
 from reproduction.corpus import Corpus, write_corpus
+from reproduction.data.command import run_preparation
 from reproduction.raw_text import SPLITS
-from reproduction.training import RunRecord, run_main
+from reproduction.training import run_main
 
 VERSIONS = {
     "web": "World English Bible",
@@ -281,12 +282,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    arguments = vars(build_parser().parse_args(argv))
-    record = RunRecord("reproduction.data.bible", arguments)
-    corpus = prepare(**arguments)
-    record.write(Path(arguments["out"]) / "run.json", fingerprint=corpus.fingerprint)
-    print(corpus.summary)
-    return 0
+    return run_preparation(build_parser(), prepare, attrgetter("fingerprint", "summary"), argv)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from random import Random
 
 from attention_pruning.errors import InputError
 from reproduction.data.bible import VERSIONS, book_of, chapter_of, tokenise, verses
-from reproduction.parallel_text import summary, write_pairs
+from reproduction.data.command import run_preparation
+from reproduction.parallel_text import report, write_pairs
 from reproduction.subwords import SentencePieces
-from reproduction.training import RunRecord, run_main
+from reproduction.training import run_main
 
 UNITS = ("clause", "verse")
 PSALMS = 19
@@ -168,12 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    arguments = vars(build_parser().parse_args(argv))
-    record = RunRecord("reproduction.data.bible_pairs", arguments)
-    description = prepare(**arguments)
-    record.write(Path(arguments["out"]) / "run.json", fingerprint=description["fingerprint"])
-    print(summary(description))
-    return 0
+    return run_preparation(build_parser(), prepare, report, argv)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from attention_pruning.errors import InputError
 from reproduction.archives import member_lines, opened_archive, segments
+from reproduction.data.command import run_preparation
 from reproduction.data.wikitext import DATA_DIR_VARIABLE
-from reproduction.parallel_text import every_nth, of_like_lengths, sha256, summary, write_pairs
+from reproduction.parallel_text import every_nth, of_like_lengths, report, sha256, write_pairs
 from reproduction.subwords import MosesBPE, moses_tokens
-from reproduction.training import RunRecord, run_main
+from reproduction.training import run_main
 
 URL = "http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz"
 ARCHIVE = Path("iwslt14") / "de-en.tgz"
@@ -111,12 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    arguments = vars(build_parser().parse_args(argv))
-    record = RunRecord("reproduction.data.iwslt14", arguments)
-    description = prepare(**arguments)
-    record.write(Path(arguments["out"]) / "run.json", fingerprint=description["fingerprint"])
-    print(summary(description))
-    return 0
+    return run_preparation(build_parser(), prepare, report, argv)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attention_pruning.errors import InputError
+from reproduction.data.command import run_preparation
 from reproduction.data.wikitext import DATA_DIR_VARIABLE
-from reproduction.parallel_text import read_aligned, summary, write_pairs
+from reproduction.parallel_text import read_aligned, report, write_pairs
 from reproduction.subwords import SentencePieces
-from reproduction.training import RunRecord, run_main
+from reproduction.training import run_main
 
 FOLDER = "multi30k"
 HUB_DATASET = "bentrevett/multi30k"
@@ -165,12 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    arguments = vars(build_parser().parse_args(argv))
-    record = RunRecord("reproduction.data.multi30k", arguments)
-    description = prepare(**arguments)
-    record.write(Path(arguments["out"]) / "run.json", fingerprint=description["fingerprint"])
-    print(summary(description))
-    return 0
+    return run_preparation(build_parser(), prepare, report, argv)
 
 
 if __name__ == "__main__":

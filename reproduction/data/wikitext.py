@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from attention_pruning.errors import InputError
 from reproduction.corpus import Corpus, encode
+from reproduction.data.command import run_preparation
 from reproduction.raw_text import raw_files, read_lines
-from reproduction.training import RunRecord, run_main
+from reproduction.training import run_main
 
 HUB_DATASET = "Salesforce/wikitext"
 HUB_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -140,12 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    arguments = vars(build_parser().parse_args(argv))
-    record = RunRecord("reproduction.data.wikitext", arguments)
-    corpus = prepare(**arguments)
-    record.write(Path(arguments["out"]) / "run.json", fingerprint=corpus.fingerprint)
-    print(corpus.summary)
-    return 0
+    return run_preparation(build_parser(), prepare, attrgetter("fingerprint", "summary"), argv)
 
 
 if __name__ == "__main__":
