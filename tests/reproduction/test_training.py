@@ -225,6 +225,15 @@ def test_no_checkpoint_is_refused(name, tmp_path):
 # -- interruptions -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def usual_handlers():
+    """A shell that starts the tests in the background has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_handlers")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_becomes_a_request(number):
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
