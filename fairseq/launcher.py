@@ -119,9 +119,8 @@ def _own_flags(command: str) -> argparse.ArgumentParser:
 
 def _beyond_help() -> str:
     return (
-        "attention at positions that the pattern of a pruned checkpoint does not cover: unpruned (dense, the "
-        "default), unpruned "
-        "in the translation and an error in the source (decoding), or always an error"
+        "attention at positions that the pattern of a pruned checkpoint does not cover: unpruned (dense, the default), "
+        "unpruned in the translation and an error in the source (decoding), or always an error"
     )
 
 

@@ -6,8 +6,9 @@ a file under results/reference/:
     python -m reproduction.documents            # write all blocks anew
     python -m reproduction.documents --check    # fail if one differs from its file
 
-Blocks are ``results CONFIG`` (from results/reference/CONFIG/metrics.csv) and ``benchmark NAME`` (from
-results/reference/benchmarks/NAME.csv).
+Blocks are ``results CONFIG`` (from results/reference/CONFIG/metrics.csv), ``benchmark NAME`` (from
+results/reference/benchmarks/NAME.csv) and ``scores NAME`` (from the metrics.json of single runs,
+results/reference/NAME/*.json).
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.captions import table_markdown
 from reproduction.figures import panels_of
-from reproduction.results import read_csv
+from reproduction.metrics import SPARSITIES
+from reproduction.results import read_csv, read_run
 from reproduction.training import atomic_path, run_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference"
+#: Metrics that say how much was measured, not how well.
+_COUNTS = ("sentences", "tokens", "seconds")
 _BLOCK = re.compile(r"(<!-- numbers (?P<name>\S+) (?P<argument>\S+) -->\n).*?<!-- end numbers -->", re.DOTALL)
 
 
@@ -65,7 +69,23 @@ def benchmark_block(name: str) -> str:
     return "\n".join([*lines, "", f"Measured {made.date} with {how}."]) + "\n"
 
 
-BLOCKS = {"results": results_block, "benchmark": benchmark_block}
+def scores_block(name: str) -> str:
+    """Test scores and sparsity of single runs, by file name."""
+    folder = REFERENCE / name
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise InputError(f"{folder}: expected the metrics.json of runs under other names, found none")
+    rows = pd.concat([pd.DataFrame(read_run(file)).assign(run=file.stem) for file in files])
+    rows = rows[(rows["split"] == "test") & ~rows["metric"].isin(_COUNTS)]
+    table = rows.pivot(index="run", columns="metric", values="value")
+    table[list(SPARSITIES)] = 100 * rows.drop_duplicates("run").set_index("run")[list(SPARSITIES)].astype(float)
+    heads = [str(column).replace("_", " ") + (" (%)" if column in SPARSITIES else "") for column in table]
+    lines = ["| run | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    lines += [f"| {run} | " + " | ".join(f"{value:.1f}" for value in values) + " |" for run, values in table.iterrows()]
+    return "\n".join(lines) + "\n"
+
+
+BLOCKS = {"results": results_block, "benchmark": benchmark_block, "scores": scores_block}
 
 
 def filled(text: str, path: Path) -> str:

@@ -210,10 +210,8 @@ class PrunedAttention(MultiheadAttention):
             if self.beyond_pattern == "error" or (self.beyond_pattern == "decoding" and not own_text):
                 raise InputError(
                     f"{self.site} attention: expected at most {covered_queries} queries and {covered_keys} keys, the "
-                    "lengths "
-                    f"of its pattern, found {start + queries} queries and {keys} keys; --beyond-pattern dense prunes "
-                    "nothing "
-                    "beyond it"
+                    f"lengths of its pattern, found {start + queries} queries and {keys} keys; "
+                    "--beyond-pattern dense prunes nothing beyond it"
                 )
             self._say_once(
                 f"{self.site} attention: longer than its pattern ({covered_queries} queries, {covered_keys} keys)"
@@ -240,9 +238,8 @@ def _refuse_left_padding(key_padding_mask: Tensor | None) -> None:
     # Positions of a pattern count from the first token. A row of padding alone says nothing about sides.
     if key_padding_mask is not None and (key_padding_mask[:, 0].bool() & ~key_padding_mask[:, -1].bool()).any():
         raise InputError(
-            "sources: expected padding on the right, found it on the left: give --left-pad-source, which in fairseq "
-            "0.12.2 takes "
-            "no value and means False"
+            "sources: expected padding on the right, found it on the left: give --left-pad-source, "
+            "which in fairseq 0.12.2 takes no value and means False"
         )
 
 
