@@ -79,8 +79,7 @@ def hub_pairs(part: str) -> list[tuple[str, str]]:
         reason = " ".join(str(error).split())
         raise InputError(
             f"multi30k: expected {HUB_DATASET} from the Hugging Face hub, found: {reason}; connect, or name a local "
-            "folder that "
-            f"holds {FOLDER}/ with --data-dir or {DATA_DIR_VARIABLE}"
+            f"folder that holds {FOLDER}/ with --data-dir or {DATA_DIR_VARIABLE}"
         ) from error
     return list(zip(loaded["de"], loaded["en"], strict=True))
 
