@@ -1,5 +1,4 @@
-"""Masks to compare a data-informed mask with: as many pruned cells in every layer, chosen at random or by a diagonal
-band.
+"""Masks to compare a data-informed mask with: as much pruned in every layer, chosen at random or by a diagonal band.
 
 Both give every block a score and prune the lowest ones of each layer, never the last block of a row. Letters in names:
 H heads, Q queries, K keys in cells; q, k the same in blocks.
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .blocks import block_any, row_blocks
+from .blocks import block_any, block_sum, row_blocks
 from .errors import InputError
 from .rules import best_of, bounding_box, lowest
 
@@ -55,11 +54,17 @@ def _twice_centres(length: int, block_size: int) -> Tensor:
     return first + (first + block_size - 1).clamp(max=length - 1)
 
 
-def prune_as_many(mask: PruneMask, scores: Callable[[int], Tensor]) -> Tensor:
+def prune_as_much(mask: PruneMask, scores: Callable[[int], Tensor], use_QK: Tensor | None = None) -> Tensor:
     """Prune in each layer as many allowed blocks as ``mask`` does, lowest score first: bool like ``mask.pruned``.
 
     Ties go in the order of query, key, head, so that all heads get the same band. Blocks that are not allowed stay as
     they are in ``mask``. Under the row floor ``keep-best`` no row loses its last block.
+
+    Parameters
+    ----------
+    use_QK : Tensor, optional
+        int64, how often each cell was used. Then a block counts as often as its cells were used, and a layer prunes
+        the number of blocks whose use comes nearest to what ``mask`` prunes of it.
 
     Raises
     ------
@@ -67,6 +72,7 @@ def prune_as_many(mask: PruneMask, scores: Callable[[int], Tensor]) -> Tensor:
         If the row floor leaves too few blocks to choose from (possible only for blocks of several cells).
     """
     allowed_qk = block_any(mask.allowed, mask.block_size)
+    weight_qk = allowed_qk.long() if use_QK is None else block_sum(use_QK, mask.block_size)
     useful_Qk = row_blocks(mask.allowed, mask.block_size)
     pruned = mask.pruned.clone()
     for layer, reference_Hqk in enumerate(mask.pruned):
@@ -74,17 +80,28 @@ def prune_as_many(mask: PruneMask, scores: Callable[[int], Tensor]) -> Tensor:
         candidates_Hqk = allowed_qk.expand(score_Hqk.shape)
         if mask.row_floor == "keep-best":
             candidates_Hqk = candidates_Hqk & ~best_of_rows(score_Hqk, useful_Qk, mask.block_size)
-        number = int((reference_Hqk & allowed_qk).sum())
-        if number > int(candidates_Hqk.sum()):
-            raise InputError(
-                f"{mask.source}: expected at most {int(candidates_Hqk.sum())} pruned blocks in layer {layer}, all "
-                f"that leave every row a block, found {number}"
-            )
+        wanted = int((reference_Hqk * weight_qk).sum())
         # heads last: the order in which ties are broken
-        score, candidates = score_Hqk.permute(1, 2, 0), candidates_Hqk.permute(1, 2, 0)
-        chosen = lowest(score.reshape(1, -1), candidates.reshape(1, -1), torch.tensor([number]))
-        pruned[layer] = torch.where(allowed_qk, chosen.reshape(score.shape).permute(2, 0, 1), reference_Hqk)
+        score, candidates, weight = (
+            x.permute(1, 2, 0).reshape(1, -1) for x in (score_Hqk, candidates_Hqk, weight_qk.expand(score_Hqk.shape))
+        )
+        number, found = _nearest_budget(score, candidates, weight, wanted)
+        if use_QK is None and found != wanted:
+            raise InputError(
+                f"{mask.source}: expected at most {found} pruned blocks in layer {layer}, all that leave every row a "
+                f"block, found {wanted}"
+            )
+        chosen = lowest(score, candidates, torch.tensor([number])).reshape(*allowed_qk.shape, -1)
+        pruned[layer] = torch.where(allowed_qk, chosen.permute(2, 0, 1), reference_Hqk)
     return pruned
+
+
+def _nearest_budget(score_1N: Tensor, candidates_1N: Tensor, weight_1N: Tensor, wanted: int) -> tuple[int, int]:
+    """How many of the lowest candidates weigh nearest to ``wanted`` together (the fewest, if several do), and what."""
+    order = score_1N[candidates_1N].argsort(stable=True)
+    total = torch.nn.functional.pad(weight_1N[candidates_1N][order].cumsum(0), (1, 0))
+    number = int((total - wanted).abs().argmin())
+    return number, int(total[number])
 
 
 def best_of_rows(score_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tensor:

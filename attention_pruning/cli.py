@@ -8,6 +8,8 @@ import json
 import sys
 from pathlib import Path
 
+from torch import Tensor
+
 from .describe import as_text, describe
 from .errors import InputError
 from .loading import load_any, load_pattern
@@ -79,6 +81,12 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
         "the whole array (default: --crop)",
     )
     command.add_argument("--seed", type=int, help="of the random draw (required with --random-like)")
+    command.add_argument(
+        "--equal-use",
+        metavar="PATTERN",
+        help="with --random-like or --window-like: prune as much of the attention that PATTERN observed as MASK does "
+        "(default: as many cells)",
+    )
     _add_npy_flags(command)
     command.set_defaults(run=_mask)
 
@@ -151,16 +159,16 @@ def _mask(arguments: argparse.Namespace) -> None:
         raise InputError(f"{output}: expected another file to write than the one to read, found the same")
     for_pattern = ("tau", "rule", "scope", "block_size", "row_floor", "unobserved", "crop", "site", "causal", "layout")
     if given == ["PATTERN"]:
-        _refuse_flags(arguments, ("seed",), "PATTERN")
+        _refuse_flags(arguments, ("seed", "equal_use"), "PATTERN")
         mask = _mask_of_pattern(arguments)
     elif given == ["--random-like"]:
         _refuse_flags(arguments, for_pattern, "--random-like")
         if arguments.seed is None:
             raise InputError("mask: expected --seed with --random-like, found none")
-        mask = PruneMask.random_like(PruneMask.load(arguments.random_like), arguments.seed)
+        mask = PruneMask.random_like(PruneMask.load(arguments.random_like), arguments.seed, _use(arguments))
     else:
         _refuse_flags(arguments, (*for_pattern, "seed"), "--window-like")
-        mask = PruneMask.window_like(PruneMask.load(arguments.window_like))
+        mask = PruneMask.window_like(PruneMask.load(arguments.window_like), _use(arguments))
     mask.save(arguments.output)
     print(
         f"{arguments.output}: {mask.kind} mask, tau {mask.tau:g}, effective sparsity {mask.effective_sparsity:.4f}, "
@@ -172,6 +180,10 @@ def _refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], source:
     found = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
     if found:
         raise InputError(f"mask: expected no {', '.join(found)} with {source}, found it")
+
+
+def _use(arguments: argparse.Namespace) -> Tensor | None:
+    return None if arguments.equal_use is None else load_pattern(arguments.equal_use).count
 
 
 def _mask_of_pattern(arguments: argparse.Namespace) -> PruneMask:

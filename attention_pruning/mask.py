@@ -5,14 +5,14 @@ Letters in names: H heads, Q queries, K keys in cells; q, k the same in blocks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import sparsity
-from .baselines import prune_as_many, random_scores, window_scores
+from .baselines import prune_as_much, random_scores, window_scores
 from .blocks import block_count, expand_blocks, require_block_size
 from .errors import InputError
 from .pattern import AttentionPattern
@@ -175,36 +175,51 @@ class PruneMask:
         )
 
     @classmethod
-    def random_like(cls, mask: PruneMask, seed: int) -> PruneMask:
+    def random_like(cls, mask: PruneMask, seed: int, use_QK: Tensor | None = None) -> PruneMask:
         """Prune as many allowed cells (blocks) of every layer as ``mask`` does, drawn uniformly with a recorded seed.
 
         Under ``keep-best`` every row keeps its best-drawn cell. Unobserved cells stay as they are in ``mask``.
 
+        Parameters
+        ----------
+        use_QK : Tensor, optional
+            int64 [<= Q, <= K], such as the ``count`` of the pattern behind ``mask``: how often each cell was used. Then
+            a layer loses the same share of that *use*, to one cell, instead of the same number of cells: the two masks
+            agree in evaluated instead of effective sparsity.
+
         Raises
         ------
         InputError
-            For a seed that is no whole number of at least 0, or if the row floor leaves too few blocks to choose from.
+            For a seed that is no whole number of at least 0, counts that are none or longer than the mask, or if the
+            row floor leaves too few blocks to choose from.
         """
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise InputError(f"seed: expected a whole number of at least 0, found {seed!r}")
-        return cls._like(mask, prune_as_many(mask, random_scores(mask, seed)), kind="random", seed=seed)
+        return cls._like(mask, random_scores(mask, seed), use_QK, kind="random", seed=seed)
 
     @classmethod
-    def window_like(cls, mask: PruneMask) -> PruneMask:
+    def window_like(cls, mask: PruneMask, use_QK: Tensor | None = None) -> PruneMask:
         """Keep as many allowed cells (blocks) of every layer as ``mask`` does, those nearest to the diagonal.
 
-        See ``baselines.window_scores`` for where the diagonal lies.
+        See ``baselines.window_scores`` for where the diagonal lies, and :meth:`random_like` for ``use_QK``.
 
         Raises
         ------
         InputError
-            If the row floor leaves too few blocks to choose from.
+            For counts that are none or longer than the mask, or if the row floor leaves too few blocks to choose from.
         """
-        return cls._like(mask, prune_as_many(mask, window_scores(mask)), kind="window", seed=None)
+        return cls._like(mask, window_scores(mask), use_QK, kind="window", seed=None)
 
     @classmethod
-    def _like(cls, mask: PruneMask, pruned: Tensor, *, kind: str, seed: int | None) -> PruneMask:
-        metadata = mask.metadata | {"like_fingerprint": mask.fingerprint}
+    def _like(
+        cls, mask: PruneMask, scores: Callable[[int], Tensor], use_QK: Tensor | None, *, kind: str, seed: int | None
+    ) -> PruneMask:
+        use_QK = None if use_QK is None else sparsity.checked_counts(mask, use_QK) * mask.allowed
+        pruned = prune_as_much(mask, scores, use_QK)
+        metadata = mask.metadata | {
+            "like_fingerprint": mask.fingerprint,
+            "like_in": "effective_sparsity" if use_QK is None else "evaluated_sparsity",
+        }
         fields = {name: getattr(mask, name) for name in _FIELDS} | {"kind": kind, "seed": seed, "metadata": metadata}
         return cls(pruned, mask.allowed, **fields, source=mask.source)
 

@@ -45,8 +45,8 @@ def effective_sparsity(mask: PruneMask) -> float:
     return pruned_share(mask.pruned, block_sum(mask.allowed.long(), mask.block_size))
 
 
-def evaluated_sparsity(mask: PruneMask, count_QK: Tensor) -> float:
-    """Pruned share of the cells that an evaluation used; the count is checked as PruneMask.evaluated_sparsity says."""
+def checked_counts(mask: PruneMask, count_QK: Tensor) -> Tensor:
+    """Counts of use as int64 [Q, K], on the CPU; refused are other shapes than the mask's and what counts nothing."""
     count = torch.as_tensor(count_QK).cpu()
     if count.ndim != 2 or count.shape[0] > mask.query_length or count.shape[1] > mask.key_length:
         raise InputError(
@@ -56,7 +56,12 @@ def evaluated_sparsity(mask: PruneMask, count_QK: Tensor) -> float:
     if count.is_floating_point() or (count < 0).any() or not count.any():
         raise InputError(f"{mask.source}: expected whole counts, none negative and some above 0, found others")
     missing = (0, mask.key_length - count.shape[1], 0, mask.query_length - count.shape[0])
-    count = torch.nn.functional.pad(count.long(), missing)
+    return torch.nn.functional.pad(count.long(), missing)
+
+
+def evaluated_sparsity(mask: PruneMask, count_QK: Tensor) -> float:
+    """Pruned share of the cells that an evaluation used."""
+    count = checked_counts(mask, count_QK)
     if (count[~mask.visible] != 0).any():
         raise InputError(f"{mask.source}: expected counts of visible cells only, found some that no query can see")
     return pruned_share(mask.pruned, block_sum(count, mask.block_size))

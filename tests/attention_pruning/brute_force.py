@@ -112,12 +112,15 @@ def cells_of(pruned, size, query_length, key_length):
     }
 
 
-def prune_as_many(pruned, score, allowed, row_floor):
-    """Cells only: of each layer as many allowed ones as ``pruned`` has, lowest first, ties by query, key, head."""
+def prune_as_much(pruned, score, allowed, row_floor, use):
+    """Cells only: of each layer the lowest ones (ties by query, key, head) whose use is nearest to that of ``pruned``.
+
+    ``use`` maps (query, key) to a weight.
+    """
     layers, heads, _, _ = score.shape
     chosen = {at for at in pruned if at[2:] not in allowed}
     for layer in range(layers):
-        number = sum(at[0] == layer and at[2:] in allowed for at in pruned)
+        wanted = sum(use[at[2:]] for at in pruned if at[0] == layer and at[2:] in allowed)
         protected = set()
         if row_floor == "keep-best":
             for head, query in product(range(heads), {q for q, _ in allowed}):
@@ -125,7 +128,8 @@ def prune_as_many(pruned, score, allowed, row_floor):
                 protected.add((head, query, max(keys, key=lambda k: (score[layer, head, query, k], k))))
         order = sorted((score[layer, h, q, k], q, k, h) for h in range(heads) for q, k in allowed)
         free = [(layer, h, q, k) for _, q, k, h in order if (h, q, k) not in protected]
-        chosen |= set(free[:number])
+        prefixes = [free[:number] for number in range(len(free) + 1)]
+        chosen |= set(min(prefixes, key=lambda cells: abs(sum(use[at[2:]] for at in cells) - wanted)))
     return chosen
 
 

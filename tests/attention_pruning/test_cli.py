@@ -102,12 +102,20 @@ def test_mask_makes_the_mask_that_the_library_makes(folder, pattern, capsys):
     assert made.metadata == expected.metadata
 
 
-def test_mask_makes_baselines(folder):
+def test_mask_makes_baselines(folder, pattern):
     assert run("mask", "--random-like", "mask.safetensors", "--seed", 5, "-o", "random.safetensors") == 0
     assert run("mask", "--window-like", "mask.safetensors", "-o", "window.safetensors") == 0
     data = PruneMask.load("mask.safetensors")
     assert PruneMask.load("random.safetensors").fingerprint == PruneMask.random_like(data, 5).fingerprint
     assert PruneMask.load("window.safetensors").fingerprint == PruneMask.window_like(data).fingerprint
+    equal = ("--equal-use", "pattern.safetensors", "-o", "equal.safetensors")
+    assert run("mask", "--random-like", "mask.safetensors", "--seed", 5, *equal) == 0
+    made = PruneMask.load("equal.safetensors")
+    assert made.fingerprint == PruneMask.random_like(data, 5, pattern.count).fingerprint
+    assert run("mask", "--window-like", "mask.safetensors", *equal) == 0
+    made = PruneMask.load("equal.safetensors")
+    assert made.fingerprint == PruneMask.window_like(data, pattern.count).fingerprint
+    assert run("mask", "pattern.safetensors", "--tau", "0.5", *equal) == 2
 
 
 def test_convert_goes_there_and_back(folder, pattern):

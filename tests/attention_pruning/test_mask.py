@@ -113,14 +113,18 @@ def test_a_larger_tau_prunes_a_superset(pattern, one, other, chosen, size):
 def test_random_and_window_masks_agree_with_loops(pattern, tau, chosen, seed):
     data = PruneMask.from_pattern(pattern, tau, **chosen)
     allowed = cell_set(data.allowed)
-    for found, scores in (
-        (PruneMask.random_like(data, seed), random_scores(data, seed)),
-        (PruneMask.window_like(data), window_scores(data)),
+    for use, weights in (
+        (None, dict.fromkeys(allowed, 1)),
+        (pattern.count, {at: int(pattern.count[at]) for at in allowed}),
     ):
-        score = torch.stack([scores(layer) for layer in range(data.layers)]).numpy()
-        assert cell_set(found.pruned) == brute_force.prune_as_many(
-            cell_set(data.pruned), score, allowed, data.row_floor
-        )
+        for found, scores in (
+            (PruneMask.random_like(data, seed, use), random_scores(data, seed)),
+            (PruneMask.window_like(data, use), window_scores(data)),
+        ):
+            score = torch.stack([scores(layer) for layer in range(data.layers)]).numpy()
+            assert cell_set(found.pruned) == brute_force.prune_as_much(
+                cell_set(data.pruned), score, allowed, data.row_floor, weights
+            )
 
 
 @law
@@ -142,9 +146,24 @@ def test_random_and_window_masks_keep_what_they_are_like(pattern, tau, chosen, s
         differs = cell_set(found.pruned ^ data.pruned)
         assert {at[2:] for at in differs} <= allowed_blocks(data)
         assert (found.kind, found.seed) == (kind, seed if kind == "random" else None)
-        assert found.metadata == data.metadata | {"like_fingerprint": data.fingerprint}
+        origin = {"like_fingerprint": data.fingerprint, "like_in": "effective_sparsity"}
+        assert found.metadata == data.metadata | origin
         for name in ("site", "causal", "tau", "rule", "scope", "row_floor", "block_size"):
             assert getattr(found, name) == getattr(data, name)
+
+
+def test_controls_of_equal_use_count_a_rare_position_for_what_it_is():
+    count = torch.full((4, 4), 10)
+    count[3], count[:, 3] = 1, 1  # a sentence in ten is four tokens long
+    average = torch.rand(1, 2, 4, 4) + torch.eye(4)
+    average[..., :, 3] = 0
+    data = PruneMask.from_pattern(AttentionPattern(average, count, "enc-self"), 0.25, "allowed", row_floor="none")
+    assert data.effective_sparsity == 0.25 and data.evaluated_sparsity(count) == 4 / 97
+    found = PruneMask.random_like(data, 3, count)
+    assert abs(found.evaluated_sparsity(count) - 4 / 97) <= 10 / (2 * 97)
+    assert found.effective_sparsity < 0.25
+    with pytest.raises(InputError, match="expected whole counts"):
+        PruneMask.window_like(data, count.float())
 
 
 @law
