@@ -19,8 +19,12 @@ if not workflow.overwrite_configfiles:
 
 include: "rules/validation.smk"
 include: "rules/settings.smk"
+include: "rules/transformer_xl_settings.smk"
+include: "rules/fairseq_settings.smk"
 include: "rules/data.smk"
+include: "rules/masks.smk"
 include: "rules/transformer_xl.smk"
+include: "rules/fairseq.smk"
 include: "rules/report.smk"
 
 
@@ -35,3 +39,13 @@ rule figure:
 rule language_modelling:
     input:
         LANGUAGE_MODELLING_METRICS,
+
+
+rule translation:
+    input:
+        TRANSLATION_METRICS,
+
+
+rule translation_sites:
+    input:
+        f"results/{config['name']}/translation_sites.png",

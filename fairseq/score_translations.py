@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, required=True, help="the checkpoint that translated")
     add("--data", type=Path, help="the binarised data (default: the data of the training)")
     add("--split", default="test", help="what was translated (default: test)")
-    add("--out", type=Path, help="metrics.json to write, and run.json beside it (default: print only)")
+    add("--out", type=Path, help="metrics.json to write, with .run.json beside it (default: print only)")
     add("--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated")
     return top
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.out is not None:
         write_metrics(args.out, labels, {args.split: values}, **sparsity)
         record.write(
-            args.out.with_name("run.json"), signatures=signatures, masks=masks, model_fingerprint=loaded.fingerprint
+            args.out.with_suffix(".run.json"), signatures=signatures, masks=masks, model_fingerprint=loaded.fingerprint
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from reproduction.curves import VARIANTS, Panel, bigram, curve, numbers, select
+from reproduction.curves import VARIANTS, Panel, baseline, curve, numbers, select
 
 NAMES = {"dense": "dense", "data": "data-informed", "random": "random", "window": "fixed window"}
 
@@ -27,30 +27,37 @@ def caption(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def name_of(panel: Panel) -> str:
+    """The metric within a sentence; an acronym stays as it is."""
+    first, _, rest = panel.label.partition(" ")
+    return panel.label if first.isupper() else f"{first.lower()} {rest}".strip()
+
+
 def panel_caption(rows: pd.DataFrame, panel: Panel) -> str:
     """Return one paragraph about a panel; ``rows`` is what ``curves.select`` returns."""
     dense = curve(rows, "dense").iloc[0]
     seeds = ", ".join(str(seed) for seed in sorted(rows["seed"].dropna().unique()))
     rules = ", ".join(sorted(rows["rule"].dropna().unique())) or "none"
     text = [
-        f"{panel.title}: {panel.label.lower()} on the {panel.split} split of {rows['dataset'].iloc[0]}, {panel.better} "
+        f"{panel.title}: {name_of(panel)} on the {panel.split} split of {rows['dataset'].iloc[0]}, {panel.better} "
         f"is better; seeds {seeds}; rule: {rules}.",
         f"The dense model reaches {_spread(dense)}",
     ]
-    counted = bigram(rows)
-    if counted is None:
+    floor = baseline(rows)
+    if floor is None:
         text[-1] += "."
     else:
-        better = dense["mean"] < counted if panel.better == "lower" else dense["mean"] > counted
-        text[-1] += f", {'better' if better else 'NOT better'} than an interpolated Kneser-Ney bigram ({counted:.1f})."
+        better = dense["mean"] < floor if panel.better == "lower" else dense["mean"] > floor
+        text[-1] += f", {'better' if better else 'NOT better'} than the {panel.baseline} ({floor:.1f})."
     data = curve(rows, "data")
     if not data.empty:
         highest = data["percent"].max()
         found = []
         for variant in VARIANTS:
             line = curve(rows, variant)
-            found += [f"{NAMES[variant]} {_spread(point)}" for _, point in line[line["percent"] == highest].iterrows()]
-        text.append(f"At {highest:.0f}%: {', '.join(found)}.")
+            for _, point in line[line["percent"] == highest].iterrows():
+                found.append(f"{NAMES[variant]} {_spread(point)} without {point['evaluated']:.0f}% of it")
+        text.append(f"At {highest:.0f}%, of the attention that this text uses: {'; '.join(found)}.")
     return " ".join(text)
 
 
@@ -65,16 +72,17 @@ def table_text(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
     for panel in panels:
         rows = select(table, panel)
         lines = [
-            f"{panel.title}: {panel.label.lower()}, {panel.split} split of {rows['dataset'].iloc[0]}",
-            f"{'':14}{'pruned':>8}{'effective':>11}{'mean':>9}{'lowest':>9}{'highest':>9}{'seeds':>7}{'change':>9}",
+            f"{panel.title}: {name_of(panel)}, {panel.split} split of {rows['dataset'].iloc[0]}",
+            f"{'':18}{'pruned':>8}{'effective':>11}{'evaluated':>11}{'mean':>9}{'lowest':>9}{'highest':>9}{'seeds':>7}"
+            f"{'change':>9}",
         ]
         for line in numbers(table, panel).itertuples():
             lines.append(
-                f"{NAMES[line.variant]:14}{line.percent:7.0f}%{line.effective:10.1f}%{line.mean:9.2f}{line.low:9.2f}"
-                f"{line.high:9.2f}{line.seeds:7d}{line.change:+8.1f}%"
+                f"{NAMES[line.variant]:18}{line.percent:7.0f}%{line.effective:10.1f}%{line.evaluated:10.1f}%"
+                f"{line.mean:9.2f}{line.low:9.2f}{line.high:9.2f}{line.seeds:7d}{line.change:+8.1f}%"
             )
-        if (counted := bigram(rows)) is not None:
-            lines.append(f"{'Kneser-Ney':14}{'':8}{'':11}{counted:9.2f}")
+        if (floor := baseline(rows)) is not None:
+            lines.append(f"{panel.baseline:18}{'':8}{'':11}{'':11}{floor:9.2f}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -85,14 +93,14 @@ def table_markdown(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
     for panel in panels:
         rows = select(table, panel)
         lines = [
-            f"| {panel.title} | pruned (tau) | really pruned | {panel.label.lower()}, {panel.split} | change | seeds |",
-            "|---|---:|---:|---|---:|---:|",
+            f"| {panel.title} | tau | effective | evaluated | {name_of(panel)}, {panel.split} | change | seeds |",
+            "|---|---:|---:|---:|---|---:|---:|",
         ]
         for line in numbers(table, panel).itertuples():
             spread = f"{line.mean:.2f} ({line.low:.2f} to {line.high:.2f})" if line.seeds > 1 else f"{line.mean:.2f}"
-            shares = f"{line.percent:.0f}% | {line.effective:.1f}%"
+            shares = f"{line.percent:.0f}% | {line.effective:.1f}% | {line.evaluated:.1f}%"
             lines.append(f"| {NAMES[line.variant]} | {shares} | {spread} | {line.change:+.1f}% | {line.seeds} |")
-        if (counted := bigram(rows)) is not None:
-            lines.append(f"| Kneser-Ney bigram | | | {counted:.2f} | | |")
+        if (floor := baseline(rows)) is not None:
+            lines.append(f"| {panel.baseline} | | | | {floor:.2f} | | |")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)

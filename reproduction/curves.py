@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from attention_pruning import InputError
+from reproduction.metrics import SPARSITIES
+from reproduction.results import BASELINES
 
 #: Variants that a panel draws, in the order of its legend. Dense is the point at 0.
 VARIANTS = ("data", "random", "window")
@@ -30,6 +32,12 @@ class Panel:
     label : str
         Of the y axis.
     better : {"lower", "higher"}
+    baseline : str
+        What the variant of `results.BASELINES` that the table may have is called here.
+    sites : str, optional
+        Value of the column ``sites`` of the models to show; by default all.
+    averaged : bool
+        Whether the panel shows the mean over several datasets.
     """
 
     experiment: str
@@ -38,12 +46,34 @@ class Panel:
     split: str
     label: str
     better: str
+    baseline: str
+    sites: str | None = None
+    averaged: bool = False
 
 
 #: All panels that can be drawn, in order; a figure shows those whose experiment is in the table.
 PANELS = (
-    Panel("language_modelling", "(a) Language modelling", "perplexity", "test", "Perplexity", "lower"),
-)  # fmt: skip
+    Panel(
+        "language_modelling",
+        "(a) Language modelling",
+        "perplexity",
+        "test",
+        "Perplexity",
+        "lower",
+        baseline="Kneser-Ney bigram",
+    ),
+    Panel("translation", "(b) Translation", "bleu", "test", "BLEU", "higher", baseline="copied source", sites="all"),
+    Panel(
+        "glue",
+        "(c) Language understanding",
+        "glue_score",
+        "validation",
+        "GLUE score",
+        "higher",
+        baseline="commonest class",
+        averaged=True,
+    ),
+)
 
 
 def select(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
@@ -56,16 +86,39 @@ def select(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
     """
     same = [table[column] == getattr(panel, column) for column in ("experiment", "metric", "split")]
     rows = table[same[0] & same[1] & same[2]]
+    if panel.sites is not None:
+        rows = rows[(rows["sites"] == panel.sites) | rows["sites"].isna()]
     wanted = f"{panel.metric} on {panel.split} of {panel.experiment}"
     if rows.empty:
         raise InputError(f"expected {wanted} in the table, found no such row")
-    for column in ("config", "dataset"):
+    for column in ("config", *([] if panel.averaged else ["dataset"])):
         if len(found := sorted(rows[column].unique())) > 1:
             raise InputError(f"expected {wanted} of one {column}, found {', '.join(found)}")
     if not (rows["variant"] == "dense").any():
         found = ", ".join(sorted(rows["variant"].unique()))
         raise InputError(f"expected {wanted} of the dense model, found only {found}")
-    return rows
+    return mean_over_datasets(rows) if panel.averaged else rows
+
+
+def mean_over_datasets(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each model and seed, its value and sparsities the mean over all datasets.
+
+    Raises
+    ------
+    InputError
+        If a model was not measured on each of them.
+    """
+    datasets = sorted(rows["dataset"].unique())
+    numbers = ["value", *SPARSITIES]
+    same = [column for column in rows.columns if column not in ("dataset", *numbers)]
+    groups = rows.groupby(same, dropna=False, sort=False)
+    for labels, group in groups:
+        if lacking := set(datasets) - set(group["dataset"]):
+            known = dict(zip(same, labels, strict=True))
+            model = f"{known['variant']}, tau {known['tau']}, seed {known['seed']}"
+            raise InputError(f"expected {model} on each of {', '.join(datasets)}, found none on {min(lacking)}")
+    means = groups[numbers].mean().reset_index()
+    return means.assign(dataset=f"mean of {len(datasets)} tasks")[list(rows.columns)]
 
 
 def curve(rows: pd.DataFrame, variant: str) -> pd.DataFrame:
@@ -81,7 +134,7 @@ def curve(rows: pd.DataFrame, variant: str) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row a tau, ascending: ``percent`` (100 tau), ``mean``, ``low`` and ``high`` (the lowest and the highest
-        seed), ``seeds`` (how many) and ``effective`` (mean effective sparsity, in percent).
+        seed), ``seeds`` (how many), ``effective`` and ``evaluated`` (mean sparsities, in percent).
     """
     groups = rows[rows["variant"] == variant].groupby("tau", sort=True)
     summary = groups.agg(
@@ -90,8 +143,9 @@ def curve(rows: pd.DataFrame, variant: str) -> pd.DataFrame:
         high=("value", "max"),
         seeds=("seed", "nunique"),
         effective=("effective_sparsity", "mean"),
+        evaluated=("evaluated_sparsity", "mean"),
     ).reset_index()
-    summary["effective"] *= 100
+    summary[["effective", "evaluated"]] *= 100
     summary.insert(0, "percent", 100 * summary.pop("tau"))
     return summary
 
@@ -114,9 +168,9 @@ def relative(rows: pd.DataFrame) -> pd.DataFrame:
     return seeded.assign(value=100 * (seeded["value"] / seeded["seed"].map(dense) - 1))
 
 
-def bigram(rows: pd.DataFrame) -> float | None:
-    """The value of the Kneser-Ney bigram, if the table has it."""
-    values = rows.loc[rows["variant"] == "kneser-ney", "value"]
+def baseline(rows: pd.DataFrame) -> float | None:
+    """The value of what needs no attention, if the table has it."""
+    values = rows.loc[rows["variant"].isin(BASELINES), "value"]
     return float(values.iloc[0]) if len(values) else None
 
 
@@ -167,5 +221,5 @@ def numbers(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
         part = curve(rows, variant)
         part["change"] = curve(changes, variant)["mean"]
         parts.append(part.assign(variant=variant))
-    columns = ["variant", "percent", "effective", "mean", "low", "high", "seeds", "change"]
+    columns = ["variant", "percent", "effective", "evaluated", "mean", "low", "high", "seeds", "change"]
     return pd.concat(parts, ignore_index=True)[columns]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction.captions import caption, table_text
-from reproduction.curves import PANELS, VARIANTS, Panel, bigram, curve, published, read_reference, relative, select
+from reproduction.captions import caption, name_of, table_text
+from reproduction.curves import PANELS, VARIANTS, Panel, baseline, curve, published, read_reference, relative, select
 from reproduction.results import read_csv
 from reproduction.training import atomic_path, run_main
 
@@ -33,10 +33,10 @@ STYLES = {
     "random": {"color": "#D55E00", "marker": "s", "label": "random"},
     "window": {"color": "#009E73", "marker": "^", "label": "fixed window"},
     "dense": {"color": "#000000", "marker": "D", "label": "dense"},
-    "kneser-ney": {"color": "#666666", "label": "Kneser-Ney bigram"},
+    "baseline": {"color": "#666666"},
     "published": {"color": "#A34B7F", "marker": "X", "label": "published"},
 }
-_FONT = {
+FONT = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.labelsize": 10,
@@ -70,7 +70,7 @@ def draw(table: pd.DataFrame, reference: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure
 
     panels = panels_of(table)
-    with matplotlib.rc_context(_FONT):
+    with matplotlib.rc_context(FONT):
         if len(panels) == 1:
             figure = Figure(figsize=(9.0, 4.0), dpi=DPI, layout="constrained")
             pairs = [figure.subplots(1, 2, width_ratios=(1.7, 1))]
@@ -120,7 +120,7 @@ def draw_panel(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:
     axes.set_ylabel(f"{panel.label} ({panel.split}), {panel.better} is better")
     axes.margins(y=0.08)
     axes.autoscale_view(scalex=False)
-    below = _draw_bigram(axes, bigram(rows))
+    below = _draw_baseline(axes, baseline(rows), panel.baseline)
     _effective_axis(axes, pd.concat([dense, curve(rows, "data")]))
     _legend(axes, dense["mean"].iloc[0], below)
 
@@ -161,8 +161,8 @@ def draw_curve(
     axes.plot(line["percent"], line["mean"], linewidth=1.6, markersize=5.5, markevery=markers, zorder=above, **style)
 
 
-def _draw_bigram(axes: Axes, value: float | None) -> float:
-    """A line where counting words alone gets, if that is near enough not to squeeze the curves.
+def _draw_baseline(axes: Axes, value: float | None, name: str) -> float:
+    """A line where no attention gets, if that is near enough not to squeeze the curves.
 
     Returns the height, as a fraction of the axes, below which the upper left corner is free.
     """
@@ -172,10 +172,10 @@ def _draw_bigram(axes: Axes, value: float | None) -> float:
     room = 0.35 * (high - low)
     if not low - room <= value <= high + room:
         return 1.0
-    style = STYLES["kneser-ney"]
-    axes.axhline(value, color=style["color"], linewidth=0.9, linestyle="--", zorder=1)
+    colour = STYLES["baseline"]["color"]
+    axes.axhline(value, color=colour, linewidth=0.9, linestyle="--", zorder=1)
     near = {"textcoords": "offset points", "va": "bottom"}
-    axes.annotate(style["label"], (1.5, value), (0, 2), color=style["color"], fontsize=8.5, **near)
+    axes.annotate(name, (1.5, value), (0, 2), color=colour, fontsize=8.5, **near)
     margin = 0.08 * (high - low)
     low, high = min(low, value - margin), max(high, value + margin)
     axes.set_ylim(low, high)
@@ -224,7 +224,7 @@ def draw_change(axes: Axes, rows: pd.DataFrame, panel: Panel, paper: pd.DataFram
     _frame(axes)
     axes.spines["top"].set_visible(False)
     axes.set_title("Relative to dense")
-    axes.set_ylabel(f"Change of {panel.label.lower()} (%)")
+    axes.set_ylabel(f"Change of {name_of(panel)} (%)")
     _legend(axes, 0.0)
 
 

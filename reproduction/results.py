@@ -39,8 +39,9 @@ COLUMNS = (
     "value",
 )
 EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
-#: Models without attention, without a mask, and with one: each kind says more about itself than the one before.
-COUNTING = ("kneser-ney",)
+#: What needs no attention (counting words, copying the source, the commonest class), models without a mask, and models
+#: with one: each kind says more about itself than the one before.
+BASELINES = ("kneser-ney", "copy", "majority")
 DENSE = ("dense", "entmax-dense")
 MASKED = ("data", "random", "window", "entmax-data", "block")
 _ALWAYS = ("config", "experiment", "dataset", "variant")
@@ -105,11 +106,11 @@ def check_labels(path: Path, content: dict[str, Any]) -> None:
     if unknown := sorted(set(content) - expected):
         raise InputError(f"{path}: expected the fields of metrics.json, found {unknown[0]!r} too")
     variant = content["variant"]
-    if variant not in COUNTING + DENSE + MASKED:
-        raise InputError(f"{path}: variant: expected one of {', '.join(COUNTING + DENSE + MASKED)}, found {variant!r}")
+    if variant not in BASELINES + DENSE + MASKED:
+        raise InputError(f"{path}: variant: expected one of {', '.join(BASELINES + DENSE + MASKED)}, found {variant!r}")
     if (experiment := content["experiment"]) not in EXPERIMENTS:
         raise InputError(f"{path}: experiment: expected one of {', '.join(EXPERIMENTS)}, found {experiment!r}")
-    given = _ALWAYS + (() if variant in COUNTING else _ATTENTION) + (_MASK if variant in MASKED else ())
+    given = _ALWAYS + (() if variant in BASELINES else _ATTENTION) + (_MASK if variant in MASKED else ())
     for name, kind in _TYPES.items():
         value = content[name]
         if value is None and name not in given:

@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--references", type=Path, required=True, help="running text, a line each")
     add("--split", default="test", help="what the sentences are (default: test)")
-    add("--out", type=Path, help="metrics.json to write, and run.json beside it (default: print only)")
+    add("--out", type=Path, help="metrics.json to write, with .run.json beside it (default: print only)")
     add("--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated")
     return parser
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(f"{name}: {signature}" for name, signature in signatures.items()))
     if args.out is not None:
         write_metrics(args.out, labels, {args.split: values})
-        record.write(args.out.with_name("run.json"), signatures=signatures)
+        record.write(args.out.with_suffix(".run.json"), signatures=signatures)
     return 0
 
 

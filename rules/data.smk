@@ -19,7 +19,7 @@ rule corpus:
     params:
         module=f"reproduction.data.{LM['dataset']['source']}",
         folder=lambda wildcards, output: os.path.dirname(output.description),
-        flags=corpus_flags(),
+        flags=dataset_flags(LM["dataset"]),
     message:
         "Prepare the text {wildcards.dataset}"
     shell:
@@ -48,3 +48,57 @@ rule kneser_ney:
         "Count bigrams of {wildcards.dataset}"
     shell:
         "python -m reproduction.ngram --data {params.folder:q} --out {output.metrics:q} {params.labels} > {log:q} 2>&1"
+
+
+rule pairs:
+    output:
+        description=f"{PAIRS}/pairs.json",
+        record=f"{PAIRS}/run.json",
+        text=expand(f"{PAIRS}/{{split}}.{{language}}", split=SPLITS, language=languages(), allow_missing=True),
+        subwords=expand(
+            f"{PAIRS}/subwords/{{split}}.{{language}}", split=SPLITS, language=languages(), allow_missing=True
+        ),
+    log:
+        f"{PAIRS}/pairs.log",
+    benchmark:
+        f"{PAIRS}/pairs.benchmark.tsv"
+    conda:
+        "../envs/fairseq.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        module=f"reproduction.data.{MT['dataset']['source']}",
+        folder=lambda wildcards, output: os.path.dirname(output.description),
+        flags=dataset_flags(MT["dataset"]),
+    message:
+        "Prepare the sentence pairs {wildcards.dataset}"
+    shell:
+        "python -m {params.module} --out {params.folder:q} {params.flags} > {log:q} 2>&1"
+
+
+rule copy_source:
+    # What is a translation worth? This is the score of none at all.
+    input:
+        rules.pairs.output,
+    output:
+        metrics=f"{COPY}/metrics.json",
+        record=f"{COPY}/metrics.run.json",
+    log:
+        f"{COPY}/copy.log",
+    benchmark:
+        f"{COPY}/copy.benchmark.tsv"
+    conda:
+        "../envs/fairseq.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        hypotheses=lambda wildcards: f"{pairs_folder(wildcards)}/test.{SOURCE_LANGUAGE}",
+        references=lambda wildcards: f"{pairs_folder(wildcards)}/test.{TARGET_LANGUAGE}",
+        labels=lambda wildcards: labels(experiment="translation", variant="copy", **wildcards),
+    message:
+        "Score the copied source of {wildcards.dataset}"
+    shell:
+        "python -m reproduction.scoring --hypotheses {params.hypotheses:q} --references {params.references:q}"
+        " --out {output.metrics:q} {params.labels} > {log:q} 2>&1"

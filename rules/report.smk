@@ -2,6 +2,7 @@
 rule metrics:
     input:
         LANGUAGE_MODELLING_METRICS,
+        TRANSLATION_METRICS,
     output:
         "results/{config}/metrics.csv",
     log:
@@ -26,7 +27,7 @@ rule draw:
     output:
         figure=report(
             "results/{config}/ap_figure.png",
-            caption=figure_caption(),
+            caption=figure_caption("ap_figure"),
             category="Attention Pruning",
             labels={"config": "{config}"},
         ),
@@ -68,3 +69,50 @@ rule choose:
         "Copy the figure to {output.figure}"
     shell:
         "cp {input.figure:q} {output.figure:q} 2> {log:q}\n" "cp {input.caption:q} {output.caption:q} 2>> {log:q}"
+
+
+rule site_metrics:
+    input:
+        TRANSLATION_METRICS,
+        TRANSLATION_SITE_METRICS,
+    output:
+        "results/{config}/translation_sites.csv",
+    log:
+        "results/{config}/logs/translation_sites.metrics.log",
+    benchmark:
+        "results/{config}/logs/translation_sites.metrics.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Collect {output}"
+    shell:
+        "python -m reproduction.results --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
+
+
+rule draw_sites:
+    input:
+        "results/{config}/translation_sites.csv",
+    output:
+        figure=report(
+            "results/{config}/translation_sites.png",
+            caption=figure_caption("translation_sites"),
+            category="Translation",
+            labels={"config": "{config}"},
+        ),
+        caption="results/{config}/translation_sites.md",
+    log:
+        "results/{config}/logs/translation_sites.log",
+    benchmark:
+        "results/{config}/logs/translation_sites.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Draw {output.figure}"
+    shell:
+        "python -m reproduction.site_figure --metrics {input:q} --out {output.figure:q} > {log:q} 2>&1"

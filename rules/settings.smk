@@ -1,4 +1,4 @@
-# What the rules share: folders, the runs of the configuration, flags. No rules here.
+# What the rules of all experiments share: folders, flags, labels. No rules here.
 import os
 import shlex
 import sys
@@ -9,20 +9,31 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")])),
 )
 
-LM = config["language_modelling"]
-LM_FOLDER = "runs/{config}/language_modelling/{dataset}"
-CORPUS = f"{LM_FOLDER}/corpus"
-BIGRAM = f"{LM_FOLDER}/kneser-ney"
-RUN = f"{LM_FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}"
-DENSE = f"{LM_FOLDER}/dense/tau0/seed{{seed}}"
+LM, MT = config["language_modelling"], config["translation"]
+
+# Where the runs of an experiment are, and within that a model, and the dense model that it was made from.
+FOLDER = "runs/{config}/{experiment}/{dataset}"
+RUN = "{variant}{sites}/tau{tau}/seed{seed}"
+DENSE = "dense/tau0/seed{seed}"
+# Sites of attention in translation; elsewhere there is one, which paths do not name.
+SITES = ["enc-self", "dec-self", "enc-dec"]
 
 
 wildcard_constraints:
     config=config["name"],
-    dataset=LM["dataset"]["name"],
+    experiment="language_modelling|translation",
+    dataset="|".join([LM["dataset"]["name"], MT["dataset"]["name"]]),
     variant="dense|data|random|window",
+    # The only site that is pruned, in the name of a model; the site of a pattern or mask.
+    sites=f"(@({'|'.join(SITES)}))?",
+    site=f"(-({'|'.join(SITES)}))?",
     tau=r"[0-9.]+",
     seed=r"\d+",
+
+
+def folder_of(experiment):
+    """The folder of one experiment's runs, with the wildcards config and dataset."""
+    return FOLDER.replace("{experiment}", experiment)
 
 
 def job_resource(name):
@@ -47,81 +58,65 @@ def flags(options, dashes=False):
     return shlex.join(words)
 
 
-def figure_caption():
-    """The caption that is written beside the figure. Absolute, as a report looks for captions beside the rules."""
-    return str(Path("results", config["name"], "ap_figure.md").absolute())
-
-
 def labels(**known):
     """Labels that a script copies into metrics.json."""
     return shlex.join(word for key, value in known.items() for word in ("--label", f"{key}={value}"))
 
 
-def corpus_folder(wildcards):
-    """The prepared text of a run."""
-    return CORPUS.format(**wildcards)
+def run_labels(wildcards, experiment, sites):
+    """Labels of a model's evaluation. A dense model has no rule and no blocks."""
+    known = {name: wildcards[name] for name in ("config", "dataset", "variant", "tau", "seed")}
+    if wildcards.variant != "dense":
+        known |= {name: config[experiment]["pruning"][name] for name in ("rule", "block_size")}
+    return labels(experiment=experiment, sites=sites, **known)
 
 
-def corpus_flags():
-    """Flags of the module that prepares the text."""
-    dataset = LM["dataset"]
+def dataset_flags(dataset):
+    """Flags of the module of reproduction/data that prepares a dataset."""
     options = dict(dataset[dataset["source"]])
-    if dataset["source"] == "wikitext" and config["data_dir"]:
+    if dataset["source"] in ("wikitext", "multi30k") and config["data_dir"]:
         # A shell leaves the ~ of `--config data_dir=~/data` as it is.
         options["data_dir"] = os.path.expanduser(config["data_dir"])
     return flags(options, dashes=True)
 
 
-def mask_flags():
+def mask_flags(wildcards):
     """Flags of a data-informed mask. The published rule takes the whole array of a Transformer-XL, hence no crop."""
-    names = ("rule", "scope", "row_floor", "block_size")
-    return flags({**{name: LM["pruning"][name] for name in names}, "no_crop": True}, dashes=True)
+    pruning = config[wildcards.experiment]["pruning"]
+    options = {name: pruning[name] for name in ("rule", "scope", "row_floor", "block_size")}
+    return flags({**options, "no_crop": wildcards.experiment == "language_modelling"}, dashes=True)
 
 
-def training_mask(wildcards):
-    """The mask of a sparse training; a dense one has none."""
-    return [] if wildcards.variant == "dense" else f"{RUN}/mask.safetensors".format(**wildcards)
+def observed_pattern(wildcards):
+    """The pattern whose counts make a control mask equal in evaluated sparsity; none if it is to be equal in cells."""
+    if config[wildcards.experiment]["pruning"]["controls_equal"] == "effective_sparsity":
+        return []
+    return f"{FOLDER}/{DENSE}/pattern{{site}}.safetensors".format(**wildcards)
 
 
-def second_evaluation():
-    """Lengths of the second evaluation of dense models; what it leaves open is the model's."""
-    given = {name: LM["dense_evaluation"][name] for name in ("tgt_len", "mem_len")}
-    return {name: LM["model"][name] if value is None else value for name, value in given.items()}
+def control_flags(wildcards, input):
+    """Flags of a control mask. A window is not drawn, so it has no seed."""
+    seed = wildcards.seed if wildcards.variant == "random" else None
+    return flags({"seed": seed, "equal_use": input.get("observed") or None}, dashes=True)
 
 
-def evaluation_flags(wildcards):
-    """Flags of an evaluation: the one that all models share, or the second one of the dense models."""
-    options = LM["dense_evaluation"] if wildcards.lengths else LM["evaluation"]
-    return flags({**options, "device": job_resource("device")})
-
-
-def run_labels(wildcards):
-    """Labels of an evaluation. A dense model has no rule and no blocks."""
-    known = {name: value for name, value in wildcards.items() if name != "lengths"}
-    if wildcards.variant != "dense":
-        known |= {name: LM["pruning"][name] for name in ("rule", "block_size")}
-    return labels(experiment="language_modelling", sites="self", **known)
-
-
-def language_modelling_runs():
-    """(variant, tau) of every model of the configuration, dense first."""
-    pruning = LM["pruning"]
+def models(experiment):
+    """(variant, tau) of every model of an experiment, dense first."""
+    pruning = config[experiment]["pruning"]
     controls = [(variant, tau) for variant in pruning["controls"] for tau in pruning["control_taus"]]
     return [("dense", 0), *(("data", tau) for tau in pruning["taus"]), *controls]
 
 
-def language_modelling_metrics():
-    """Every metrics file of the experiment."""
-    known = {"config": config["name"], "dataset": LM["dataset"]["name"]}
-    files = [f"{BIGRAM}/metrics.json".format(**known)]
-    for variant, tau in language_modelling_runs():
-        names = ["metrics.json"]
-        if variant == "dense" and LM["dense_evaluation"]:
-            names.append("metrics@{tgt_len}-{mem_len}.json".format(**second_evaluation()))
-        for seed in LM["seeds"]:
-            folder = RUN.format(variant=variant, tau=f"{tau:g}", seed=seed, **known)
-            files += [f"{folder}/{name}" for name in names]
-    return files
+def model_files(experiment, dataset, chosen, name, sites=""):
+    """A file of each of the (variant, tau) chosen, for every seed."""
+    known = {"config": config["name"], "experiment": experiment, "dataset": dataset, "sites": sites}
+    return [
+        f"{FOLDER}/{RUN}/{name}".format(variant=variant, tau=f"{tau:g}", seed=seed, **known)
+        for variant, tau in chosen
+        for seed in config[experiment]["seeds"]
+    ]
 
 
-LANGUAGE_MODELLING_METRICS = language_modelling_metrics()
+def figure_caption(name):
+    """The caption that is written beside a figure. Absolute, as a report looks for captions beside the rules."""
+    return str(Path("results", config["name"], f"{name}.md").absolute())

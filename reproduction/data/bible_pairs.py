@@ -135,7 +135,7 @@ def prepare(
     subwords = SentencePieces.learn((text for pair in splits["train"] for text in pair), vocabulary)
     extra = {
         "source": f"{VERSIONS[source]} and {VERSIONS[target]}, PyPI packages pythonbible-{source} and "
-        "pythonbible-{target}",
+        f"pythonbible-{target}",
         "split_rule": "whole chapters, about every 20th each for valid and test",
         "seed": seed,
         "unit": unit,

@@ -176,7 +176,7 @@ def test_translate_and_score_without_any_pattern_file(data, raw, pruned, tmp_pat
         metrics["variant"] == "data" and metrics["tau"] == 0.6 and set(metrics["metrics"]["test"]) >= {"bleu", "chrf"}
     )
     assert 0 < metrics["evaluated_sparsity"] < 1 and 0.5 < metrics["effective_sparsity"] <= 0.6
-    assert "tok:13a" in json.loads((tmp_path / "run.json").read_text())["signatures"]["bleu"]
+    assert "tok:13a" in json.loads((tmp_path / "metrics.run.json").read_text())["signatures"]["bleu"]
     assert (tmp_path / "out" / "run.json").is_file()
 
     # line by line, in batches whose sources have different lengths

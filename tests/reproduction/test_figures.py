@@ -12,11 +12,11 @@ from PIL import Image
 
 from attention_pruning import InputError
 from reproduction.captions import caption, table_text
-from reproduction.curves import PANELS, curve, numbers, published, read_reference, relative, select
+from reproduction.curves import PANELS, baseline, curve, numbers, published, read_reference, relative, select
 from reproduction.figures import REFERENCE, STYLES, draw, main, save
 from reproduction.results import COLUMNS, write_csv
 
-(PANEL,) = PANELS
+PANEL, TRANSLATION, GLUE = PANELS
 SEEDS = (1, 2, 3)
 TAUS = {"dense": (0.0,), "data": (0.2, 0.4, 0.6, 0.8, 0.9), "random": (0.8, 0.9), "window": (0.8, 0.9)}
 WORSE = {"dense": 0.0, "data": 3.0, "random": 9.0, "window": 5.0}
@@ -45,6 +45,23 @@ def made_up(bigram: float | None = 70.5, seeds: tuple[int, ...] = SEEDS) -> pd.D
     if bigram is not None:
         rows.append(common | {"variant": "kneser-ney", "split": "test", "metric": "perplexity", "value": bigram})
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"seed": "Int64", "block_size": "Int64"})
+
+
+def with_other_experiments(table: pd.DataFrame) -> pd.DataFrame:
+    """The same beside translation, one site pruned alone included, and two tasks of GLUE."""
+    test = table[(table["split"] == "test") & (table["metric"] == "perplexity")]
+    models, counted = test[test["variant"] != "kneser-ney"], test[test["variant"] == "kneser-ney"]
+    parts = [table]
+    for sites, shift in (("all", 0.0), ("enc-dec", -40.0)):
+        rows = models if sites == "all" else models[models["variant"] == "data"]
+        labels = {"experiment": "translation", "dataset": "bible-wyc-bbe", "metric": "bleu", "sites": sites}
+        parts.append(rows.assign(value=90 - rows["value"] + shift, **labels))
+    parts.append(counted.assign(experiment="translation", dataset="bible-wyc-bbe", metric="bleu", variant="copy", value=5))
+    for task, shift in (("A", 0.0), ("B", 10.0)):
+        labels = {"experiment": "glue", "dataset": task, "split": "validation", "metric": "glue_score"}
+        parts.append(models.assign(value=140 - models["value"] + shift, **labels))
+        parts.append(counted.assign(value=50 + shift, variant="majority", **labels))
+    return pd.concat(parts, ignore_index=True)
 
 
 def drawn(table: pd.DataFrame) -> tuple[Axes, Axes]:
@@ -127,7 +144,7 @@ def test_the_upper_axis_has_the_mean_effective_sparsity_of_each_tau() -> None:
 
 def test_the_bigram_is_drawn_where_it_is_near_and_left_out_where_it_is_far() -> None:
     def heights(bigram: float | None) -> list[float]:
-        colour = STYLES["kneser-ney"]["color"]
+        colour = STYLES["baseline"]["color"]
         return [line.get_ydata()[0] for line in drawn(made_up(bigram))[0].lines if line.get_color() == colour]
 
     assert heights(70.0) == [70.0]
@@ -186,20 +203,20 @@ def test_the_same_numbers_give_the_same_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seeds", [(1,), SEEDS])
 def test_the_caption_says_what_is_shown(seeds: tuple[int, ...]) -> None:
-    text = caption(made_up(bigram=74.25, seeds=seeds), PANELS)
+    text = caption(made_up(bigram=74.25, seeds=seeds), [PANEL])
     for part in (
         "quick",
         "bible-bbe",
         "test split",
         "rule: published",
         "74.2",
-        "better than an interpolated Kneser-Ney",
+        "better than the Kneser-Ney bigram",
     ):
         assert part in text
     assert f"seeds {', '.join(map(str, seeds))};" in text
     assert "lowest to the highest seed" in text
-    assert "NOT better" in caption(made_up(bigram=50.0), PANELS)
-    assert "Kneser-Ney" not in caption(made_up(bigram=None), PANELS)
+    assert "NOT better" in caption(made_up(bigram=50.0), [PANEL])
+    assert "Kneser-Ney" not in caption(made_up(bigram=None), [PANEL])
 
 
 def test_the_printed_table_has_the_numbers_of_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,7 +224,7 @@ def test_the_printed_table_has_the_numbers_of_the_figure(tmp_path: Path, capsys:
     write_csv(table, tmp_path / "metrics.csv")
     assert main(["--metrics", str(tmp_path / "metrics.csv"), "--table"]) == 0
     printed = capsys.readouterr().out
-    assert printed.strip() == table_text(table, PANELS)
+    assert printed.strip() == table_text(table, [PANEL])
     for line in numbers(table, PANEL).itertuples():
         assert any(
             f"{line.percent:.0f}%" in row and f"{line.mean:.2f}" in row and f"{line.high:.2f}" in row
@@ -226,7 +243,7 @@ def test_a_seed_without_a_dense_model_is_refused() -> None:
 
 def test_a_table_that_no_panel_can_show_is_refused(tmp_path: Path) -> None:
     table = made_up()
-    with pytest.raises(InputError, match="expected runs of language_modelling in the table, found squad"):
+    with pytest.raises(InputError, match="expected runs of language_modelling, translation, glue in the table, found squad"):
         draw(table.assign(experiment="squad"), read_reference(REFERENCE))
     with pytest.raises(InputError, match="of one dataset, found bible-bbe, wikitext-2"):
         draw(pd.concat([table, table.assign(dataset="wikitext-2")]), read_reference(REFERENCE))
@@ -248,3 +265,36 @@ def test_bad_input_to_the_command_is_named_and_nothing_is_written(tmp_path: Path
         with pytest.raises(InputError, match=message):
             main(arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign.csv", "metrics.csv"]
+
+
+def test_every_experiment_is_a_panel_above_its_companion(tmp_path: Path) -> None:
+    table = with_other_experiments(made_up())
+    write_csv(table, tmp_path / "metrics.csv")
+    assert main(["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "figure.png")]) == 0
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert picture.size == (2760, 1280)
+    axes = draw(table, read_reference(REFERENCE)).axes
+    assert [one.get_title() for one in axes[:3]] == [panel.title for panel in PANELS]
+    assert [one.get_title() for one in axes[3:]] == ["Relative to dense"] * 3
+    text = (tmp_path / "figure.md").read_text()
+    assert all(panel.title in text for panel in PANELS) and "better than the copied source (5.0)" in text
+
+
+def test_a_translation_panel_shows_the_models_that_prune_every_site() -> None:
+    table = with_other_experiments(made_up())
+    rows = select(table, TRANSLATION)
+    assert set(rows["sites"].dropna()) == {"all"} and baseline(rows) == 5
+    own = select(table, PANEL)
+    assert curve(rows, "data")["mean"].tolist() == pytest.approx((90 - curve(own, "data")["mean"]).tolist())
+
+
+def test_the_glue_panel_shows_the_mean_over_tasks_seed_by_seed() -> None:
+    table = with_other_experiments(made_up())
+    rows = select(table, GLUE)
+    assert set(rows["dataset"]) == {"mean of 2 tasks"} and baseline(rows) == 55
+    one = table[(table["experiment"] == "glue") & (table["dataset"] == "A") & (table["variant"] == "data")]
+    found = rows[rows["variant"] == "data"].set_index(["tau", "seed"])["value"].to_dict()
+    assert found == pytest.approx({key: value + 5 for key, value in one.set_index(["tau", "seed"])["value"].items()})
+    lost = table[~((table["dataset"] == "B") & (table["variant"] == "random") & (table["seed"] == 2))]
+    with pytest.raises(InputError, match=r"expected random, tau 0.8, seed 2 on each of A, B, found none on B"):
+        select(lost, GLUE)

@@ -37,7 +37,7 @@ def test_generated_files_and_plain_text_score_alike(tmp_path, nbest):
     found = metrics["metrics"]["test"]
     assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(TRANSLATIONS, [REFERENCES]).score)
     assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(TRANSLATIONS, [REFERENCES]).score)
-    signatures = json.loads((tmp_path / "out" / "run.json").read_text())["signatures"]
+    signatures = json.loads((tmp_path / "out" / "metrics.run.json").read_text())["signatures"]
     assert (
         signatures["bleu"].startswith("nrefs:1|case:mixed|")
         and f"version:{sacrebleu.__version__}" in signatures["chrf"]

@@ -1,0 +1,150 @@
+"""Draw translation_sites: what pruning one site of attention alone costs a translation model, beside all three.
+
+    cd results/quick
+    python -m reproduction.site_figure --metrics translation_sites.csv --out translation_sites.png
+
+The figure shows the metric against tau, and against the share of a site's attention that the test sentences lost: taus
+of different sites, and masks of different kinds, compare there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from attention_pruning import InputError
+from reproduction.captions import NAMES, name_of
+from reproduction.curves import PANELS, curve, select
+from reproduction.figures import DPI, FONT, STYLES, save
+from reproduction.results import read_csv
+from reproduction.training import atomic_path, run_main
+
+if TYPE_CHECKING:  # matplotlib takes a second to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Translation, with the models of all choices of sites.
+PANEL = replace(next(panel for panel in PANELS if panel.experiment == "translation"), sites=None)
+SITES = {
+    "all": {"color": "#000000", "marker": "o", "label": "all three sites"},
+    "enc-self": {"color": "#0072B2", "marker": "s", "label": "encoder self-attention"},
+    "dec-self": {"color": "#009E73", "marker": "^", "label": "decoder self-attention"},
+    "enc-dec": {"color": "#D55E00", "marker": "D", "label": "encoder-decoder attention"},
+}
+CONTROLS = ("random", "window")
+
+
+def lines_of(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """What is drawn: variant, sites, and the rows of both, the controls last.
+
+    Raises
+    ------
+    InputError
+        If the table has no translation model that prunes one site alone.
+    """
+    rows = select(table, PANEL)
+    chosen = [("data", sites) for sites in SITES] + [(variant, "all") for variant in CONTROLS]
+    groups = dict(list(rows.groupby(["variant", "sites"])))
+    lines = [(*line, groups[line]) for line in chosen if line in groups]
+    if not any(variant == "data" and sites != "all" for variant, sites, _ in lines):
+        raise InputError("expected translation models that prune one site alone in the table, found none")
+    return lines
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw both panels.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``results.COLUMNS``.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    dense = curve(select(table, PANEL), "dense")
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(9.4, 4.6), dpi=DPI, layout="constrained")
+        by_tau, by_use = figure.subplots(1, 2, sharey=True)
+        for axes, column in ((by_tau, "tau"), (by_use, "evaluated_sparsity")):
+            axes.axhline(dense["mean"].iloc[0], color="#000000", linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+            for variant, sites, rows in lines_of(table):
+                if variant == "data" or column != "tau":
+                    _draw_line(axes, rows, column, dense, _style(variant, sites))
+            axes.set_xlim(-4, 100)
+            axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.spines["top"].set_visible(False)
+        by_tau.set_xlabel("Attention pruned, \u03c4 (%)")
+        by_tau.set_ylabel(f"{PANEL.label} ({PANEL.split}), {PANEL.better} is better")
+        by_use.set_xlabel("Attention that the test sentences lost at these sites (%)")
+        figure.legend(*by_use.get_legend_handles_labels(), loc="outside lower center", ncols=3, edgecolor="none")
+    return figure
+
+
+def _style(variant: str, sites: str) -> dict[str, str]:
+    if variant == "data":
+        return SITES[sites]
+    label = f"{NAMES[variant]}, {SITES[sites]['label']}"
+    return STYLES[variant] | {"color": "#888888", "linestyle": "--", "label": label}
+
+
+def _draw_line(axes: Axes, rows: pd.DataFrame, column: str, dense: pd.DataFrame, style: dict[str, str]) -> None:
+    """A dot a seed, and a line through the means of each tau, which starts at the dense model."""
+    axes.scatter(100 * rows[column], rows["value"], s=13, color=style["color"], alpha=0.45, linewidths=0, zorder=3)
+    means = rows.assign(x=100 * rows[column]).groupby("tau", sort=True)[["x", "value"]].mean()
+    x = [0.0, *means["x"]]
+    y = [dense["mean"].iloc[0], *means["value"]]
+    axes.plot(x, y, linewidth=1.6, markersize=5.5, markevery=range(1, len(x)), zorder=4, **style)
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Return the caption of the figure: plain paragraphs, readable as Markdown and as reStructuredText."""
+    rows = select(table, PANEL)
+    dense = curve(rows, "dense").iloc[0]
+    seeds = rows["seed"].nunique()
+    text = [
+        f"{PANEL.title} of {rows['dataset'].iloc[0]} with one site of attention pruned alone, and with all three, "
+        f"configuration {rows['config'].iloc[0]}: {name_of(PANEL)} on the {PANEL.split} split, {seeds} seeds (dots; "
+        f"lines through their means). The dense model reaches {dense['mean']:.1f}. On the right the same models, and "
+        "controls, against the share of those sites' attention that the test sentences lost."
+    ]
+    found = []
+    for variant, sites, line in lines_of(table):
+        last = curve(line, variant).iloc[-1]
+        name = SITES[sites]["label"] if variant == "data" else f"{NAMES[variant]} ({SITES[sites]['label']})"
+        found.append(f"{name} {last['mean']:.1f} at tau {last['percent'] / 100:g} ({last['evaluated']:.0f}% lost)")
+    return "\n\n".join([*text, f"At the highest tau of each: {'; '.join(found)}."]) + "\n"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduction.site_figure",
+        description="Draw what pruning each site of attention alone costs a translation model.",
+    )
+    parser.add_argument("--metrics", type=Path, required=True, help="table that reproduction.results makes")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png); the caption goes beside it")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    args = build_parser().parse_args(argv)
+    if args.out.suffix != ".png":
+        raise InputError(f"--out: expected a .png file, found {args.out}")
+    table = read_csv(args.metrics)
+    save(draw(table), args.out)
+    with atomic_path(args.out.with_suffix(".md")) as temporary:
+        temporary.write_text(caption(table), encoding="utf-8")
+    print(f"{args.out}: {len(lines_of(table))} lines")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,48 @@
+# From the pattern of a dense model to the masks of the sparse ones, in every experiment.
+rule mask:
+    input:
+        pattern=f"{FOLDER}/{DENSE}/pattern{{site}}.safetensors",
+    output:
+        f"{FOLDER}/data/tau{{tau}}/seed{{seed}}/mask{{site}}.safetensors",
+    log:
+        f"{FOLDER}/data/tau{{tau}}/seed{{seed}}/mask{{site}}.log",
+    benchmark:
+        f"{FOLDER}/data/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=job_resource("mem_mb"),
+    params:
+        flags=mask_flags,
+    message:
+        "Mask: {wildcards.experiment}, data, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.site}"
+    shell:
+        "python -m attention_pruning.cli mask {input.pattern:q} --tau {wildcards.tau} {params.flags}"
+        " --output {output:q} > {log:q} 2>&1"
+
+
+rule control_mask:
+    input:
+        like=f"{FOLDER}/data/tau{{tau}}/seed{{seed}}/mask{{site}}.safetensors",
+        observed=observed_pattern,
+    output:
+        f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.safetensors",
+    log:
+        f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.log",
+    benchmark:
+        f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
+    wildcard_constraints:
+        variant="random|window",
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=job_resource("mem_mb"),
+    params:
+        flags=control_flags,
+    message:
+        "Mask: {wildcards.experiment}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.site}"
+    shell:
+        "python -m attention_pruning.cli mask --{wildcards.variant}-like {input.like:q} {params.flags}"
+        " --output {output:q} > {log:q} 2>&1"

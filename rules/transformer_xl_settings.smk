@@ -1,0 +1,42 @@
+# Language modelling: folders, flags and the files that its figure needs. No rules here.
+LM_FOLDER = folder_of("language_modelling")
+CORPUS = f"{LM_FOLDER}/corpus"
+BIGRAM = f"{LM_FOLDER}/kneser-ney"
+LM_RUN = f"{LM_FOLDER}/{RUN}".replace("{sites}", "")
+LM_DENSE = f"{LM_FOLDER}/{DENSE}"
+
+
+def corpus_folder(wildcards):
+    """The prepared text of a run."""
+    return CORPUS.format(**wildcards)
+
+
+def language_model_mask(wildcards):
+    """The mask of a sparse training; a dense one has none."""
+    return [] if wildcards.variant == "dense" else f"{LM_RUN}/mask.safetensors".format(**wildcards)
+
+
+def second_evaluation():
+    """Lengths of the second evaluation of dense models; what it leaves open is the model's."""
+    given = {name: LM["dense_evaluation"][name] for name in ("tgt_len", "mem_len")}
+    return {name: LM["model"][name] if value is None else value for name, value in given.items()}
+
+
+def evaluation_flags(wildcards):
+    """Flags of an evaluation: the one that all models share, or the second one of the dense models."""
+    options = LM["dense_evaluation"] if wildcards.lengths else LM["evaluation"]
+    return flags({**options, "device": job_resource("device")})
+
+
+def language_modelling_metrics():
+    """Every metrics file of the experiment."""
+    dataset = LM["dataset"]["name"]
+    files = [f"{BIGRAM}/metrics.json".format(config=config["name"], dataset=dataset)]
+    files += model_files("language_modelling", dataset, models("language_modelling"), "metrics.json")
+    if LM["dense_evaluation"]:
+        second = "metrics@{tgt_len}-{mem_len}.json".format(**second_evaluation())
+        files += model_files("language_modelling", dataset, [("dense", 0)], second)
+    return files
+
+
+LANGUAGE_MODELLING_METRICS = language_modelling_metrics()
