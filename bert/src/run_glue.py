@@ -3,9 +3,9 @@
 The flags are those of transformers' own run_glue.py and of its TrainingArguments. Four are the published additions:
 --save_attention_patterns, --prune, --attn_path and --tau.
 
-    DENSE="--model_name_or_path minilm --task_name MRPC --do_train --do_eval"
-    python bert/src/run_glue.py $DENSE --output_dir runs/dense --save_attention_patterns --attn_path pattern.safetensors
-    python bert/src/run_glue.py $DENSE --output_dir runs/pruned --prune --attn_path pattern.safetensors --tau 0.5
+    STEPS="--model_name_or_path minilm --task_name MRPC --do_train --do_eval"
+    python bert/src/run_glue.py $STEPS --output_dir runs/dense --save_attention_patterns --attn_path avg.safetensors
+    python bert/src/run_glue.py $STEPS --output_dir runs/pruned --prune --attn_path avg.safetensors --tau 0.5
 """
 
 from __future__ import annotations
