@@ -27,6 +27,8 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Matthews' correlation coefficient; 0 for constant predictions or labels, the value of a coin."""
+    if _is_constant(predictions, labels):
+        return 0.0
     return float(metrics.matthews_corrcoef(labels, predictions))
 
 
@@ -45,9 +47,13 @@ def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _correlation(function: Callable, predictions: np.ndarray, labels: np.ndarray) -> float:
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+    if _is_constant(predictions, labels):
         return 0.0
     return float(function(predictions, labels).statistic)
+
+
+def _is_constant(predictions: np.ndarray, labels: np.ndarray) -> bool:
+    return np.ptp(predictions) == 0 or np.ptp(labels) == 0
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
