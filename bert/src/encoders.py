@@ -76,6 +76,7 @@ def _loaded(arguments: ModelArguments, what: str, load: Callable[..., Any], **op
     try:
         return load(find_model(name), revision=arguments.model_revision, **options)
     except _REFUSALS as error:
-        hint = " (another task's head: --ignore_mismatched_sizes)" if "ignore_mismatched_sizes" in str(error) else ""
         found = " ".join(str(error).split())
-        raise InputError(f"{name}: expected a {what} that transformers can load, found: {found}{hint}") from error
+        if "ignore_mismatched_sizes" in found:
+            found = "weights of other shapes, such as those of another task's head (--ignore_mismatched_sizes)"
+        raise InputError(f"{name}: expected a {what} that transformers can load, found: {found}") from error

@@ -33,8 +33,7 @@ def fingerprint_rows(dataset: Dataset) -> str:
 
 def real_lengths(dataset: Dataset) -> np.ndarray:
     """Real tokens of each tokenised sequence."""
-    parts = [np.asarray(batch["attention_mask"]).sum(1) for batch in dataset.with_format("numpy").iter(batch_size=1000)]
-    return np.concatenate(parts)
+    return np.array([sum(row) for batch in dataset.iter(batch_size=1000) for row in batch["attention_mask"]])
 
 
 def cell_counts(lengths: Sequence[int] | np.ndarray, causal: bool = False) -> Tensor:

@@ -74,6 +74,11 @@ class Run:
         The model's.
     facts
         What else tells this data from other data: the task, the lengths.
+
+    Raises
+    ------
+    InputError
+        If --output_dir or --resume_from_checkpoint has a checkpoint of another training.
     """
 
     def __init__(
@@ -84,34 +89,28 @@ class Run:
         self.fingerprints = {split: fingerprint_rows(part) for split, part in rows.items()}
         self.sources = {split: part.info.description for split, part in rows.items()}
         self.results: dict[str, Any] = {}
+        self.origin = training_origin(
+            flags.training,
+            model=flags.model.model_name_or_path,
+            model_revision=flags.model.model_revision,
+            data_fingerprint=self.fingerprints.get("train"),
+            mask=None if mask is None else mask.fingerprint,
+            **facts,
+        )
+        self.checkpoint = find_checkpoint(flags.training, self.origin) if flags.training.do_train else None
 
     def train(self, trainer: Trainer) -> None:
-        """Train from the start or from the last checkpoint, and save the model; its mask is saved with it.
-
-        Raises
-        ------
-        InputError
-            If the checkpoint is of another training.
-        """
-        origin = training_origin(
-            trainer.args,
-            model=self.flags.model.model_name_or_path,
-            model_revision=self.flags.model.model_revision,
-            data_fingerprint=self.fingerprints["train"],
-            mask=None if self.mask is None else self.mask.fingerprint,
-            **self.facts,
-        )
-        checkpoint = find_checkpoint(trainer.args, origin)
+        """Train from the start or from the last checkpoint, and save the model; its mask is saved with it."""
         if trainer.is_world_process_zero():
-            write_origin(trainer.args, origin)
-            if checkpoint is not None:
-                print(f"continuing from {checkpoint}")
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+            write_origin(trainer.args, self.origin)
+            if self.checkpoint is not None:
+                print(f"continuing from {self.checkpoint}")
+        result = trainer.train(resume_from_checkpoint=self.checkpoint)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
-        self.results |= {"steps": trainer.state.global_step, "continued_from": checkpoint}
+        self.results |= {"steps": trainer.state.global_step, "continued_from": self.checkpoint}
 
     def gather(self, trainer: Trainer, dataset: Dataset) -> None:
         """Average attention over the tokenised training data and write the pattern to --attn_path."""
