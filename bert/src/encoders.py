@@ -1,0 +1,82 @@
+"""A pretrained model with its tokenizer, checked against the lengths that the flags ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from attention_pruning import InputError
+from reproduction.pretrained import find_model
+from run_flags import ModelArguments
+
+#: What transformers raises about a missing, broken or unsuitable model.
+_REFUSALS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+def load_tokenizer(arguments: ModelArguments, max_seq_length: int) -> PreTrainedTokenizerBase:
+    """Read the model's tokenizer.
+
+    Raises
+    ------
+    InputError
+        If there is none, it is not a fast one, or it cannot make sequences of ``max_seq_length``.
+    """
+    tokenizer = _loaded(arguments, "tokenizer", AutoTokenizer.from_pretrained)
+    if not tokenizer.is_fast:
+        raise InputError(f"{arguments.model_name_or_path}: expected a fast tokenizer, found {type(tokenizer).__name__}")
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if not least <= max_seq_length <= tokenizer.model_max_length:
+        raise InputError(
+            f"--max_seq_length: expected {least} to {tokenizer.model_max_length}, what the tokenizer of "
+            f"{arguments.model_name_or_path} allows, found {max_seq_length}"
+        )
+    return tokenizer
+
+
+def load_config(arguments: ModelArguments, max_seq_length: int) -> PreTrainedConfig:
+    """Read the model's configuration.
+
+    Raises
+    ------
+    InputError
+        If there is none, or the model has fewer than ``max_seq_length`` positions.
+    """
+    config = _loaded(arguments, "config.json", AutoConfig.from_pretrained)
+    positions = getattr(config, "max_position_embeddings", max_seq_length)
+    if positions < max_seq_length:
+        raise InputError(
+            f"--max_seq_length: expected at most {positions}, the positions of {arguments.model_name_or_path}, "
+            f"found {max_seq_length}"
+        )
+    return config
+
+
+def load_model(arguments: ModelArguments, auto_class: type, config: PreTrainedConfig) -> PreTrainedModel:
+    """Read a model for a task, with the mask that was saved with it, if any.
+
+    Parameters
+    ----------
+    auto_class : type
+        One of transformers' ``AutoModelFor...``.
+
+    Raises
+    ------
+    InputError
+        If there is none, it is broken, or its head is another task's.
+    """
+    options = {"config": config, "ignore_mismatched_sizes": arguments.ignore_mismatched_sizes}
+    return _loaded(arguments, "model", auto_class.from_pretrained, **options)
+
+
+def _loaded(arguments: ModelArguments, what: str, load: Callable[..., Any], **options: Any) -> Any:
+    name = arguments.model_name_or_path
+    try:
+        return load(find_model(name), revision=arguments.model_revision, **options)
+    except _REFUSALS as error:
+        found = " ".join(str(error).split())
+        if "ignore_mismatched_sizes" in found:
+            found = "weights of other shapes, such as those of another task's head (--ignore_mismatched_sizes)"
+        raise InputError(f"{name}: expected a {what} that transformers can load, found: {found}") from error

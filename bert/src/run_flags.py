@@ -1,0 +1,168 @@
+"""The command line of both scripts: transformers' TrainingArguments, and dataclasses for the rest."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import datasets
+import torch
+import transformers
+from transformers import HfArgumentParser, TrainingArguments
+
+from attention_pruning import InputError
+from pruning import PruningArguments
+from reproduction.data.wikitext import DATA_DIR_VARIABLE
+from reproduction.metrics import parse_labels
+from reproduction.training import limit_threads
+
+
+@dataclass
+class ModelArguments:
+    """Which model."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str = field(
+        metadata={
+            "help": "folder, name on the hub, or minilm: the BERT weights that install with pip. A folder that was "
+            "saved by a pruned run brings its mask along"
+        }
+    )
+    model_revision: str = field(
+        default="main",
+        metadata={"help": "revision on the hub: a commit pins the model, main is whatever is newest"},
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "draw weights anew whose shape differs, such as those of another task's head"}
+    )
+
+
+@dataclass(kw_only=True)
+class LengthArguments:
+    """Flags about data that both scripts have; each adds ``max_seq_length`` and its own."""
+
+    _argument_group_name = "data"
+
+    data_dir: str | None = field(
+        default_factory=lambda: os.environ.get(DATA_DIR_VARIABLE) or None,
+        metadata={
+            "help": f"local folder with the data; the environment variable {DATA_DIR_VARIABLE} sets the default, and "
+            "without either it comes from the hub"
+        },
+    )
+    pad_to_max_length: bool = field(
+        default=True,
+        metadata={
+            "help": "pad every sequence to --max_seq_length, not to the longest of its batch. Needed where a pattern "
+            "is gathered or applied: its rows and columns are the positions below --max_seq_length, and every batch "
+            "then costs the same, so that times compare"
+        },
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first so many only"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate on the first so many only"})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first so many only"})
+
+    def check(self) -> None:
+        """Refuse numbers below 1."""
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise InputError(f"--{name}: expected at least 1, found {value}")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The parsed command line.
+
+    Attributes
+    ----------
+    model : ModelArguments
+    data : LengthArguments
+        Or the script's own extension of it.
+    pruning : PruningArguments
+    training : TrainingArguments
+    labels : dict
+        For metrics.json.
+    """
+
+    model: ModelArguments
+    data: Any
+    pruning: PruningArguments
+    training: TrainingArguments
+    labels: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All flags by name, as JSON has them."""
+        groups = (self.model, self.data, self.pruning)
+        own = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+        return own | self.training.to_dict() | {"label": self.labels}
+
+
+class _Parser(HfArgumentParser):
+    """One line on bad flags: the usage of some 150 of them would bury it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the description's lines, show every default but None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.required or action.default is None else super()._get_help_string(action)
+
+
+def parse_flags(description: str, data_class: type, argv: Sequence[str] | None = None) -> Flags:
+    """Read the command line, and set what concerns the whole process: threads and progress bars.
+
+    Parameters
+    ----------
+    data_class : type
+        The script's extension of :class:`LengthArguments`.
+
+    Raises
+    ------
+    InputError
+        For an unknown flag, a bad value, or flags that contradict one another.
+    """
+    kinds = (ModelArguments, data_class, PruningArguments, TrainingArguments)
+    parser = _Parser(kinds, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
+    )
+    run.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
+    # Where nobody watches, a bar is noise: transformers prints lines instead.
+    parser.set_defaults(disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.cuda.is_available())
+    for action in parser._actions:
+        action.required = action.required or action.dest == "output_dir"
+    try:
+        *groups, rest, unknown = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, ImportError) as error:  # TrainingArguments refuses a combination
+        found = " ".join(str(error).split())
+        raise InputError(f"flags: expected a combination that transformers accepts, found: {found}") from error
+    if unknown:
+        raise InputError(f"flags: expected some of those that --help lists, found {unknown[0]}")
+    flags = Flags(*groups, labels=parse_labels(rest.label))
+    flags.data.check()
+    _check_purpose(flags)
+    flags.pruning.check(pad_to_max_length=flags.data.pad_to_max_length)
+    limit_threads(rest.threads)
+    if flags.training.disable_tqdm:
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+    return flags
+
+
+def _check_purpose(flags: Flags) -> None:
+    training = flags.training
+    if not (training.do_train or training.do_eval or training.do_predict or flags.pruning.save_attention_patterns):
+        purposes = "--do_train, --do_eval, --do_predict or --save_attention_patterns"
+        raise InputError(f"flags: expected {purposes}, found none of them")

@@ -1,0 +1,183 @@
+"""Fine-tune and evaluate a transformers model on SQuAD, gather its attention pattern, or prune it by one.
+
+The flags are those of transformers' own run_qa.py and of its TrainingArguments. Four are the published additions:
+--save_attention_patterns, --prune, --attn_path and --tau. --do_eval writes the answers too (predictions.json, which the
+official script reads, and answers.json with their scores), and says how long the model took and how much memory.
+
+    STEPS="--model_name_or_path minilm --do_train --do_eval"
+    python bert/src/run_squad.py $STEPS --output_dir runs/dense --save_attention_patterns --attn_path avg.safetensors
+    python bert/src/run_squad.py $STEPS --output_dir runs/pruned --prune --attn_path avg.safetensors --tau 0.9
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoModelForQuestionAnswering, default_data_collator, set_seed
+
+from attention_pruning import InputError
+from encoders import load_config, load_model, load_tokenizer
+from pruning import apply_pruning
+from reproduction.data.squad import load_squad
+from reproduction.squad_metrics import best_answers, squad_metrics
+from reproduction.training import peak_memory_bytes, run_main, write_json
+from run_files import real_lengths, report_metrics
+from run_flags import Flags, LengthArguments, parse_flags
+from run_steps import Run, choose_rows, prepare_outputs, tokenised
+from squad_features import Windows
+from timed_trainer import TimedTrainer
+
+EVALUATION_SPLIT = "validation"
+
+
+@dataclass(kw_only=True)
+class DataArguments(LengthArguments):
+    """How passages are cut, and how answers are chosen."""
+
+    version_2_with_negative: bool = field(
+        default=False, metadata={"help": "SQuAD 2.0, where some questions have no answer"}
+    )
+    max_seq_length: int = field(
+        default=384, metadata={"help": "tokens of a window: question, special tokens, and a part of the passage"}
+    )
+    doc_stride: int = field(
+        default=128, metadata={"help": "tokens of the passage that neighbouring windows share, as in run_qa.py"}
+    )
+    max_query_length: int = field(
+        default=64, metadata={"help": "tokens of a question; a longer one loses its last words"}
+    )
+    n_best_size: int = field(default=20, metadata={"help": "starts and ends of a window that are tried as an answer"})
+    max_answer_length: int = field(default=30, metadata={"help": "tokens of an answer"})
+    null_score_diff_threshold: float = field(
+        default=0.0,
+        metadata={"help": "SQuAD 2.0: no answer is given if its score is more than this above the best answer's"},
+    )
+
+
+class AnswerTrainer(TimedTrainer):
+    """A trainer whose evaluation is exact match and F1 of the answers.
+
+    Attributes
+    ----------
+    questions : Dataset or None
+        What ``eval_dataset`` is made from.
+    answers : dict
+        Of the last evaluation, by the question's id: text and score.
+    """
+
+    def __init__(self, *args: Any, questions: Dataset | None, flags: Flags, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.questions, self.flags = questions, flags
+        self.answers: dict[str, dict[str, Any]] = {}
+
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As Trainer's; the metrics are those of ``squad_metrics``."""
+        windows = self.eval_dataset if eval_dataset is None else eval_dataset
+        output = self.predict(windows, ignore_keys, metric_key_prefix)
+        self.answers, scores = self._score(windows, *output.predictions)
+        metrics = output.metrics | {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _score(
+        self, windows: Dataset, start_logits: np.ndarray, end_logits: np.ndarray
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+        data = self.flags.data
+        answers = best_answers(
+            self.questions,
+            windows,
+            start_logits,
+            end_logits,
+            n_best=data.n_best_size,
+            max_answer_length=data.max_answer_length,
+            version2=data.version_2_with_negative,
+            null_threshold=data.null_score_diff_threshold,
+        )
+        texts = {key: answer["text"] for key, answer in answers.items()}
+        return answers, squad_metrics(self.questions, texts, version2=data.version_2_with_negative)
+
+
+def evaluate(trainer: AnswerTrainer) -> dict[str, float]:
+    """Exact match, F1, seconds and peak memory; transformers' files too."""
+    found = trainer.evaluate()
+    trainer.save_metrics("eval", found)
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "total")
+    scores = {name: value for key, value in found.items() if (name := key.removeprefix("eval_")) not in timing}
+    scores.pop("epoch", None)
+    memory = peak_memory_bytes()
+    return scores | {
+        "questions": len(trainer.questions),
+        "sequences": len(trainer.eval_dataset),
+        "seconds": found["eval_runtime"],
+        **trainer.times(),
+        # of the whole process, hence of the evaluation where nothing was trained before it; an accelerator's is its own
+        "peak_memory_bytes": memory["host"],
+        **({"peak_cuda_memory_bytes": memory["cuda"]} if "cuda" in memory else {}),
+    }
+
+
+def write_answers(folder: Path, answers: dict[str, dict[str, Any]]) -> None:
+    """Write ``predictions.json`` (id -> text, as the official script reads it) and ``answers.json`` with scores."""
+    write_json(folder / "predictions.json", {key: answer["text"] for key, answer in answers.items()})
+    finite = {key: {name: _json_number(value) for name, value in answer.items()} for key, answer in answers.items()}
+    write_json(folder / "answers.json", finite)
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    flags = parse_flags(__doc__, DataArguments, argv)
+    data, training = flags.data, flags.training
+    if training.do_predict:
+        raise InputError("--do_predict: expected --do_eval, since SQuAD's test set is not public, found it asked for")
+    rows = choose_rows(load_squad(data.data_dir, data.version_2_with_negative), flags, (EVALUATION_SPLIT,), ())
+    tokenizer = load_tokenizer(flags.model, data.max_seq_length)
+    windows = Windows(
+        tokenizer, data.max_seq_length, data.doc_stride, data.max_query_length, data.pad_to_max_length
+    )
+    config = load_config(flags.model, data.max_seq_length)
+    set_seed(training.seed)
+    model = load_model(flags.model, AutoModelForQuestionAnswering, config)
+    mask = apply_pruning(model, flags.pruning, data.max_seq_length, data.pad_to_max_length)
+    lengths = {name: getattr(data, name) for name in ("max_seq_length", "doc_stride", "max_query_length")}
+    run = Run("bert/src/run_squad.py", flags, rows, mask, task="SQuAD", **lengths)
+    train = tokenised(rows["train"], windows.training) if "train" in rows else None
+    evaluation = tokenised(rows[EVALUATION_SPLIT], windows.evaluation) if EVALUATION_SPLIT in rows else None
+    prepare_outputs(flags)
+    trainer = AnswerTrainer(
+        model=model,
+        args=training,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        data_collator=default_data_collator if data.pad_to_max_length else None,
+        questions=rows.get(EVALUATION_SPLIT),
+        flags=flags,
+    )
+    if training.do_train:
+        run.train(trainer)
+    if flags.pruning.save_attention_patterns:
+        run.gather(trainer, train.remove_columns(["start_positions", "end_positions"]))
+    folder = Path(training.output_dir)
+    if training.do_eval:
+        metrics = evaluate(trainer)
+        if trainer.is_world_process_zero():
+            write_answers(folder, trainer.answers)
+            report_metrics(folder, flags.labels, {EVALUATION_SPLIT: metrics}, mask, real_lengths(evaluation))
+    if trainer.is_world_process_zero():
+        run.write()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,151 @@
+"""What both scripts do around their task: choose rows, train or continue, gather a pattern, write run.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import Trainer
+
+from attention_pruning import InputError, PruneMask
+from checkpoints import find_checkpoint, training_origin, write_origin
+from pattern_collection import gather_pattern, save_pattern
+from reproduction.training import RunRecord, make_folder, prepare_output
+from run_files import fingerprint_rows
+from run_flags import Flags
+
+
+def choose_rows(splits: DatasetDict, flags: Flags, evaluation: tuple[str, ...], prediction: tuple[str, ...]) -> dict:
+    """The rows that each step needs, as the flags limit them.
+
+    Parameters
+    ----------
+    evaluation, prediction : tuple of str
+        Splits for --do_eval and --do_predict.
+
+    Returns
+    -------
+    dict
+        Split -> Dataset.
+
+    Raises
+    ------
+    InputError
+        If a split is missing that a flag asks for.
+    """
+    training, data = flags.training, flags.data
+    wanted: list[tuple[str, str, int | None]] = []
+    if training.do_train or flags.pruning.save_attention_patterns:
+        flag = "--do_train" if training.do_train else "--save_attention_patterns"
+        wanted.append(("train", flag, data.max_train_samples))
+    if training.do_eval:
+        wanted += [(split, "--do_eval", data.max_eval_samples) for split in evaluation]
+    if training.do_predict:
+        wanted += [(split, "--do_predict", data.max_predict_samples) for split in prediction]
+    rows = {}
+    for split, flag, limit in wanted:
+        if split not in splits:
+            raise InputError(f"{flag}: expected a split {split} in the data, found {', '.join(splits)}")
+        found = splits[split]
+        rows[split] = found if limit is None else found.select(range(min(limit, len(found))))
+    return rows
+
+
+def prepare_outputs(flags: Flags) -> None:
+    """Make the folders that will be written to, once nothing is left to refuse."""
+    make_folder(flags.training.output_dir)
+    if flags.pruning.save_attention_patterns:
+        prepare_output(flags.pruning.attn_path)
+
+
+class Run:
+    """One call of a script: what its steps share, and what run.json will say.
+
+    Parameters
+    ----------
+    script : str
+        Its name.
+    flags : Flags
+    rows : mapping
+        Split -> the rows that are used, before they are tokenised.
+    mask : PruneMask or None
+        The model's.
+    facts
+        What else tells this data from other data: the task, the lengths.
+
+    Raises
+    ------
+    InputError
+        If --output_dir or --resume_from_checkpoint has a checkpoint of another training.
+    """
+
+    def __init__(
+        self, script: str, flags: Flags, rows: Mapping[str, Dataset], mask: PruneMask | None, **facts: Any
+    ) -> None:
+        self.flags, self.mask, self.facts = flags, mask, facts
+        self.record = RunRecord(script, flags.as_dict())
+        self.fingerprints = {split: fingerprint_rows(part) for split, part in rows.items()}
+        self.sources = {split: part.info.description for split, part in rows.items()}
+        self.results: dict[str, Any] = {}
+        self.origin = training_origin(
+            flags.training,
+            model=flags.model.model_name_or_path,
+            model_revision=flags.model.model_revision,
+            data_fingerprint=self.fingerprints.get("train"),
+            mask=None if mask is None else mask.fingerprint,
+            **facts,
+        )
+        self.checkpoint = find_checkpoint(flags.training, self.origin) if flags.training.do_train else None
+
+    def train(self, trainer: Trainer) -> None:
+        """Train from the start or from the last checkpoint, and save the model; its mask is saved with it."""
+        if trainer.is_world_process_zero():
+            write_origin(trainer.args, self.origin)
+            if self.checkpoint is not None:
+                print(f"continuing from {self.checkpoint}")
+        result = trainer.train(resume_from_checkpoint=self.checkpoint)
+        trainer.save_model()
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+        self.results |= {"steps": trainer.state.global_step, "continued_from": self.checkpoint}
+
+    def gather(self, trainer: Trainer, dataset: Dataset) -> None:
+        """Average attention over the tokenised training data and write the pattern to --attn_path."""
+        pruning = self.flags.pruning
+        metadata = {
+            "data": self.sources["train"],
+            "data_fingerprint": self.fingerprints["train"],
+            "split": "train",
+            "seed": trainer.args.seed,
+            **self.facts,
+        }
+        pattern = gather_pattern(
+            trainer, dataset, max_samples=pruning.max_pattern_samples, seed=trainer.args.seed, metadata=metadata
+        )
+        if trainer.is_world_process_zero():
+            save_pattern(pattern, pruning.attn_path)
+            print(f"{pruning.attn_path}: {pattern} from {pattern.metadata['sequences']:,} sequences")
+        self.results["pattern"] = pattern.fingerprint
+
+    def write(self, **more: Any) -> None:
+        """Write run.json."""
+        self.record.write(
+            Path(self.flags.training.output_dir) / "run.json",
+            data_fingerprints=self.fingerprints,
+            data=self.sources,
+            mask=None if self.mask is None else self.mask.fingerprint,
+            **self.facts,
+            **self.results,
+            **more,
+        )
+
+
+def tokenised(
+    dataset: Dataset, tokenise: Callable[[dict[str, list]], dict[str, list]], keep: tuple[str, ...] = ()
+) -> Dataset:
+    """Tokenise once, in memory: no cache in the user's home. Columns not in ``keep`` are replaced."""
+    drop = [name for name in dataset.column_names if name not in keep]
+    return dataset.map(tokenise, batched=True, remove_columns=drop, keep_in_memory=True, load_from_cache_file=False)

@@ -1,0 +1,98 @@
+"""A training that was interrupted, by whatever, ends as the one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from checkpoints import last_checkpoint
+from tiny_bert import read_metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = {"do_train": True, "do_eval": True, "save_strategy": "steps", "save_steps": 2, "max_steps": 8}
+
+
+def assert_same_outcome(first: Path, second: Path) -> None:
+    one, two = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert read_metrics(first) == read_metrics(second)
+    masks = [(folder / "prune_mask.self.safetensors").read_bytes() for folder in (first, second)]
+    assert masks[0] == masks[1]
+
+
+@pytest.fixture
+def pruning(pattern_file):
+    return {"prune": True, "attn_path": pattern_file, "tau": 0.5}
+
+
+def interrupted(folder: Path) -> None:
+    """Leave what a run leaves that is killed while it writes its third checkpoint."""
+    for path in folder.glob("*"):
+        if not path.name.startswith("checkpoint-") and path.name != "origin.json":
+            path.unlink()
+    for step in (6, 8):
+        (folder / f"checkpoint-{step}" / "trainer_state.json").unlink()
+    (folder / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(run, pruning):
+    whole = run("glue", "whole", **STEPS, **pruning)
+    folder = run("glue", "resumed", **STEPS, **pruning)
+    interrupted(folder)
+    assert last_checkpoint(folder) == folder / "checkpoint-4"
+    run("glue", "resumed", **STEPS, **pruning)
+    assert json.loads((folder / "run.json").read_text())["continued_from"] == str(folder / "checkpoint-4")
+    assert_same_outcome(whole, folder)
+
+
+def test_a_checkpoint_may_be_named(run, pruning):
+    whole = run("glue", "whole", **STEPS, **pruning)
+    other = run("glue", "other", resume_from_checkpoint=whole / "checkpoint-4", **STEPS, **pruning)
+    assert json.loads((other / "run.json").read_text())["continued_from"] == str(whole / "checkpoint-4")
+    assert_same_outcome(whole, other)
+
+
+def test_a_finished_run_is_not_trained_again(run, pruning):
+    folder = run("glue", "twice", **STEPS, **pruning)
+    before = read_metrics(folder)
+    run("glue", "twice", **STEPS, **pruning)
+    assert json.loads((folder / "run.json").read_text())["continued_from"] == str(folder / "checkpoint-8")
+    assert read_metrics(folder) == before
+
+
+def test_a_checkpoint_of_another_mask_is_refused(run, refused, pruning):
+    run("glue", "refused", **STEPS, **pruning)
+    assert "expected a checkpoint of this training, mask None" in refused("glue", **STEPS)
+    message = refused("glue", **STEPS, **pruning | {"tau": 0.6})
+    assert "expected a checkpoint of this training, mask '" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["glue", "squad"])
+def test_a_killed_run_continues_and_ends_as_if_it_had_not_been(run, command, tmp_path, script):
+    steps = STEPS | {"max_steps": 300, "save_steps": 20, "per_device_train_batch_size": 4}
+    line = [sys.executable, str(ROOT / "bert" / "src" / f"run_{script}.py"), *command(script, "killed", **steps)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    folder = tmp_path / "killed"
+    with subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while last_checkpoint(folder) is None and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "metrics.json").exists()
+    torch.set_num_threads(1)
+    run(script, "killed", **steps)
+    assert json.loads((folder / "run.json").read_text())["continued_from"] is not None
+    whole = run(script, "whole", **steps)
+    one, two = (load_file(place / "model.safetensors") for place in (folder, whole))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert read_metrics(folder) == read_metrics(whole)

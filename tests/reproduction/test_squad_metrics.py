@@ -1,0 +1,237 @@
+"""Exact match, F1 and the choice of an answer: hard cases by hand, laws, and brute force over all spans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention_pruning import InputError
+from reproduction.squad_metrics import best_answers, exact_match, f1, normalise, squad_metrics
+
+laws = settings(deadline=None, max_examples=100)
+WORDS = ["a", "The", "an", "cat", "Cat's", "sat,", "café", "é", "--", " ", "\n"]
+TEXTS = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Cat", "cat"),
+        ("  a\tcat \n an  the sat ", "cat sat"),
+        ("cats' cat's", "cats cats"),
+        ("the-cat", "thecat"),  # punctuation goes before the articles
+        ("A.M.", "am"),
+        ("A. cat", "cat"),
+        ("$1,000.50", "100050"),
+        ("theatre an-other", "theatre another"),
+        ("Ça VA", "ça va"),
+        ("“the” – 50°", "“ ” – 50°"),  # only ASCII punctuation goes
+        ("a\u00a0cat", "cat"),
+        ("the", ""),
+        ("", ""),
+    ],
+)
+def test_normal_form(text: str, normal: str) -> None:
+    assert normalise(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "exact", "overlap"),
+    [
+        ("the Broncos!", "Broncos", 1, 1),
+        ("Denver Broncos", "Broncos", 0, 2 / 3),
+        ("Broncos Denver", "Denver Broncos", 0, 1),  # order does not count in F1
+        ("new new york", "new york york", 0, 2 / 3),  # words count as often as both have them
+        ("in 1066", "1066", 0, 2 / 3),
+        ("café", "cafe", 0, 0),
+        ("1,000", "1000", 1, 1),
+        ("", "Broncos", 0, 0),
+        ("a", "Broncos", 0, 0),
+    ],
+)
+def test_hard_pairs(prediction: str, answer: str, exact: float, overlap: float) -> None:
+    assert exact_match(prediction, answer) == exact
+    assert f1(prediction, answer) == pytest.approx(overlap)
+    assert f1(prediction, answer, version2=True) == pytest.approx(overlap)
+
+
+def test_two_texts_without_words_differ_between_the_versions() -> None:
+    assert exact_match("the", "a") == 1
+    assert f1("the", "a") == 0 and f1("the", "a", version2=True) == 1
+
+
+@given(TEXTS, TEXTS, st.booleans())
+@laws
+def test_f1_is_symmetric_and_at_least_the_exact_match(a: str, b: str, version2: bool) -> None:
+    assert f1(a, b, version2) == f1(b, a, version2)
+    assert 0 <= f1(a, b, version2) <= 1
+    if version2 or normalise(a):
+        assert exact_match(a, b) <= f1(a, b, version2)
+        assert f1(a, a, version2) == 1
+    assert normalise(normalise(a)) == normalise(a)
+
+
+def row(key: str, *texts: str) -> dict:
+    return {"id": key, "answers": {"text": list(texts), "answer_start": [0] * len(texts)}}
+
+
+@given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=5))
+@laws
+def test_the_best_answer_counts_and_questions_count_alike(questions: list[tuple[str, list[str]]]) -> None:
+    references = [row(str(i), *answers) for i, (_, answers) in enumerate(questions)]
+    found = squad_metrics(references, {str(i): prediction for i, (prediction, _) in enumerate(questions)})
+    for name, metric in (("exact_match", exact_match), ("f1", f1)):
+        best = [max(metric(prediction, answer) for answer in answers) for prediction, answers in questions]
+        assert found[name] == pytest.approx(100 * sum(best) / len(best))
+    assert found["total"] == len(questions)
+
+
+def test_a_missing_prediction_scores_nothing_in_the_first_version_and_is_refused_in_the_second() -> None:
+    references = [row("1", "cat"), row("2", "sat")]
+    assert squad_metrics(references, {"1": "the cat"}) == {"exact_match": 50.0, "f1": 50.0, "total": 2.0}
+    with pytest.raises(InputError, match="expected a prediction for every question, found none for 2"):
+        squad_metrics(references, {"1": "the cat"}, version2=True)
+    with pytest.raises(InputError, match="expected a probability for every question, found none for 1"):
+        squad_metrics(references, {"1": "a", "2": "b"}, version2=True, no_answer_probability={"2": 0.5})
+    with pytest.raises(InputError, match="expected questions to score, found none"):
+        squad_metrics([], {})
+
+
+SECOND = [row("1", "cat"), row("2", "sat down", "the"), row("3"), row("4")]
+
+
+def test_no_answer_is_an_answer_in_the_second_version() -> None:
+    found = squad_metrics(SECOND, {"1": "a cat", "2": "sat", "3": "", "4": "dog"}, version2=True)
+    assert found == pytest.approx(
+        {
+            "exact_match": 50.0,
+            "f1": (1 + 2 / 3 + 1 + 0) * 25,
+            "total": 4,
+            "has_answer_exact_match": 50.0,
+            "has_answer_f1": (1 + 2 / 3) * 50,
+            "has_answer_total": 2,
+            "no_answer_exact_match": 50.0,
+            "no_answer_f1": 50.0,
+            "no_answer_total": 2,
+        }
+    )
+    only = squad_metrics(SECOND[2:], {"3": "", "4": "."}, version2=True)
+    # A prediction without words equals no answer, as in the official script.
+    assert only["f1"] == 100.0 and not any(key.startswith("has_answer") for key in only)
+
+
+def test_a_probability_above_one_takes_the_prediction_back() -> None:
+    predictions = {"1": "a cat", "2": "sat down", "3": "dog", "4": ""}
+    doubt = {"1": 1.0, "2": 1.5, "3": 2.0, "4": 0.0}
+    found = squad_metrics(SECOND, predictions, version2=True, no_answer_probability=doubt)
+    assert found["exact_match"] == 75.0 and found["has_answer_f1"] == 50.0 and found["no_answer_f1"] == 100.0
+
+
+def score_at(threshold: float, metric: str, predictions: Mapping[str, str], doubt: Mapping[str, float]) -> float:
+    cut = {key: "" if doubt[key] > threshold else text for key, text in predictions.items()}
+    return squad_metrics(SECOND, cut, version2=True)[metric]
+
+
+@given(
+    st.tuples(*[st.sampled_from(["", "cat", "sat", "sat down"])] * 4),
+    st.permutations([0.1, 0.2, 0.5, 0.9]),
+    st.sampled_from(["exact_match", "f1"]),
+)
+@laws
+def test_the_best_threshold_is_the_best_of_all(texts: tuple[str, ...], doubts: list[float], metric: str) -> None:
+    predictions, doubt = ({str(i): value for i, value in enumerate(values, 1)} for values in (texts, doubts))
+    found = squad_metrics(SECOND, predictions, version2=True, no_answer_probability=doubt)
+    best, threshold = found[f"best_{metric}"], found[f"best_{metric}_threshold"]
+    assert best == pytest.approx(max(score_at(value, metric, predictions, doubt) for value in (0.0, *doubts)))
+    assert best == pytest.approx(score_at(threshold, metric, predictions, doubt))
+
+
+def spans(features: dict, key: str, start: np.ndarray, end: np.ndarray, n_best: int, longest: int) -> list[tuple]:
+    """Score and offsets of every span of a question that may be an answer."""
+    found = []
+    for of, offsets, starts, ends in zip(features["example_id"], features["offset_mapping"], start, end, strict=True):
+        inside = [i for i, offset in enumerate(offsets) if of == key and offset not in (None, (-1, -1))]
+        for i in inside:
+            for j in inside:
+                better = [sum(side[k] > side[at] for k in inside) for side, at in ((starts, i), (ends, j))]
+                if i <= j < i + longest and max(better) < n_best:
+                    found.append((starts[i] + ends[j], offsets[i][0], offsets[j][1]))
+    return found
+
+
+@st.composite
+def readings(draw: st.DrawFn) -> tuple:
+    """Questions with one to three overlapping features, padded, and their logits."""
+    examples: dict[str, list] = {"id": [], "context": []}
+    features: dict[str, list] = {"example_id": [], "offset_mapping": []}
+    for key in ("x", "y")[: draw(st.integers(1, 2))]:
+        words = draw(st.integers(1, 12))
+        examples["id"].append(key)
+        examples["context"].append(" ".join(f"{key}{i}" for i in range(words)))
+        ends = np.cumsum([len(f"{key}{i}") + 1 for i in range(words)]) - 1
+        bounds = [(int(stop) - len(f"{key}{i}"), int(stop)) for i, stop in enumerate(ends)]
+        outside = draw(st.sampled_from([None, (-1, -1)]))
+        for first in range(0, words, 4)[: draw(st.integers(1, 3))]:
+            features["example_id"].append(key)
+            features["offset_mapping"].append([outside] * 3 + bounds[first : first + 6] + [outside] * 2)
+    seed = draw(st.integers(0, 2**32 - 1))
+    start, end = np.random.default_rng(seed).normal(size=(2, len(features["example_id"]), 12))
+    return examples, features, start, end
+
+
+@given(readings(), st.integers(1, 12), st.integers(1, 5), st.booleans())
+@laws
+def test_the_best_answer_is_the_best_of_all_spans(
+    reading: tuple, n_best: int, longest: int, as_dataset: bool
+) -> None:
+    examples, features, start, end = reading
+    given_features = datasets.Dataset.from_dict(features) if as_dataset else features
+    found = best_answers(examples, given_features, start, end, n_best=n_best, max_answer_length=longest)
+    assert list(found) == examples["id"]
+    for key, context in zip(examples["id"], examples["context"], strict=True):
+        allowed = spans(features, key, start, end, n_best, longest)
+        if not allowed:
+            assert found[key] == {"text": "", "score": -np.inf}
+            continue
+        score, first, last = max(allowed)
+        assert found[key]["score"] == pytest.approx(score) and found[key]["text"] == context[first:last]
+
+
+@given(readings(), st.sampled_from([-2.0, 0.0, 2.0]))
+@laws
+def test_no_answer_is_given_above_the_threshold(reading: tuple, threshold: float) -> None:
+    examples, features, start, end = reading
+    plain = best_answers(examples, features, start, end)
+    found = best_answers(examples, features, start, end, version2=True, null_threshold=threshold)
+    for key, answer in found.items():
+        null = min(start[i, 0] + end[i, 0] for i, of in enumerate(features["example_id"]) if of == key)
+        assert answer["null_score"] == pytest.approx(null) and answer["score"] == plain[key]["score"]
+        assert answer["text"] == ("" if null - answer["score"] > threshold else plain[key]["text"])
+
+
+ONE = {"id": ["x"], "context": ["one two"]}
+TOKENS = {"example_id": ["x"], "offset_mapping": [[None, (0, 3), (4, 7)]]}
+
+
+def test_of_equal_spans_the_earlier_is_taken() -> None:
+    assert best_answers(ONE, TOKENS, np.zeros((1, 3)), np.zeros((1, 3)))["x"] == {"text": "one", "score": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("features", "start", "message"),
+    [
+        (TOKENS, np.zeros((2, 3)), "expected a row for each of 1 features"),
+        (TOKENS, np.full((1, 3), np.nan), "expected numbers, found nan"),
+        (TOKENS, np.zeros((1, 2)), "expected tokens of a known question, found 3 of 'x'"),
+        (TOKENS | {"example_id": ["y"]}, np.zeros((1, 3)), "expected tokens of a known question, found 3 of 'y'"),
+        ({"example_id": [], "offset_mapping": []}, np.zeros((0, 3)), "expected some for every question.* for x"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(features: dict, start: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        best_answers(ONE, features, start, start)
