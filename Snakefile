@@ -21,10 +21,12 @@ include: "rules/validation.smk"
 include: "rules/settings.smk"
 include: "rules/transformer_xl_settings.smk"
 include: "rules/fairseq_settings.smk"
+include: "rules/bert_settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"
 include: "rules/transformer_xl.smk"
 include: "rules/fairseq.smk"
+include: "rules/bert.smk"
 include: "rules/report.smk"
 
 
@@ -49,3 +51,13 @@ rule translation:
 rule translation_sites:
     input:
         f"results/{config['name']}/translation_sites.png",
+
+
+rule glue:
+    input:
+        GLUE_METRICS,
+
+
+rule squad:
+    input:
+        f"results/{config['name']}/squad.csv",

@@ -3,6 +3,7 @@ rule metrics:
     input:
         LANGUAGE_MODELLING_METRICS,
         TRANSLATION_METRICS,
+        GLUE_METRICS,
     output:
         "results/{config}/metrics.csv",
     log:
@@ -116,3 +117,23 @@ rule draw_sites:
         "Draw {output.figure}"
     shell:
         "python -m reproduction.site_figure --metrics {input:q} --out {output.figure:q} > {log:q} 2>&1"
+
+
+rule squad_metrics:
+    input:
+        SQUAD_METRICS,
+    output:
+        "results/{config}/squad.csv",
+    log:
+        "results/{config}/logs/squad.log",
+    benchmark:
+        "results/{config}/logs/squad.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Collect {output}"
+    shell:
+        "python -m reproduction.results --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"

@@ -15,14 +15,20 @@ LM, MT = config["language_modelling"], config["translation"]
 FOLDER = "runs/{config}/{experiment}/{dataset}"
 RUN = "{variant}{sites}/tau{tau}/seed{seed}"
 DENSE = "dense/tau0/seed{seed}"
+DATASETS = [
+    LM["dataset"]["name"],
+    MT["dataset"]["name"],
+    *config["glue"]["dataset"]["tasks"],
+    config["squad"]["dataset"]["name"],
+]
 # Sites of attention in translation; elsewhere there is one, which paths do not name.
 SITES = ["enc-self", "dec-self", "enc-dec"]
 
 
 wildcard_constraints:
     config=config["name"],
-    experiment="language_modelling|translation",
-    dataset="|".join([LM["dataset"]["name"], MT["dataset"]["name"]]),
+    experiment="language_modelling|translation|glue|squad",
+    dataset="|".join(DATASETS),
     variant="dense|data|random|window",
     # The only site that is pruned, in the name of a model; the site of a pattern or mask.
     sites=f"(@({'|'.join(SITES)}))?",
