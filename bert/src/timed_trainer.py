@@ -1,4 +1,4 @@
-"""transformers' Trainer with a clock around the model in evaluation."""
+"""transformers' Trainer with a clock around the model in evaluation, and the loss as these models compute it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class TimedTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # transformers believes it of every model with **kwargs. These take the mean over their batch whatever they are
+        # told, and would then be summed, not averaged, over accumulated batches and over processes.
+        self.model_accepts_loss_kwargs = False
         self.batch_seconds: list[float] = []
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -138,7 +138,7 @@ TASKS: dict[str, Task] = {
         Task("RTE", labels=ENTAILMENT, hub_config="rte", **RTE_FORMAT),
         Task("WNLI", SENTENCES, ENTAILMENT[::-1], hub_config="wnli"),
         Task("Bible-Paraphrase", labels=("other_verse", "same_verse"), **MRPC_FORMAT),
-        Task("Bible-Order", labels=("next_verse", "not_next_verse"), **RTE_FORMAT),
+        Task("Bible-Order", labels=("in_order", "swapped"), **RTE_FORMAT),
         Task("Bible-Acceptability", labels=("reordered", "as_written"), **COLA_FORMAT),
     )
 }

@@ -20,7 +20,7 @@ from reproduction.glue_metrics import glue_metrics
 from reproduction.results import read_run
 from run_files import cell_counts
 from run_glue import set_labels
-from tiny_bert import HEADS, LAYERS, LENGTH, random_pattern, read_metrics, sentence, write_task
+from tiny_bert import HEADS, LAYERS, LENGTH, random_pattern, read_metrics, save_model, sentence, write_task
 
 
 def weights(folder):
@@ -241,6 +241,17 @@ def test_dynamic_padding_evaluates_alike(run):
     dynamic = run("glue", "dynamic", model_name_or_path=padded, do_eval=True, pad_to_max_length="false")
     first, second = (read_metrics(folder)["metrics"]["validation"] for folder in (padded, dynamic))
     assert second == pytest.approx(first, rel=1e-4)
+
+
+@pytest.mark.parametrize("script", ["glue", "squad"])
+def test_accumulated_batches_train_as_one_batch(run, tmp_path, script):
+    model = save_model(tmp_path / "model", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    flags = {"model_name_or_path": model, "do_train": True, "max_steps": 1, "optim": "sgd", "max_train_samples": 8}
+    one = run(script, "one", per_device_train_batch_size=8, **flags)
+    two = run(script, "two", per_device_train_batch_size=2, gradient_accumulation_steps=4, **flags)
+    first, second = weights(one), weights(two)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
