@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import datasets
 import pytest
@@ -81,6 +82,11 @@ def test_passages_are_consecutive_verses_of_one_book(rows: list[tuple[int, int]]
     for book in {row[0] for row in rows}:
         left = [verse for verse in text if book_of(verse[0]) == book and verse not in kept]
         assert sum(len(words(verse[2])) for verse in left) < size / 2
+
+
+def test_passages_without_a_verse_to_ask_for_are_refused() -> None:
+    with pytest.raises(InputError, match="--max-words: expected a limit that leaves questions in both files, found none"):
+        bible_squad.draw([[(1_001_001, "a", "b")]], lambda sentence: False, 4, None, Random(0))
 
 
 def test_same_seed_same_bytes(tmp_path: Path, folder: Path) -> None:
