@@ -30,7 +30,7 @@ from reproduction.training import atomic_path, run_main
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference"
 #: Metrics that say how much was measured, not how well.
-_COUNTS = ("sentences", "tokens", "seconds")
+_COUNTS = ("sentences", "sequences", "questions", "tokens", "seconds", "eval_seconds", "batch_seconds")
 _BLOCK = re.compile(r"(<!-- numbers (?P<name>\S+) (?P<argument>\S+) -->\n).*?<!-- end numbers -->", re.DOTALL)
 
 
@@ -70,18 +70,22 @@ def benchmark_block(name: str) -> str:
 
 
 def scores_block(name: str) -> str:
-    """Test scores and sparsity of single runs, by file name."""
+    """Scores and sparsity of single runs, by file name: on the test set, or on the validation set if none has any."""
     folder = REFERENCE / name
     files = sorted(folder.glob("*.json"))
     if not files:
         raise InputError(f"{folder}: expected the metrics.json of runs under other names, found none")
     rows = pd.concat([pd.DataFrame(read_run(file)).assign(run=file.stem) for file in files])
-    rows = rows[(rows["split"] == "test") & ~rows["metric"].isin(_COUNTS)]
+    split = "test" if (rows["split"] == "test").any() else "validation"
+    rows = rows[(rows["split"] == split) & ~rows["metric"].isin(_COUNTS)]
     table = rows.pivot(index="run", columns="metric", values="value")
     table[list(SPARSITIES)] = 100 * rows.drop_duplicates("run").set_index("run")[list(SPARSITIES)].astype(float)
     heads = [str(column).replace("_", " ") + (" (%)" if column in SPARSITIES else "") for column in table]
     lines = ["| run | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    lines += [f"| {run} | " + " | ".join(f"{value:.1f}" for value in values) + " |" for run, values in table.iterrows()]
+    # Percentages have one decimal; shares, correlations and losses have three.
+    places = {name: 1 if name in SPARSITIES or table[name].max() > 2 else 3 for name in table}
+    cells = [[f"{row[name]:.{places[name]}f}" for name in table] for _, row in table.iterrows()]
+    lines += [f"| {run} | {' | '.join(row)} |" for run, row in zip(table.index, cells, strict=True)]
     return "\n".join(lines) + "\n"
 
 

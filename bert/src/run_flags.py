@@ -69,9 +69,9 @@ class LengthArguments:
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first so many only"})
 
     def check(self) -> None:
-        """Refuse numbers below 1."""
+        """Refuse limits below 1."""
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            if name.startswith(("max_", "n_best")) and value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
 
 

@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, training = flags.data, flags.training
     if training.do_predict:
         raise InputError("--do_predict: expected --do_eval, since SQuAD's test set is not public, found it asked for")
-    rows = choose_rows(load_squad(data.data_dir, data.version_2_with_negative), flags, (EVALUATION_SPLIT,), ())
+    rows = choose_rows(load_squad(data.data_dir, data.version_2_with_negative), flags, (EVALUATION_SPLIT,))
     tokenizer = load_tokenizer(flags.model, data.max_seq_length)
     windows = Windows(
         tokenizer, data.max_seq_length, data.doc_stride, data.max_query_length, data.pad_to_max_length

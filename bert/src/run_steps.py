@@ -17,7 +17,9 @@ from run_files import fingerprint_rows
 from run_flags import Flags
 
 
-def choose_rows(splits: DatasetDict, flags: Flags, evaluation: tuple[str, ...], prediction: tuple[str, ...]) -> dict:
+def choose_rows(
+    splits: DatasetDict, flags: Flags, evaluation: tuple[str, ...], prediction: tuple[str, ...] = ()
+) -> dict[str, Dataset]:
     """The rows that each step needs, as the flags limit them.
 
     Parameters
@@ -130,7 +132,7 @@ class Run:
             print(f"{pruning.attn_path}: {pattern} from {pattern.metadata['sequences']:,} sequences")
         self.results["pattern"] = pattern.fingerprint
 
-    def write(self, **more: Any) -> None:
+    def write(self) -> None:
         """Write run.json."""
         self.record.write(
             Path(self.flags.training.output_dir) / "run.json",
@@ -139,7 +141,6 @@ class Run:
             mask=None if self.mask is None else self.mask.fingerprint,
             **self.facts,
             **self.results,
-            **more,
         )
 
 

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from random import Random
 from typing import Any
@@ -26,6 +26,8 @@ from reproduction.training import atomic_path, make_folder, run_main, write_json
 DESCRIPTION_FILE = "questions.json"
 #: SQuAD's test set is not public, so that there are two files; the test books go to the second.
 FILES = {"train-v1.1.json": ("train",), "dev-v1.1.json": ("valid", "test")}
+
+Passage = Sequence[Verse]
 
 
 def passages(verses: Sequence[Verse], size: int) -> Iterator[list[Verse]]:
@@ -47,7 +49,7 @@ def passages(verses: Sequence[Verse], size: int) -> Iterator[list[Verse]]:
             yield passage
 
 
-def paragraph(passage: Sequence[Verse], chosen: Sequence[Verse]) -> dict[str, Any]:
+def paragraph(passage: Passage, chosen: Sequence[Verse]) -> dict[str, Any]:
     """A passage with questions about some of its verses, as SQuAD's JSON has it."""
     context, starts = "", {}
     for verse_id, _, text in passage:
@@ -60,13 +62,35 @@ def paragraph(passage: Sequence[Verse], chosen: Sequence[Verse]) -> dict[str, An
     return {"context": context.rstrip(), "qas": questions}
 
 
-def most_alike(questions: Sequence[tuple[Verse, Sequence[Verse]]]) -> float:
+def draw(
+    cut: Sequence[Passage], is_usable: Callable[[str], bool], questions: int, limit: int | None, random: Random
+) -> list[tuple[Passage, list[Verse]]]:
+    """Passages in a random order and the verses that are asked for in each, ``limit`` questions in all.
+
+    Raises
+    ------
+    InputError
+        If no verse is fit to be asked for.
+    """
+    asked: list[tuple[Passage, list[Verse]]] = []
+    left = len(cut) * questions if limit is None else limit
+    for passage in random.sample(cut, len(cut)):
+        fit = [verse for verse in passage if is_usable(verse[1]) and is_usable(verse[2])]
+        if chosen := random.sample(fit, min(questions, len(fit), left)):
+            asked.append((passage, chosen))
+            left -= len(chosen)
+    if not asked:
+        raise InputError("--max-words: expected a limit that leaves questions in both files, found none")
+    return asked
+
+
+def most_alike(asked: Sequence[tuple[Passage, Sequence[Verse]]]) -> float:
     """Share of the questions whose answer is the verse that has most words in common with the question."""
 
-    def best(question: str, passage: Sequence[Verse]) -> Verse:
+    def best(question: str, passage: Passage) -> Verse:
         return max(passage, key=lambda verse: overlap(question, verse[2]))
 
-    return round(float(np.mean([best(verse[1], passage) == verse for verse, passage in questions])), 4)
+    return round(float(np.mean([best(verse[1], passage) == verse for passage, verses in asked for verse in verses])), 4)
 
 
 def prepare(
@@ -95,22 +119,18 @@ def prepare(
     (folder / DESCRIPTION_FILE).unlink(missing_ok=True)  # an interrupted replacement is not described as another
     digest, counts, alike = hashlib.sha256(), {}, {}
     for file, splits in FILES.items():
-        limit = max_train if "train" in splits else max_eval
-        asked: list[tuple[Verse, Sequence[Verse]]] = []
-        articles: dict[int, list[dict[str, Any]]] = {}
         of_split = [verse for verse in verses if any(book_of(verse[0]) in books[split] for split in splits)]
-        for passage in random.sample(cut := list(passages(of_split, passage_words)), len(cut)):
-            fit = [verse for verse in passage if is_usable(verse[1]) and is_usable(verse[2])]
-            number = min(questions, len(fit), len(fit) if limit is None else limit - len(asked))
-            if chosen := random.sample(fit, number):
-                articles.setdefault(book_of(passage[0][0]), []).append(paragraph(passage, chosen))
-                asked += [(verse, passage) for verse in chosen]
+        limit = max_train if "train" in splits else max_eval
+        asked = draw(list(passages(of_split, passage_words)), is_usable, questions, limit, random)
+        articles: dict[int, list[dict[str, Any]]] = {}
+        for passage, chosen in asked:
+            articles.setdefault(book_of(passage[0][0]), []).append(paragraph(passage, chosen))
         data = [{"title": f"Book {book}", "paragraphs": articles[book]} for book in sorted(articles)]
         text = json.dumps({"version": "1.1", "data": data}, ensure_ascii=False)
         digest.update(f"{file}\n{text}".encode())
         with atomic_path(folder / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
-        counts[file], alike[file] = len(asked), most_alike(asked)
+        counts[file], alike[file] = sum(len(chosen) for _, chosen in asked), most_alike(asked)
     description = {
         "what": "a stand-in for SQuAD, made of Bible verses; not SQuAD",
         "source": [f"{VERSIONS[version]}, PyPI package pythonbible-{version}" for version in versions],

@@ -132,6 +132,19 @@ def test_a_pruned_folder_evaluates_under_its_mask_with_no_pattern_at_hand(run, t
     assert metrics["effective_sparsity"] == mask.effective_sparsity
 
 
+def test_a_pruned_model_is_observed_under_its_mask(run, tmp_path, pattern_file):
+    pruned = run("glue", "pruned", do_train=True, prune=True, attn_path=pattern_file, tau=0.7)
+    path = tmp_path / "seen.safetensors"
+    run("glue", "seen", model_name_or_path=pruned, save_attention_patterns=True, attn_path=path)
+    pattern, mask = AttentionPattern.load(path), PruneMask.load(pruned / "prune_mask.self.safetensors")
+    assert pattern.metadata["observed_under_mask"] == mask.fingerprint
+    cells = torch.stack([mask.cells(layer) for layer in range(LAYERS)])
+    # every sequence with this query has this key: such a row is never without a kept one
+    certain = (~cells).tril().any(-1, keepdim=True).expand_as(cells)
+    assert (cells & certain).sum() > 50
+    assert (pattern.average > 0).any() and not pattern.average[cells & certain].any()
+
+
 def test_the_mask_of_a_folder_may_be_given_again_but_no_other_one(run, refused, tmp_path, pattern_file):
     pruned = run("glue", "pruned", do_train=True, prune=True, attn_path=pattern_file, tau=0.5)
     changes = {"model_name_or_path": pruned, "do_eval": True, "prune": True, "attn_path": pattern_file}

@@ -181,18 +181,29 @@ def test_missing_folders_and_files_are_named(tmp_path: Path) -> None:
         load_task(TASKS["Bible-Order"], None)
 
 
-def test_the_hub_gives_the_same_columns_at_a_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "config", "texts"),
+    [
+        ("QNLI", "qnli", ("question", "sentence")),
+        ("RTE", "rte", ("sentence1", "sentence2")),
+        ("SST-2", "sst2", ("sentence",)),
+    ],
+)
+def test_the_hub_gives_the_same_columns_at_a_pinned_revision(
+    monkeypatch: pytest.MonkeyPatch, name: str, config: str, texts: tuple[str, ...]
+) -> None:
     asked: dict = {}
 
     def load_dataset(path: str, name: str, *, revision: str) -> datasets.DatasetDict:
         asked.update(path=path, name=name, revision=revision)
-        columns = {"question": ["q?"], "sentence": ["s"], "label": [1], "idx": [0]}
+        columns = {text: [f"in {text}"] for text in texts} | {"label": [1], "idx": [0]}
         return datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns)})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    loaded = load_task(TASKS["QNLI"], None)
-    assert list(loaded["train"]) == [{"sentence1": "q?", "sentence2": "s", "label": 1, "idx": 0}]
-    assert asked == {"path": "nyu-mll/glue", "name": "qnli", "revision": glue.HUB_REVISION}
+    loaded = load_task(TASKS[name], None)
+    found = dict(zip(TASKS[name].columns, (f"in {text}" for text in texts), strict=True))
+    assert list(loaded["train"]) == [found | {"label": 1, "idx": 0}]
+    assert asked == {"path": "nyu-mll/glue", "name": config, "revision": glue.HUB_REVISION}
     assert len(glue.HUB_REVISION) == 40 and glue.HUB_REVISION in loaded["train"].info.description
 
 

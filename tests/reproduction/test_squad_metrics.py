@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -149,6 +150,30 @@ def test_the_best_threshold_is_the_best_of_all(texts: tuple[str, ...], doubts: l
     best, threshold = found[f"best_{metric}"], found[f"best_{metric}_threshold"]
     assert best == pytest.approx(max(score_at(value, metric, predictions, doubt) for value in (0.0, *doubts)))
     assert best == pytest.approx(score_at(threshold, metric, predictions, doubt))
+
+
+#: Names of the official script, which transformers' copy of it uses.
+OFFICIAL = {"exact": "exact_match", "HasAns": "has_answer", "NoAns": "no_answer", "thresh": "threshold"}
+
+
+QUESTION = st.tuples(TEXTS, st.lists(TEXTS, max_size=2), st.sampled_from([0.0, 0.3, 1.0, 1.2]))
+
+
+@given(st.lists(QUESTION, min_size=1, max_size=6))
+@laws
+def test_the_second_version_equals_transformers_copy_of_the_official_script(questions: list[tuple]) -> None:
+    from transformers.data.metrics.squad_metrics import squad_evaluate
+
+    rows = [row(str(i), *answers) for i, (_, answers, _) in enumerate(questions)]
+    predictions = {str(i): prediction for i, (prediction, _, _) in enumerate(questions)}
+    doubt = {str(i): value for i, (_, _, value) in enumerate(questions)}
+    examples = [
+        SimpleNamespace(qas_id=row["id"], answers=[{"text": text} for text in row["answers"]["text"]]) for row in rows
+    ]
+    expected = squad_evaluate(examples, predictions, dict(doubt))
+    names = {key: "_".join(OFFICIAL.get(part, part) for part in key.split("_")) for key in expected}
+    found = squad_metrics(rows, predictions, version2=True, no_answer_probability=doubt)
+    assert found == pytest.approx({names[key]: value for key, value in expected.items()})
 
 
 def spans(features: dict, key: str, start: np.ndarray, end: np.ndarray, n_best: int, longest: int) -> list[tuple]:
