@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -18,13 +19,14 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from attention_pruning.mask import ROW_FLOORS, RULES, SCOPES
-from reproduction.data import bible, wikitext
+from reproduction.data import bible, bible_glue, bible_pairs, bible_squad, iwslt14, multi30k, wikitext, wmt17
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text())
 NAMES = ("smoke", "quick", "small", "paper")
 #: Flags that the workflow gives by itself.
 OF_THE_WORKFLOW = {"help", "data", "work_dir", "restart", "seed", "device", "threads", "checkpoint", "out", "label"}
+EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -106,6 +108,11 @@ def test_an_unknown_key_is_refused_by_name_wherever_it_stands(way: tuple[str, ..
         (("language_modelling", "seeds"), [1, 1]),
         (("language_modelling", "training", "lr"), "3e-3"),
         (("language_modelling", "dataset", "source"), "newspaper"),
+        (("translation", "dataset", "source"), "newspaper"),
+        (("translation", "site_taus"), [80]),
+        (("translation", "pruning", "controls_equal"), "nominal_sparsity"),
+        (("glue", "dataset", "tasks"), ["MRPC", "Poetry"]),
+        (("squad", "lengths"), {"max_seq_length": "384"}),
         (("resources", "threads"), 0),
         (("name",), "../elsewhere"),
     ],
@@ -124,8 +131,10 @@ def script_parser(name: str) -> argparse.ArgumentParser:
     return importlib.import_module(name).parser()
 
 
-def definition(name: str) -> dict[str, Any]:
-    return SCHEMA["$defs"][name]["properties"]
+def definition(name: str, part: str | None = None) -> dict[str, Any]:
+    """The keys of a definition, or of an object in it."""
+    keys = SCHEMA["$defs"][name]["properties"]
+    return keys if part is None else keys[part]["properties"]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +151,14 @@ def definition(name: str) -> dict[str, Any]:
         pytest.param(
             definition("pattern"), lambda: script_parser("compute_mask"), {"tgt_len", "mem_len", "pool"}, id="pattern"
         ),
-        pytest.param(definition("text")["bible"]["properties"], bible.build_parser, set(), id="bible"),
-        pytest.param(definition("text")["wikitext"]["properties"], wikitext.build_parser, {"data_dir"}, id="wikitext"),
+        pytest.param(definition("text", "bible"), bible.build_parser, set(), id="bible"),
+        pytest.param(definition("text", "wikitext"), wikitext.build_parser, {"data_dir"}, id="wikitext"),
+        pytest.param(definition("pairs", "bible_pairs"), bible_pairs.build_parser, set(), id="bible_pairs"),
+        pytest.param(definition("pairs", "multi30k"), multi30k.build_parser, {"data_dir"}, id="multi30k"),
+        pytest.param(definition("pairs", "iwslt14"), iwslt14.build_parser, {"archive"}, id="iwslt14"),
+        pytest.param(definition("pairs", "wmt17"), wmt17.build_parser, {"archives"}, id="wmt17"),
+        pytest.param(definition("glue_tasks", "bible_glue"), bible_glue.build_parser, set(), id="bible_glue"),
+        pytest.param(definition("questions", "bible_squad"), bible_squad.build_parser, set(), id="bible_squad"),
     ],
 )
 def test_keys_are_the_scripts_flags_with_the_same_defaults(
@@ -157,9 +172,72 @@ def test_keys_are_the_scripts_flags_with_the_same_defaults(
     }
     assert set(keys) == set(found) - left_out
     for name, key in keys.items():
-        assert key["default"] == found[name].default, name
+        default = found[name].default
+        assert key["default"] == (list(default) if isinstance(default, tuple) else default), name
         if found[name].choices and "enum" in key:
             assert set(key["enum"]) <= set(found[name].choices), name
+
+
+def printed_by(program: str, *arguments: str) -> Any:
+    """The JSON that a Python program prints, in a process of its own that finds this repository's packages."""
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+PARSE_BY_FAIRSEQ = """
+import json, sys
+sys.path.insert(0, "fairseq")
+import launcher
+launcher.prepare()
+from fairseq import options
+parsed = []
+for line in json.loads(sys.argv[1]):
+    words = launcher.rewrite("train", line)
+    parsed.append(vars(options.parse_args_and_arch(options.get_training_parser(), input_args=words)))
+print(json.dumps(parsed, default=str))
+"""
+
+
+def test_fairseq_takes_every_key_of_translation() -> None:
+    every = {"arch": "ap_transformer", "lr": 0.1, "max_update": 7, "max_tokens": 9}
+    for name, key in (definition("fairseq_model") | definition("fairseq_training")).items():
+        kind = key["type"][0] if isinstance(key.get("type"), list) else key.get("type", "boolean")
+        default = {"integer": 3, "number": 0.25, "boolean": True}.get(kind) if key.get("default") is None else None
+        every.setdefault(name, key.get("default") if default is None else default)
+    lines = []
+    for scheduler, foreign in (("inverse_sqrt", "total_num_update"), ("polynomial_decay", "warmup_init_lr")):
+        line = ["data", "--optimizer", "adam", "--criterion", "label_smoothed_cross_entropy"]
+        for name, value in (every | {"lr_scheduler": scheduler}).items():
+            if name != foreign and value is not False:
+                line += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        lines.append(line)
+    for line, found in zip(lines, printed_by(PARSE_BY_FAIRSEQ, json.dumps(lines)), strict=True):
+        assert found["arch"] == "ap_transformer" and found["max_update"] == 7 and found["encoder_layers"] == 3
+        assert {word.removeprefix("--").replace("-", "_") for word in line if word.startswith("--")} <= set(found)
+
+
+DEFAULTS_OF_BERT = """
+import json, sys
+sys.path.insert(0, "bert/src")
+from run_flags import parse_flags
+module = __import__(sys.argv[1])
+task = ["--task_name", "MRPC"] if sys.argv[1] == "run_glue" else []
+line = ["--model_name_or_path", "m", "--output_dir", "o", "--do_eval", *task]
+print(json.dumps(parse_flags("", module.DataArguments, line).as_dict(), default=str))
+"""
+
+
+@pytest.mark.parametrize(("script", "lengths"), [("run_glue", "glue_lengths"), ("run_squad", "squad_lengths")])
+def test_keys_of_fine_tuning_are_the_scripts_flags_with_the_same_defaults(script: str, lengths: str) -> None:
+    found = printed_by(DEFAULTS_OF_BERT, script)
+    keys = definition("finetuning") | definition("bert_evaluation") | definition("bert_pattern") | definition(lengths)
+    keys |= {name: definition("glue_tasks")[name] for name in ("max_train_samples", "max_eval_samples")}
+    keys |= {"model_revision": definition("pretrained")["model_revision"]}
+    for name, key in keys.items():
+        assert found[name] == key["default"], name
 
 
 def test_the_choices_of_pruning_are_the_librarys() -> None:
@@ -173,13 +251,35 @@ def test_the_choices_of_pruning_are_the_librarys() -> None:
 def test_a_configuration_plans_without_its_data(name: str, tmp_path: Path) -> None:
     found = plan(tmp_path, "--configfile", str(ROOT / "config" / f"{name}.yaml"))
     assert found.returncode == 0, found.stdout
-    experiment = filled(read(name))["language_modelling"]
-    pruning = experiment["pruning"]
-    models = 1 + len(pruning["taus"]) + len(pruning["controls"]) * len(pruning["control_taus"])
+    config = filled(read(name))
     jobs = dict(line.split() for line in found.stdout.splitlines() if len(line.split()) == 2)
-    assert int(jobs["train"]) == models * len(experiment["seeds"])
-    assert int(jobs["pattern"]) == len(experiment["seeds"])
+    for experiment, training, averaging in (
+        ("language_modelling", "train_language_model", "average_language_model"),
+        ("translation", "train_translation", "average_translation"),
+        ("glue", "finetune", "average_finetuned"),
+    ):
+        pruning, seeds = config[experiment]["pruning"], len(config[experiment]["seeds"])
+        models = 1 + len(pruning["taus"]) + len(pruning["controls"]) * len(pruning["control_taus"])
+        tasks = len(config[experiment]["dataset"].get("tasks", [None]))
+        assert int(jobs[training]) == models * seeds * tasks, experiment
+        assert int(jobs[averaging]) == seeds * tasks, experiment
+    assert int(jobs["translate"]) == int(jobs["score_translation"]) == int(jobs["train_translation"])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_single_sites_and_questions_are_planned_on_request(name: str, tmp_path: Path) -> None:
+    config = filled(read(name))
+    file = ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    found = plan(tmp_path, f"results/{name}/translation_sites.png", *file).stdout
+    assert f"--PRUNE_ENC_DEC_ATTN --ENCODER_DECODER_ATTN_PATH runs/{name}/translation/" in found
+    alone = [line for line in found.splitlines() if "fairseq/train.py" in line and "@enc-dec" in line]
+    assert len(alone) == len(config["translation"]["site_taus"]) * len(config["translation"]["seeds"])
+    assert all(" --PRUNE_BOOL " in line and "PRUNE_ENC_SELF" not in line for line in alone)
+    found = plan(tmp_path, "squad", *file).stdout
+    trained = [line for line in found.splitlines() if "run_squad.py --do_train" in line]
+    assert len(trained) == (1 + len(config["squad"]["pruning"]["taus"])) * len(config["squad"]["seeds"])
+    assert sum(" --prune --attn_path " in line for line in trained) == len(trained) - len(config["squad"]["seeds"])
 
 
 def test_the_published_experiment_is_the_papers(tmp_path: Path) -> None:
@@ -213,7 +313,7 @@ def test_an_unknown_key_stops_the_workflow_before_anything_runs(tmp_path: Path) 
     found = plan(tmp_path, "--config", "colour=blue")
     assert found.returncode != 0
     message = "config/quick.yaml: top level: Additional properties are not allowed ('colour' was unexpected)"
-    assert f"{message}; expected some of name, data_dir, resources, language_modelling\n" in found.stdout
+    assert f"{message}; expected some of name, data_dir, resources, {', '.join(EXPERIMENTS)}\n" in found.stdout
     assert len(found.stdout.splitlines()) < 8
     assert [path.name for path in tmp_path.iterdir()] in ([], [".snakemake"])
 
