@@ -162,13 +162,14 @@ def apply_pruning(
     Raises
     ------
     InputError
-        If the mask was made for another model, is too short for ``max_seq_length``, or is not the one that the model
-        came with. The model is unchanged then.
+        If the model has more than one stack of attention, or the mask was made for another model, is too short for
+        ``max_seq_length``, or is not the one that the model came with. The model is unchanged then.
     """
-    carried = model_masks(model).get(SITE)
-    if not arguments.prune and carried is None:
+    masks = model_masks(model)
+    if not arguments.prune and not masks:
         return None
-    mask = read_mask(arguments, single_stack(model).causal) if arguments.prune else carried
+    stack, carried = single_stack(model), masks.get(SITE)
+    mask = read_mask(arguments, stack.causal) if arguments.prune else carried
     if carried is not None and mask.fingerprint != carried.fingerprint:
         raise InputError(
             f"{carried.source}: expected a dense model for --prune, or one pruned by the same mask {mask.fingerprint}, "

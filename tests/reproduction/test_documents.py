@@ -10,6 +10,7 @@ import pytest
 from attention_pruning import InputError
 from reproduction import documents
 from reproduction.documents import REFERENCE, REPOSITORY, filled, main, results_block
+from reproduction.metrics import SPARSITIES, write_metrics
 from reproduction.results import read_csv
 
 
@@ -39,6 +40,20 @@ def test_means_in_the_table_are_those_of_the_csv():
     }
     found = {(name, share): value for name, share, value in shown if name in names.values()}
     assert found == {key: pytest.approx(value, abs=0.00501) for key, value in expected.items()}
+
+
+def test_scores_are_those_of_the_test_set_or_else_of_the_validation_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "REFERENCE", tmp_path)
+    labels = {"config": "c", "experiment": "glue", "dataset": "d", "variant": "dense", "sites": "self", "tau": 0}
+    sparsities = dict.fromkeys(SPARSITIES, 0.125)
+    splits = {"validation": {"accuracy": 0.71239, "glue_score": 71.239, "loss": 0.5, "eval_seconds": 3.0}}
+    path, labels = tmp_path / "runs" / "dense.json", labels | {"seed": 1}
+    write_metrics(path, labels, splits, **sparsities)
+    heads, _, row = documents.scores_block("runs").splitlines()
+    assert heads.startswith("| run | accuracy | glue score | loss | effective sparsity (%) |")
+    assert row == "| dense | 0.712 | 71.2 | 0.500 | 12.5 | 12.5 | 12.5 |"
+    write_metrics(path, labels, splits | {"test": {"bleu": 22.5}}, **sparsities)
+    assert documents.scores_block("runs").splitlines()[2] == "| dense | 22.5 | 12.5 | 12.5 | 12.5 |"
 
 
 @pytest.mark.parametrize("change", ["number", "block", "end"])
