@@ -35,11 +35,12 @@ help:
 	@echo "CONFIG is one of: $(basename $(notdir $(filter-out %/schema.yaml,$(wildcard config/*.yaml)))). The environment is $(VENV), made with PYTHON=$(PYTHON)."
 
 figure: $(INSTALLED) config/$(CONFIG).yaml
-	@$(RUN)/snakemake results/ap_figure.png --cores $(CORES) --configfile config/$(CONFIG).yaml
+	@$(RUN)/snakemake figure --cores $(CORES) --configfile config/$(CONFIG).yaml
 	@echo
 	@$(RUN)/python -m reproduction.figures --metrics results/$(CONFIG)/metrics.csv --table
 	@echo
-	@echo "The figure is results/ap_figure.png, its caption results/ap_figure.md, all numbers results/$(CONFIG)/metrics.csv."
+	@echo "The figure is results/ap_figure.png, its caption results/ap_figure.md, all numbers results/$(CONFIG)/metrics.csv;"
+	@echo "each task of panel (c) by itself: results/$(CONFIG)/glue_tasks.png."
 
 config/%.yaml:
 	@echo "error: CONFIG=$*: there is no $@; see config/" >&2; exit 2

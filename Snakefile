@@ -34,6 +34,7 @@ rule figure:
     default_target: True
     input:
         "results/ap_figure.png",
+        f"results/{config['name']}/glue_tasks.png",
     message:
         "Done: {input}"
 

@@ -19,7 +19,12 @@ def caption(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
         "lowest to the highest seed. The upper axis says how much of the attention that the structure allows was "
         "really pruned (mean over seeds)."
     ]
-    parts += [panel_caption(select(table, panel), panel) for panel in panels]
+    for panel in panels:
+        text = panel_caption(select(table, panel), panel)
+        if panel.averaged:
+            tasks = sorted(table.loc[table["experiment"] == panel.experiment, "dataset"].unique())
+            text += f" The tasks are {', '.join(tasks)}."
+        parts.append(text)
     parts.append(
         "Beside each panel: the change in percent from the dense model of the same seed, and the published curve, "
         "digitised from the published figure, relative to its own dense model."
@@ -56,8 +61,8 @@ def panel_caption(rows: pd.DataFrame, panel: Panel) -> str:
         for variant in VARIANTS:
             line = curve(rows, variant)
             for _, point in line[line["percent"] == highest].iterrows():
-                found.append(f"{NAMES[variant]} {_spread(point)} without {point['evaluated']:.0f}% of it")
-        text.append(f"At {highest:.0f}%, of the attention that this text uses: {'; '.join(found)}.")
+                found.append(f"{NAMES[variant]} {_spread(point)}, {point['evaluated']:.0f}% gone")
+        text.append(f"At {highest:.0f}%, and how much of the attention in use on this split is gone: {'; '.join(found)}.")
     return " ".join(text)
 
 

@@ -118,7 +118,8 @@ def mean_over_datasets(rows: pd.DataFrame) -> pd.DataFrame:
             model = f"{known['variant']}, tau {known['tau']}, seed {known['seed']}"
             raise InputError(f"expected {model} on each of {', '.join(datasets)}, found none on {min(lacking)}")
     means = groups[numbers].mean().reset_index()
-    return means.assign(dataset=f"mean of {len(datasets)} tasks")[list(rows.columns)]
+    name = datasets[0] if len(datasets) == 1 else f"mean of {len(datasets)} tasks"
+    return means.assign(dataset=name)[list(rows.columns)]
 
 
 def curve(rows: pd.DataFrame, variant: str) -> pd.DataFrame:

@@ -49,6 +49,33 @@ rule draw:
         " --out {output.figure:q} > {log:q} 2>&1"
 
 
+rule draw_tasks:
+    input:
+        "results/{config}/metrics.csv",
+    output:
+        figure=report(
+            "results/{config}/glue_tasks.png",
+            caption=figure_caption("glue_tasks"),
+            category="Language understanding",
+            labels={"config": "{config}"},
+        ),
+        caption="results/{config}/glue_tasks.md",
+        numbers="results/{config}/glue_tasks.csv",
+    log:
+        "results/{config}/logs/glue_tasks.log",
+    benchmark:
+        "results/{config}/logs/glue_tasks.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Draw {output.figure}"
+    shell:
+        "python -m reproduction.task_figure --metrics {input:q} --out {output.figure:q} > {log:q} 2>&1"
+
+
 rule choose:
     # results/ap_figure.png is the figure of the configuration at hand.
     input:

@@ -1,0 +1,113 @@
+"""Draw glue_tasks: every task of panel (c) by itself, with the numbers beside it.
+
+    python -m reproduction.task_figure --metrics results/quick/metrics.csv --out results/quick/glue_tasks.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from attention_pruning import InputError
+from reproduction.captions import panel_caption
+from reproduction.curves import PANELS, Panel, baseline, numbers, select
+from reproduction.figures import DPI, FONT, draw_panel, save
+from reproduction.results import read_csv, write_csv
+from reproduction.training import atomic_path, run_main
+
+if TYPE_CHECKING:  # matplotlib takes a second to import
+    from matplotlib.figure import Figure
+
+GLUE = next(panel for panel in PANELS if panel.experiment == "glue")
+COLUMNS = 3
+
+
+def task_panels(table: pd.DataFrame) -> list[tuple[Panel, pd.DataFrame]]:
+    """A panel for each task, and the part of the table that it shows.
+
+    Raises
+    ------
+    InputError
+        If the table has no task.
+    """
+    rows = table[table["experiment"] == GLUE.experiment]
+    if rows.empty:
+        found = ", ".join(sorted(table["experiment"].unique())) or "none"
+        raise InputError(f"expected runs of {GLUE.experiment} in the table, found {found}")
+    return [(replace(GLUE, title=task, averaged=False), part) for task, part in rows.groupby("dataset")]
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw a panel for each task, three in a row.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``results.COLUMNS``.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    panels = task_panels(table)
+    columns = min(len(panels), COLUMNS)
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context(FONT):
+        figure = Figure(figsize=(4.6 * columns, 3.9 * rows), dpi=DPI, layout="constrained")
+        places = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for (panel, part), axes in zip(panels, places, strict=False):
+            draw_panel(axes, select(part, panel), panel)
+        for axes in places[len(panels) :]:
+            axes.set_axis_off()
+    return figure
+
+
+def task_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """What is drawn as one table: ``task``, then the columns of ``curves.numbers``; baselines have a mean alone."""
+    parts = []
+    for panel, part in task_panels(table):
+        found = numbers(part, panel)
+        if (floor := baseline(select(part, panel))) is not None:
+            found = pd.concat([found, pd.DataFrame([{"variant": "majority", "mean": floor}])], ignore_index=True)
+        parts.append(found.assign(task=panel.title))
+    whole = pd.concat(parts, ignore_index=True).astype({"seeds": "Int64"})
+    return whole[["task", *(column for column in whole if column != "task")]]
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Return the caption of the figure: plain paragraphs, readable as Markdown and as reStructuredText."""
+    parts = [panel_caption(select(part, panel), panel) for panel, part in task_panels(table)]
+    return "\n\n".join(["The tasks whose mean is panel (c) of ap_figure, by themselves.", *parts]) + "\n"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduction.task_figure",
+        description="Draw every task of sentence classification by itself.",
+    )
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png); .md and .csv go beside it")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    args = build_parser().parse_args(argv)
+    if args.out.suffix != ".png":
+        raise InputError(f"--out: expected a .png file, found {args.out}")
+    table = read_csv(args.metrics)
+    save(draw(table), args.out)
+    write_csv(task_numbers(table), args.out.with_suffix(".csv"))
+    with atomic_path(args.out.with_suffix(".md")) as temporary:
+        temporary.write_text(caption(table), encoding="utf-8")
+    print(f"{args.out}: {', '.join(panel.title for panel, _ in task_panels(table))}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
