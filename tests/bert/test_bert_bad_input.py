@@ -6,8 +6,11 @@ import json
 
 import pytest
 import torch
+from transformers import BartConfig, BartForSequenceClassification
 
-from attention_pruning import AttentionPattern
+from attention_pruning import AttentionPattern, InputError, PruneMask
+from attention_pruning.huggingface import prune_model
+from pruning import PruningArguments, apply_pruning
 from tiny_bert import LENGTH, flag_list, random_pattern, save_model
 
 GOOD = "GOOD"
@@ -119,6 +122,19 @@ def test_a_folder_that_lost_its_mask_file_is_not_dense(refused, run, pattern_fil
     (folder / "prune_mask.self.safetensors").unlink()
     message = refused("glue", do_eval=True, model_name_or_path=folder)
     assert "expected prune_mask.self.safetensors, named in its config.json" in message
+
+
+def test_a_model_with_several_stacks_of_attention_is_refused(pattern_file):
+    sizes = ("layers", "attention_heads", "ffn_dim")
+    shape = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in sizes}
+    model = BartForSequenceClassification(BartConfig(vocab_size=10, d_model=8, max_position_embeddings=32, **shape))
+    with pytest.raises(InputError, match="expected a model with one stack of attention, found enc-self, dec-self"):
+        apply_pruning(model, PruningArguments(prune=True, attn_path=str(pattern_file), tau="0.5"), LENGTH)
+    mask = PruneMask.from_pattern(
+        AttentionPattern(torch.ones(2, 2, LENGTH, LENGTH), torch.ones(LENGTH, LENGTH), "enc-self"), 0.5
+    )
+    with pytest.raises(InputError, match="expected a model with one stack of attention"):
+        apply_pruning(prune_model(model, mask), PruningArguments(), LENGTH)
 
 
 @pytest.mark.parametrize(
