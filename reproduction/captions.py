@@ -62,7 +62,7 @@ def panel_caption(rows: pd.DataFrame, panel: Panel) -> str:
             line = curve(rows, variant)
             for _, point in line[line["percent"] == highest].iterrows():
                 found.append(f"{NAMES[variant]} {_spread(point)}, {point['evaluated']:.0f}% gone")
-        text.append(f"At {highest:.0f}%, and how much of the attention in use on this split is gone: {'; '.join(found)}.")
+        text.append(f"At {highest:.0f}%, with the share of the attention that this split uses: {'; '.join(found)}.")
     return " ".join(text)
 
 

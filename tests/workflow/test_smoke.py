@@ -21,13 +21,33 @@ from reproduction.results import COLUMNS, read_csv
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "config" / "smoke.yaml"
-CONFIG = yaml.safe_load(SMOKE.read_text())["language_modelling"]
-SEEDS, TAUS, CONTROL_TAUS = CONFIG["seeds"], CONFIG["pruning"]["taus"], CONFIG["pruning"]["control_taus"]
-EXPERIMENT = Path("runs") / "smoke" / "language_modelling" / CONFIG["dataset"]["name"]
-MODELS = (
-    [("dense", 0)] + [("data", tau) for tau in TAUS] + [(v, tau) for v in ("random", "window") for tau in CONTROL_TAUS]
-)
-RUNS = [EXPERIMENT / variant / f"tau{tau:g}" / f"seed{seed}" for variant, tau in MODELS for seed in SEEDS]
+CONFIG = yaml.safe_load(SMOKE.read_text())
+Model = tuple[str, float]
+
+
+def models(experiment: str) -> list[Model]:
+    """(variant, tau) of every model of an experiment."""
+    pruning = CONFIG[experiment]["pruning"]
+    controls = [(variant, tau) for variant in pruning["controls"] for tau in pruning["control_taus"]]
+    return [("dense", 0), *(("data", tau) for tau in pruning["taus"]), *controls]
+
+
+def runs(experiment: str, dataset: str) -> dict[tuple[str, float, int], Path]:
+    """The folder of every model and seed."""
+    folder = Path("runs") / "smoke" / experiment / dataset
+    return {
+        (variant, tau, seed): folder / variant / f"tau{tau:g}" / f"seed{seed}"
+        for variant, tau in models(experiment)
+        for seed in CONFIG[experiment]["seeds"]
+    }
+
+
+LM, MT = (CONFIG[name]["dataset"]["name"] for name in ("language_modelling", "translation"))
+TASKS = CONFIG["glue"]["dataset"]["tasks"]
+SEEDS = CONFIG["language_modelling"]["seeds"]
+CONTROL_TAUS = CONFIG["language_modelling"]["pruning"]["control_taus"]
+RUNS = runs("language_modelling", LM)
+EXPERIMENT = Path("runs") / "smoke" / "language_modelling" / LM
 
 pytestmark = pytest.mark.slow
 
@@ -58,19 +78,39 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def leaves(folder: Path, *names: str) -> None:
+    for name in names:
+        assert (folder / name).stat().st_size > 0, f"{folder}/{name}"
+
+
 def test_every_model_leaves_its_record_its_log_and_its_measurement(finished: Path) -> None:
-    for run in RUNS:
+    for (variant, _, _), run in RUNS.items():
         folder = finished / run
-        masked = [] if run.parts[-3] == "dense" else ["mask.safetensors", "mask.log", "mask.benchmark.tsv"]
-        pattern = ["pattern.safetensors", "pattern.run.json", "pattern.log", "pattern.benchmark.tsv"]
-        for name in [
-            *("model.safetensors", "metrics.json", "run.json", "train.log", "evaluate.log"),
-            *("train.benchmark.tsv", "evaluate.benchmark.tsv"),
-            *(masked or pattern),
-        ]:
-            assert (folder / name).stat().st_size > 0, f"{run}/{name}"
+        leaves(folder, "model.safetensors", "metrics.json", "run.json", "train.log", "evaluate.log")
+        leaves(folder, "train.benchmark.tsv", "evaluate.benchmark.tsv")
+        of_attention = "pattern" if variant == "dense" else "mask"
+        leaves(folder, *(f"{of_attention}{ending}" for ending in (".safetensors", ".log", ".benchmark.tsv")))
         # Finished training needs no checkpoint.
         assert not (folder / "training").exists()
+
+
+def test_every_translation_model_leaves_its_masks_its_translations_and_its_scores(finished: Path) -> None:
+    for (variant, _, _), run in runs("translation", MT).items():
+        folder = finished / run
+        leaves(folder, "checkpoint.pt", "run.json", "translations/generate-test.txt", "metrics.json", "train.log")
+        of_attention = "pattern" if variant == "dense" else "mask"
+        leaves(folder, *(f"{of_attention}-{site}.safetensors" for site in ("enc-self", "dec-self", "enc-dec")))
+        assert "tok:13a" in json.loads((folder / "metrics.run.json").read_text())["signatures"]["bleu"]
+        assert not (folder / "training").exists() and not (folder / "avg_attn_probabilities").exists()
+
+
+def test_every_fine_tuned_model_leaves_its_measurement_and_not_its_weights(finished: Path) -> None:
+    for task in TASKS:
+        for (variant, _, _), run in runs("glue", task).items():
+            folder = finished / run
+            leaves(folder, "metrics.json", "run.json", "finetune.log", "finetune.benchmark.tsv")
+            leaves(folder, "pattern.safetensors" if variant == "dense" else "mask.safetensors")
+            assert not (folder / "training").exists() and not (folder / "model").exists()
 
 
 def test_jobs_use_the_threads_of_the_configuration_and_no_more(finished: Path) -> None:
@@ -84,27 +124,46 @@ def test_the_table_is_tidy_and_complete(finished: Path) -> None:
     table = read_csv(finished / "results" / "smoke" / "metrics.csv")
     assert tuple(table.columns) == COLUMNS
     assert not table.duplicated([column for column in COLUMNS if column != "value"]).any()
-    perplexity = table[(table["metric"] == "perplexity") & (table["variant"] != "kneser-ney")]
-    assert set(perplexity["split"]) == {"valid", "test"}
-    for split, rows in perplexity.groupby("split"):
-        found = {(row.variant, row.tau, row.seed) for row in rows.itertuples()}
-        assert found == {(variant, tau, seed) for variant, tau in MODELS for seed in SEEDS}, split
-    assert ((perplexity["value"] > 1) & (perplexity["value"] < 10_000)).all()
-    counted = table[table["variant"] == "kneser-ney"]
-    assert counted["seed"].isna().all() and (counted["metric"] == "perplexity").sum() == 2
+    measured = [("language_modelling", LM, "perplexity", ("valid", "test")), ("translation", MT, "bleu", ("test",))]
+    measured += [("glue", task, "glue_score", ("validation",)) for task in TASKS]
+    for experiment, dataset, metric, splits in measured:
+        rows = table[(table["experiment"] == experiment) & (table["dataset"] == dataset) & (table["metric"] == metric)]
+        assert set(rows["split"]) == set(splits)
+        for split, part in rows.groupby("split"):
+            models_of_split = part[part["seed"].notna()]
+            found = {(row.variant, row.tau, row.seed) for row in models_of_split.itertuples()}
+            assert found == set(runs(experiment, dataset)), split
+            baseline = part[part["seed"].isna()]
+            wanted = {"language_modelling": "kneser-ney", "translation": "copy", "glue": "majority"}[experiment]
+            assert baseline["variant"].tolist() == [wanted]
+    perplexity = table[table["metric"] == "perplexity"]["value"]
+    assert ((perplexity > 1) & (perplexity < 10_000)).all()
     second = table[table["metric"] == "perplexity@8-24"]
     assert set(second["variant"]) == {"dense"} and len(second) == 2 * len(SEEDS)
 
 
 def test_the_table_says_what_the_runs_say(finished: Path) -> None:
     table = read_csv(finished / "results" / "smoke" / "metrics.csv")
-    for run, (variant, tau, seed) in zip(RUNS, [(*model, seed) for model in MODELS for seed in SEEDS], strict=True):
+    for (variant, tau, seed), run in [*RUNS.items(), *runs("translation", MT).items()]:
         metrics = json.loads((finished / run / "metrics.json").read_text())
         rows = table[(table["variant"] == variant) & (table["tau"] == tau) & (table["seed"] == seed)]
-        rows = rows[~rows["metric"].str.contains("@")]
+        rows = rows[~rows["metric"].str.contains("@") & (rows["dataset"] == metrics["dataset"])]
         found = {(row.split, row.metric): row.value for row in rows.itertuples()}
         assert found == {(split, k): v for split, values in metrics["metrics"].items() for k, v in values.items()}
         assert set(rows["effective_sparsity"]) == {metrics["effective_sparsity"]}
+
+
+def test_controls_are_equal_in_what_the_configuration_says(finished: Path) -> None:
+    table = read_csv(finished / "results" / "smoke" / "metrics.csv")
+    for experiment in ("language_modelling", "translation", "glue"):
+        column = CONFIG[experiment]["pruning"].get("controls_equal", "effective_sparsity")
+        # Counts are those of the training text, so that on the test text both are equal within what texts differ by.
+        within = 1e-3 if column == "effective_sparsity" else 0.05
+        masked = table[(table["experiment"] == experiment) & table["rule"].notna()]
+        masked = masked[masked["tau"].isin(CONFIG[experiment]["pruning"]["control_taus"])]
+        for _, rows in masked.groupby(["dataset", "tau", "seed"]):
+            assert set(rows["variant"]) > {"data"}
+            assert rows[column].max() - rows[column].min() < within, experiment
 
 
 def test_masks_prune_what_they_promise(finished: Path) -> None:
@@ -125,7 +184,7 @@ def test_the_figure_is_a_picture_of_these_numbers(finished: Path) -> None:
     with Image.open(chosen) as picture:
         picture.load()
         assert picture.format == "PNG"
-        assert picture.size == (1800, 800)
+        assert picture.size == (2760, 1280)
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     colours = {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()}
     # Data-informed, random, window, published: each has left its own pure colour.
@@ -134,7 +193,9 @@ def test_the_figure_is_a_picture_of_these_numbers(finished: Path) -> None:
     share = (pixels < 250).any(axis=1).mean()
     assert 0.02 < share < 0.5
     caption = (finished / "results" / "ap_figure.md").read_text()
-    assert "configuration smoke" in caption and "Kneser-Ney" in caption
+    for word in ("configuration smoke", "Kneser-Ney bigram", "copied source", "commonest class", *TASKS):
+        assert word in caption
+    leaves(finished / "results" / "smoke", "glue_tasks.png", "glue_tasks.csv", "glue_tasks.md")
 
 
 def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
@@ -146,7 +207,7 @@ def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
 def test_another_figure_is_chosen_without_training_again(finished: Path) -> None:
     found = snakemake(finished, "--dry-run", "--forcerun", "choose")
     jobs = dict(line.split() for line in found.stdout.splitlines() if len(line.split()) == 2)
-    assert jobs.get("choose") == "1" and "train" not in jobs
+    assert jobs.get("choose") == "1" and not any("train" in job or "tune" in job for job in jobs)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -184,6 +245,32 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(finished: Path, tmp
     assert (run / "model.safetensors").exists()
     assert not (run / "training").exists()
     assert json.loads((run / "run.json").read_text())["steps"] == 600
+
+
+def test_an_interrupted_translation_training_goes_on_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(SMOKE.read_text())
+    config["translation"]["training"] |= {"max_update": 400, "total_num_update": 400, "save_interval_updates": 20}
+    changed = tmp_path / "smoke.yaml"
+    changed.write_text(yaml.safe_dump(config))
+    run = next(iter(runs("translation", MT).values()))
+    target = str(run / "checkpoint.pt")
+    process = subprocess.Popen(
+        command(tmp_path, target, config=changed),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+    wait_for(tmp_path / run / "training" / "checkpoint_last.pt", process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() != 0
+    assert not (tmp_path / target).exists()
+    assert (tmp_path / run / "training" / "checkpoint_last.pt").exists()
+
+    found = snakemake(tmp_path, target, config=changed)
+    assert found.returncode == 0, found.stdout
+    assert "Loaded checkpoint" in (tmp_path / run / "train.log").read_text()
+    assert (tmp_path / target).exists() and not (tmp_path / run / "training").exists()
 
 
 def test_a_failed_job_shows_its_log_and_leaves_nothing_half_done(tmp_path: Path) -> None:
