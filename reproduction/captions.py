@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -40,19 +41,19 @@ def name_of(panel: Panel) -> str:
 
 def panel_caption(rows: pd.DataFrame, panel: Panel) -> str:
     """Return one paragraph about a panel; ``rows`` is what ``curves.select`` returns."""
-    dense = curve(rows, "dense").iloc[0]
+    dense = next(curve(rows, "dense").itertuples())
     seeds = ", ".join(str(seed) for seed in sorted(rows["seed"].dropna().unique()))
     rules = ", ".join(sorted(rows["rule"].dropna().unique())) or "none"
     text = [
         f"{panel.title}: {name_of(panel)} on the {panel.split} split of {rows['dataset'].iloc[0]}, {panel.better} "
         f"is better; seeds {seeds}; rule: {rules}.",
-        f"The dense model reaches {_spread(dense)}",
+        f"The dense model reaches {spread(dense)}",
     ]
     floor = baseline(rows)
     if floor is None:
         text[-1] += "."
     else:
-        better = dense["mean"] < floor if panel.better == "lower" else dense["mean"] > floor
+        better = dense.mean < floor if panel.better == "lower" else dense.mean > floor
         text[-1] += f", {'better' if better else 'NOT better'} than the {panel.baseline} ({floor:.1f})."
     data = curve(rows, "data")
     if not data.empty:
@@ -60,15 +61,16 @@ def panel_caption(rows: pd.DataFrame, panel: Panel) -> str:
         found = []
         for variant in VARIANTS:
             line = curve(rows, variant)
-            for _, point in line[line["percent"] == highest].iterrows():
-                found.append(f"{NAMES[variant]} {_spread(point)}, {point['evaluated']:.0f}% gone")
+            for point in line[line["percent"] == highest].itertuples():
+                found.append(f"{NAMES[variant]} {spread(point)}, {point.evaluated:.0f}% gone")
         text.append(f"At {highest:.0f}%, with the share of the attention that this split uses: {'; '.join(found)}.")
     return " ".join(text)
 
 
-def _spread(line: pd.Series) -> str:
-    mean, low, high = (f"{line[name]:.1f}" for name in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})" if line["seeds"] > 1 else mean
+def spread(point: Any, places: int = 1) -> str:
+    """The mean at a point of a curve (a row from ``itertuples``), and the lowest and highest seed if there are two."""
+    mean, low, high = (f"{value:.{places}f}" for value in (point.mean, point.low, point.high))
+    return f"{mean} ({low} to {high})" if point.seeds > 1 else mean
 
 
 def table_text(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
@@ -102,9 +104,9 @@ def table_markdown(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
             "|---|---:|---:|---:|---|---:|---:|",
         ]
         for line in numbers(table, panel).itertuples():
-            spread = f"{line.mean:.2f} ({line.low:.2f} to {line.high:.2f})" if line.seeds > 1 else f"{line.mean:.2f}"
             shares = f"{line.percent:.0f}% | {line.effective:.1f}% | {line.evaluated:.1f}%"
-            lines.append(f"| {NAMES[line.variant]} | {shares} | {spread} | {line.change:+.1f}% | {line.seeds} |")
+            value = f"{spread(line, 2)} | {line.change:+.1f}% | {line.seeds}"
+            lines.append(f"| {NAMES[line.variant]} | {shares} | {value} |")
         if (floor := baseline(rows)) is not None:
             lines.append(f"| {panel.baseline} | | | | {floor:.2f} | | |")
         blocks.append("\n".join(lines) + "\n")

@@ -6,8 +6,9 @@ a file under results/reference/:
     python -m reproduction.documents            # write all blocks anew
     python -m reproduction.documents --check    # fail if one differs from its file
 
-Blocks are ``results CONFIG`` (from results/reference/CONFIG/metrics.csv), ``benchmark NAME`` (from
-results/reference/benchmarks/NAME.csv) and ``scores NAME`` (from the metrics.json of single runs,
+Blocks are, from results/reference/CONFIG/, ``results CONFIG`` and ``tasks CONFIG`` (metrics.csv), ``sites CONFIG``
+(translation_sites.csv) and ``questions CONFIG`` (squad.csv); ``benchmark NAME`` (from
+results/reference/benchmarks/NAME.csv); and ``scores NAME`` (from the metrics.json of single runs,
 results/reference/NAME/*.json).
 """
 
@@ -21,10 +22,14 @@ from pathlib import Path
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction.captions import table_markdown
+from reproduction.captions import NAMES, spread, table_markdown
+from reproduction.curves import curve, select
 from reproduction.figures import panels_of
 from reproduction.metrics import SPARSITIES
 from reproduction.results import read_csv, read_run
+from reproduction.site_figure import PANEL as SITES_PANEL
+from reproduction.site_figure import SITES, lines_of
+from reproduction.task_figure import task_panels
 from reproduction.training import atomic_path, run_main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -43,6 +48,41 @@ def results_block(config: str) -> str:
     """The numbers that the figure of a configuration draws, as a Markdown table."""
     table = read_csv(REFERENCE / config / "metrics.csv")
     return table_markdown(table, panels_of(table))
+
+
+def tasks_block(config: str) -> str:
+    """The numbers of every task of GLUE by itself, a Markdown table each."""
+    table = read_csv(REFERENCE / config / "metrics.csv")
+    return "\n".join(table_markdown(part, [panel]) for panel, part in task_panels(table))
+
+
+def sites_block(config: str) -> str:
+    """What each site of a translation model costs alone, at every tau."""
+    table = read_csv(REFERENCE / config / "translation_sites.csv")
+    lines = ["| pruned | tau | evaluated | BLEU, test | seeds |", "|---|---:|---:|---|---:|"]
+    parts = [("dense", curve(select(table, SITES_PANEL), "dense"))]
+    for variant, sites, rows in lines_of(table):
+        name = SITES[sites]["label"] if variant == "data" else f"{NAMES[variant]}, {SITES[sites]['label']}"
+        parts.append((name, curve(rows, variant)))
+    for name, line in parts:
+        lines += [
+            f"| {name} | {point.percent:.0f}% | {point.evaluated:.1f}% | {spread(point, 2)} | {point.seeds} |"
+            for point in line.itertuples()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def questions_block(config: str) -> str:
+    """Exact match, F1 and seconds of the models that answer questions: means over seeds."""
+    table = read_csv(REFERENCE / config / "squad.csv")
+    table = table[table["metric"].isin(["exact_match", "f1", "eval_seconds"])]
+    lines = ["| model | tau | evaluated | exact match | F1 | seconds | seeds |", "|---|---:|---:|---:|---:|---:|---:|"]
+    for (tau, variant), rows in table.groupby(["tau", "variant"]):
+        values = rows.groupby("metric")["value"].mean()
+        cells = f"{values['exact_match']:.1f} | {values['f1']:.1f} | {values['eval_seconds']:.1f}"
+        share = f"{100 * tau:.0f}% | {100 * rows['evaluated_sparsity'].mean():.1f}%"
+        lines.append(f"| {NAMES[variant]} | {share} | {cells} | {rows['seed'].nunique()} |")
+    return "\n".join(lines) + "\n"
 
 
 def benchmark_block(name: str) -> str:
@@ -89,7 +129,14 @@ def scores_block(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-BLOCKS = {"results": results_block, "benchmark": benchmark_block, "scores": scores_block}
+BLOCKS = {
+    "results": results_block,
+    "tasks": tasks_block,
+    "sites": sites_block,
+    "questions": questions_block,
+    "benchmark": benchmark_block,
+    "scores": scores_block,
+}
 
 
 def filled(text: str, path: Path) -> str:

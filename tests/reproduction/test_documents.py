@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from attention_pruning import InputError
 from reproduction import documents
 from reproduction.documents import REFERENCE, REPOSITORY, filled, main, results_block
 from reproduction.metrics import SPARSITIES, write_metrics
-from reproduction.results import read_csv
+from reproduction.results import read_csv, write_csv
+from test_site_figure import made_up as made_up_sites
+from test_task_figure import made_up as made_up_tasks
+
+METRICS = {"exact_match": 0.0, "f1": 10.0, "eval_seconds": 5.0}
 
 
 def test_every_block_of_every_document_is_up_to_date():
@@ -30,16 +34,34 @@ def test_means_in_the_table_are_those_of_the_csv():
     table = read_csv(REFERENCE / "quick" / "metrics.csv")
     chosen = table[(table["metric"] == "perplexity") & (table["split"] == "test")]
     means = chosen.groupby(["variant", "tau"], dropna=False)["value"].mean()
-    shown = [
-        (line.split("|")[1].strip(), line.split("|")[2].strip(), float(re.search(r"\d+\.\d\d", line.split("|")[4])[0]))
-        for line in results_block("quick").splitlines()[2:]
-    ]
+    first = results_block("quick").split("\n\n")[0]
+    cells = [[cell.strip() for cell in line.split("|")] for line in first.splitlines()[2:]]
     names = {"dense": "dense", "data": "data-informed", "random": "random", "window": "fixed window"}
     expected = {
         (names[variant], f"{100 * tau:.0f}%"): value for (variant, tau), value in means.items() if variant in names
     }
-    found = {(name, share): value for name, share, value in shown if name in names.values()}
+    found = {(row[1], row[2]): float(row[5].split()[0]) for row in cells if row[1] in names.values()}
     assert found == {key: pytest.approx(value, abs=0.00501) for key, value in expected.items()}
+
+
+def test_blocks_of_sites_tasks_and_questions_show_means_of_their_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "REFERENCE", tmp_path)
+    folder = tmp_path / "quick"
+    folder.mkdir()
+    write_csv(made_up_sites(), folder / "translation_sites.csv")
+    write_csv(made_up_tasks({"A": 60.0}), folder / "metrics.csv")
+    block = documents.sites_block("quick")
+    assert "| dense | 0% | 0.0% | 21.50 (21.00 to 22.00) | 2 |" in block
+    assert "| encoder-decoder attention | 80% | 40.0% | 17.50 (17.00 to 18.00) | 2 |" in block
+    assert "| A | tau | effective |" in documents.tasks_block("quick")
+    assert "| data-informed | 50% | 0.0% | 0.0% | 56.50 (56.00 to 57.00) |" in documents.tasks_block("quick")
+    rows = made_up_tasks({"bible-qa": 60.0})
+    rows = rows[rows["variant"] != "majority"].assign(experiment="squad")
+    parts = [rows.assign(metric=metric, value=rows["value"] + shift) for metric, shift in METRICS.items()]
+    write_csv(pd.concat(parts), folder / "squad.csv")
+    dense, data = documents.questions_block("quick").splitlines()[2:]
+    assert dense == "| dense | 0% | 0.0% | 61.5 | 71.5 | 66.5 | 2 |"
+    assert data == "| data-informed | 50% | 0.0% | 56.5 | 66.5 | 61.5 | 2 |"
 
 
 def test_scores_are_those_of_the_test_set_or_else_of_the_validation_set(tmp_path, monkeypatch):
