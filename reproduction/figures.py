@@ -242,6 +242,19 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", metadata={"Software": None})
 
 
+def require_png(path: Path) -> None:
+    """Refuse another ending than .png, before anything is drawn."""
+    if path.suffix != ".png":
+        raise InputError(f"--out: expected a .png file, found {path}")
+
+
+def save_with_caption(figure: Figure, text: str, path: Path) -> None:
+    """Write the picture and, beside it, its caption (.md)."""
+    save(figure, path)
+    with atomic_path(path.with_suffix(".md")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
@@ -261,14 +274,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.out is None and not args.table:
         raise InputError("expected --out, a picture to write, or --table, found neither")
-    if args.out is not None and args.out.suffix != ".png":
-        raise InputError(f"--out: expected a .png file, found {args.out}")
+    if args.out is not None:
+        require_png(args.out)
     table = read_csv(args.metrics)
     panels = panels_of(table)
     if args.out is not None:
-        save(draw(table, read_reference(args.reference)), args.out)
-        with atomic_path(args.out.with_suffix(".md")) as temporary:
-            temporary.write_text(caption(table, panels), encoding="utf-8")
+        save_with_caption(draw(table, read_reference(args.reference)), caption(table, panels), args.out)
         print(f"{args.out}: {', '.join(panel.title for panel in panels)}")
     if args.table:
         print(table_text(table, panels))

@@ -16,9 +16,9 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.captions import panel_caption
 from reproduction.curves import PANELS, Panel, baseline, numbers, select
-from reproduction.figures import DPI, FONT, draw_panel, save
+from reproduction.figures import DPI, FONT, draw_panel, require_png, save_with_caption
 from reproduction.results import read_csv, write_csv
-from reproduction.training import atomic_path, run_main
+from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -98,13 +98,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     args = build_parser().parse_args(argv)
-    if args.out.suffix != ".png":
-        raise InputError(f"--out: expected a .png file, found {args.out}")
+    require_png(args.out)
     table = read_csv(args.metrics)
-    save(draw(table), args.out)
+    save_with_caption(draw(table), caption(table), args.out)
     write_csv(task_numbers(table), args.out.with_suffix(".csv"))
-    with atomic_path(args.out.with_suffix(".md")) as temporary:
-        temporary.write_text(caption(table), encoding="utf-8")
     print(f"{args.out}: {', '.join(panel.title for panel, _ in task_panels(table))}")
     return 0
 

@@ -216,61 +216,43 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
+def interrupted(folder: Path, target: Path, checkpoint: str, experiment: str, **training: int) -> str:
+    """Control-C once a training has written a checkpoint, and the log of the same command called again."""
     config = yaml.safe_load(SMOKE.read_text())
-    config["language_modelling"]["training"] |= {"max_step": 600, "checkpoint_interval": 20, "eval_interval": 20}
-    changed = tmp_path / "smoke.yaml"
+    config[experiment]["training"] |= training
+    changed = folder / "smoke.yaml"
     changed.write_text(yaml.safe_dump(config))
-    run = tmp_path / EXPERIMENT / "dense" / "tau0" / "seed1"
-    target = str(run.relative_to(tmp_path) / "model.safetensors")
-
+    work = folder / target.parent / "training"
     # Control-C reaches the whole foreground group, so the workflow gets a group of its own here.
     process = subprocess.Popen(
-        command(tmp_path, target, config=changed),
+        command(folder, str(target), config=changed),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         text=True,
     )
-    wait_for(run / "training" / "checkpoint.pt", process)
+    wait_for(work / checkpoint, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait() != 0
-    assert not (run / "model.safetensors").exists()
-    assert (run / "training" / "checkpoint.pt").exists()
-    assert (run / "training" / "model.safetensors").exists()
+    assert not (folder / target).exists() and (work / checkpoint).exists()
 
-    found = snakemake(tmp_path, target, config=changed)
+    found = snakemake(folder, str(target), config=changed)
     assert found.returncode == 0, found.stdout
-    assert "restart from" in (run / "train.log").read_text()
-    assert (run / "model.safetensors").exists()
-    assert not (run / "training").exists()
-    assert json.loads((run / "run.json").read_text())["steps"] == 600
+    assert (folder / target).exists() and not work.exists()
+    return (folder / target.parent / "train.log").read_text()
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
+    target = RUNS["dense", 0, 1] / "model.safetensors"
+    steps = {"max_step": 600, "checkpoint_interval": 20, "eval_interval": 20}
+    assert "restart from" in interrupted(tmp_path, target, "checkpoint.pt", "language_modelling", **steps)
+    assert json.loads((tmp_path / target).with_name("run.json").read_text())["steps"] == 600
 
 
 def test_an_interrupted_translation_training_goes_on_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
-    config = yaml.safe_load(SMOKE.read_text())
-    config["translation"]["training"] |= {"max_update": 400, "total_num_update": 400, "save_interval_updates": 20}
-    changed = tmp_path / "smoke.yaml"
-    changed.write_text(yaml.safe_dump(config))
-    run = next(iter(runs("translation", MT).values()))
-    target = str(run / "checkpoint.pt")
-    process = subprocess.Popen(
-        command(tmp_path, target, config=changed),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        text=True,
-    )
-    wait_for(tmp_path / run / "training" / "checkpoint_last.pt", process)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() != 0
-    assert not (tmp_path / target).exists()
-    assert (tmp_path / run / "training" / "checkpoint_last.pt").exists()
-
-    found = snakemake(tmp_path, target, config=changed)
-    assert found.returncode == 0, found.stdout
-    assert "Loaded checkpoint" in (tmp_path / run / "train.log").read_text()
-    assert (tmp_path / target).exists() and not (tmp_path / run / "training").exists()
+    target = runs("translation", MT)["dense", 0, 1] / "checkpoint.pt"
+    steps = {"max_update": 400, "total_num_update": 400, "save_interval_updates": 20}
+    assert "Loaded checkpoint" in interrupted(tmp_path, target, "checkpoint_last.pt", "translation", **steps)
 
 
 def test_a_failed_job_shows_its_log_and_leaves_nothing_half_done(tmp_path: Path) -> None:
