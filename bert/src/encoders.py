@@ -22,11 +22,13 @@ def load_tokenizer(arguments: ModelArguments, max_seq_length: int) -> PreTrained
     Raises
     ------
     InputError
-        If there is none, it is not a fast one, or it cannot make sequences of ``max_seq_length``.
+        If there is none, it is not a fast one, it cannot pad, or it cannot make sequences of ``max_seq_length``.
     """
     tokenizer = _loaded(arguments, "tokenizer", AutoTokenizer.from_pretrained)
     if not tokenizer.is_fast:
         raise InputError(f"{arguments.model_name_or_path}: expected a fast tokenizer, found {type(tokenizer).__name__}")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{arguments.model_name_or_path}: expected a tokenizer that can pad, found no padding token")
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2
     if not least <= max_seq_length <= tokenizer.model_max_length:
         raise InputError(

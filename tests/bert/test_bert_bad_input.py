@@ -112,6 +112,13 @@ def test_a_model_with_fewer_positions(refused, tmp_path):
     assert message.startswith("--max_seq_length: expected at most 20, the positions of ")
 
 
+def test_a_tokenizer_that_cannot_pad(refused, tmp_path):
+    model = save_model(tmp_path / "unpadded")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": None}))
+    assert "expected a tokenizer that can pad" in refused("glue", do_eval=True, model_name_or_path=model)
+
+
 def test_a_model_with_another_head(refused, tmp_path):
     model = save_model(tmp_path / "three", num_labels=3)
     assert "--ignore_mismatched_sizes" in refused("glue", do_eval=True, model_name_or_path=model)
