@@ -84,7 +84,7 @@ rule draw_controls:
             "results/{config}/controls.csv",
             caption=figure_caption("controls"),
             category="Controls",
-            labels={"what": "Differences at equal tau", "as": "table"},
+            labels={"what": "Data-informed, random and window masks", "as": "table"},
         ),
     log:
         "results/{config}/logs/controls.log",

@@ -10,7 +10,7 @@ rule stand_ins:
         "../envs/bert.yaml"
     threads: 1
     resources:
-        mem_mb=data_memory(),
+        mem_mb=job_resource("data_mem_mb"),
         runtime=job_runtime("data"),
     params:
         module=lambda wildcards: f"reproduction.data.{config[wildcards.experiment]['dataset']['source']}",

@@ -15,7 +15,7 @@ rule corpus:
         "../envs/transformer-xl.yaml"
     threads: 1
     resources:
-        mem_mb=data_memory(),
+        mem_mb=job_resource("data_mem_mb"),
         runtime=job_runtime("data"),
     params:
         module=f"reproduction.data.{LM['dataset']['source']}",
@@ -41,7 +41,7 @@ rule kneser_ney:
         "../envs/transformer-xl.yaml"
     threads: 1
     resources:
-        mem_mb=data_memory(),
+        mem_mb=job_resource("data_mem_mb"),
         runtime=job_runtime("data"),
     params:
         folder=corpus_folder,
@@ -68,7 +68,7 @@ rule pairs:
         "../envs/fairseq.yaml"
     threads: 1
     resources:
-        mem_mb=data_memory(),
+        mem_mb=job_resource("data_mem_mb"),
         runtime=job_runtime("data"),
     params:
         module=f"reproduction.data.{MT['dataset']['source']}",

@@ -13,7 +13,7 @@ rule binarise:
         "../envs/fairseq.yaml"
     threads: 1
     resources:
-        mem_mb=data_memory(),
+        mem_mb=job_resource("data_mem_mb"),
         runtime=job_runtime("data"),
     params:
         script=script("fairseq/preprocess.py"),

@@ -53,11 +53,6 @@ def job_runtime(kind):
     return config["resources"]["runtime"][kind]
 
 
-def data_memory():
-    """Memory of a job that prepares text, in MB."""
-    return max(4000, config["resources"]["mem_mb"])
-
-
 def script(path):
     """A file of this repository, as seen from the working directory."""
     return os.path.relpath(Path(workflow.basedir) / path)

@@ -7,6 +7,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -358,7 +359,7 @@ def test_every_job_brings_its_time_and_memory_and_those_with_a_model_its_gpu(nam
 
 def test_the_paper_asks_for_a_gpu_and_days() -> None:
     resources = read("paper")["resources"]
-    assert resources["gpu"] == 1 and resources["device"] == "cuda"
+    assert resources["gpu"] == 1 and resources["device"] == "cuda" and resources["data_mem_mb"] >= 32_000
     assert set(resources["runtime"]) == set(SCHEMA["properties"]["resources"]["properties"]["runtime"]["properties"])
     assert min(resources["runtime"][kind] for kind in ("language_modelling", "translation")) >= 24 * 60
 
@@ -373,6 +374,14 @@ def test_profiles_say_where_and_never_what(tmp_path: Path) -> None:
         for option in profile:
             assert f"--{option}" in options, option
         assert not {"configfile", "configfiles", "config"} & set(profile)
+    with_gpu = {
+        rule.partition(":")[0]
+        for file in (ROOT / "rules").glob("*.smk")
+        for rule in file.read_text().split("\nrule ")[1:]
+        if "gpu=job_resource" in rule
+    }
+    named = re.findall(r"- (\w+):slurm_partition=GPU", (ROOT / "profiles" / "slurm" / "config.yaml").read_text())
+    assert set(named) == with_gpu and len(with_gpu) == 8
     # The default profile holds beside --profile, which would leave one GPU job at a time on a whole cluster.
     assert profiles["default"]["resources"] == ["gpu=1"]
     assert 'resource_scopes:\n    gpu="local",\n' in (ROOT / "Snakefile").read_text()
