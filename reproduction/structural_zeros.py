@@ -50,6 +50,8 @@ def draw(table: pd.DataFrame) -> Figure:
             axes.set_title(str(title))
         for axes in places[len(groups) :]:
             axes.set_axis_off()
+        for axes in places[max(len(groups) - columns, 0) : len(groups)]:
+            axes.tick_params(labelbottom=True)  # nothing stands below
         figure.supxlabel("Attention pruned, \u03c4 (%)", fontsize=10)
         figure.supylabel("Share (%)", fontsize=10)
         handles, labels = places[0].get_legend_handles_labels()
@@ -65,8 +67,8 @@ def _draw_site(axes: Axes, part: pd.DataFrame) -> None:
     effective = 100 * np.array([0.0, *means["effective_sparsity"]])
     axes.fill_between(taus, effective, taus, where=effective < taus, interpolate=True, color="#DDDDDD", linewidth=0)
     for column, colour, label in (
-        ("effective_sparsity", EFFECTIVE, "effective: of real cells"),
-        ("lost_attention", LOST, "of the attention they held"),
+        ("effective_sparsity", EFFECTIVE, "effective: share of real cells"),
+        ("lost_attention", LOST, "share of attention that lay on them"),
     ):
         for _, layer in part.groupby("layer"):
             line = layer.sort_values("tau")
