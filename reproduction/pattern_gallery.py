@@ -150,7 +150,7 @@ def caption(sites: Sequence[Site], taus: Sequence[float]) -> str:
     means = head_table(sites, taus).groupby("site", sort=False)[["tau", "focus", "pruned", "lost_attention"]].mean()
     found = [
         f"{title}, tau {line['tau']:g}: focus {line['focus']:.2f}, {line['pruned']:.0%} of the allowed cells pruned, "
-        f"which held {line['lost_attention']:.0%} of the attention"
+        f"which held {line['lost_attention']:.0%} of the attention probability"
         for title, line in means.iterrows()
     ]
     parts = [

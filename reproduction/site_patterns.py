@@ -109,9 +109,9 @@ def focus(pattern: AttentionPattern) -> np.ndarray:
 
 
 def lost_attention(pattern: AttentionPattern, mask: PruneMask) -> np.ndarray:
-    """The share of the observed attention that lay on the cells that a mask prunes: float64 [L, H].
+    """The share of the attention probability that lay on the cells that a mask prunes: float64 [L, H].
 
-    A cell's average times how often it was observed is the attention that it got in all.
+    A cell's average times how often it was observed is the probability that it got in all.
     """
     attention_LHQK = pattern.average.double() * pattern.count
     pruned_LHQK = np.stack([mask.cells(layer).numpy() for layer in range(mask.layers)])
@@ -137,8 +137,7 @@ def layer_table(sites: Sequence[Site]) -> pd.DataFrame:
     pandas.DataFrame
         One row a site, tau and layer: ``effective_sparsity`` (pruned allowed cells / allowed cells), ``already_zero``
         (of the cells that tau counts as pruned, the share that structure had left without attention, or that the row
-        floor gave back; 0 if more went than tau says), ``lost_attention`` (of the layer's average attention, the share
-        that lay on pruned cells) and ``focus`` (mean over heads).
+        floor gave back; 0 if more went than tau says), ``lost_attention`` and ``focus`` (see there; means over heads).
     """
     rows = []
     for site in sites:

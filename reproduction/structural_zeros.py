@@ -68,7 +68,7 @@ def _draw_site(axes: Axes, part: pd.DataFrame) -> None:
     axes.fill_between(taus, effective, taus, where=effective < taus, interpolate=True, color="#DDDDDD", linewidth=0)
     for column, colour, label in (
         ("effective_sparsity", EFFECTIVE, "effective: share of real cells"),
-        ("lost_attention", LOST, "share of attention that lay on them"),
+        ("lost_attention", LOST, "share of probability on them"),
     ):
         for _, layer in part.groupby("layer"):
             line = layer.sort_values("tau")
@@ -90,16 +90,16 @@ def caption(table: pd.DataFrame) -> str:
         low, high = last["effective_sparsity"].min(), last["effective_sparsity"].max()
         found.append(
             f"{title}, tau {last['tau'].iloc[0]:g}: {last['effective_sparsity'].mean():.0%} of the real cells (layers "
-            f"{low:.1%} to {high:.1%}) with {last['lost_attention'].mean():.0%} of the attention; "
+            f"{low:.1%} to {high:.1%}) with {last['lost_attention'].mean():.0%} of the probability; "
             f"{last['already_zero'].mean():.0%} of what tau counts was none"
         )
     rules = ", ".join(sorted(table["rule"].unique()))
     parts = [
         f"What tau asks for (dashed) and what really went, for each site, of the dense model of the first seed; rule: "
         f"{rules}. Blue is the effective sparsity, the pruned share of the cells that the structure shows and the "
-        "training text used; orange is the share of the average attention that lay on them. Thin lines are single "
-        "layers, thick ones their mean. The grey gap is what tau counts as pruned although it held no attention: cells "
-        "that causality hides or that no sentence reaches, and the best key of each query, which the row floor keeps.",
+        "training text used; orange is the share of the attention probability that lay on them. Thin lines are single "
+        "layers, thick ones their mean. The grey gap is what tau counts as pruned although nothing was there to prune: "
+        "cells that causality hides or that no sentence reaches, and best keys, which the row floor keeps.",
         f"{'. '.join(found)}.",
     ]
     return "\n\n".join(parts) + "\n"

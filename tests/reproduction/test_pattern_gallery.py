@@ -101,6 +101,6 @@ def test_the_command_writes_picture_caption_and_table(tmp_path: Path) -> None:
     table = pd.read_csv(out.with_suffix(".csv"))
     pd.testing.assert_frame_equal(table, head_table(sites, [0.8, 0.8]))
     lost = table[table["site"] == "cross"]["lost_attention"].mean()
-    assert f"which held {lost:.0%} of the attention" in caption(sites, [0.8, 0.8])
+    assert f"which held {lost:.0%} of the attention probability" in caption(sites, [0.8, 0.8])
     with pytest.raises(InputError, match="expected a .png file"):
         main([*arguments, "--out", str(tmp_path / "gallery.pdf")])

@@ -24,7 +24,7 @@ def test_lines_are_the_layers_and_their_mean(tmp_path: Path) -> None:
         means = part.groupby("tau")[["effective_sparsity", "lost_attention"]].mean() * 100
         for label, column in (
             ("effective: share of real cells", "effective_sparsity"),
-            ("share of attention that lay on them", "lost_attention"),
+            ("share of probability on them", "lost_attention"),
         ):
             assert list(lines[label].get_ydata()) == pytest.approx([0, *means[column]])
         assert list(lines["nominal (τ)"].get_xdata()) == list(lines["nominal (τ)"].get_ydata()) == [0, 50, 80]
