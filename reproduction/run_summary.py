@@ -68,7 +68,7 @@ def script_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def software_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row a package and version, with the number of runs that recorded it."""
-    pairs = [pair for record in records for pair in record["versions"].items() if pair[1] is not None]
+    pairs = [pair for record in records for pair in record["versions"].items()]
     counts = pd.DataFrame(pairs, columns=["package", "version"]).value_counts()
     return counts.rename("runs").reset_index().sort_values(["package", "version"], ignore_index=True)
 
