@@ -22,11 +22,12 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help figure test lint unlock clean distclean
+.PHONY: help figure report test lint unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES))"
+	@echo "make report     every figure and table, configuration and run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
 	@echo "make lint       checks alone"
 	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
@@ -41,6 +42,11 @@ figure: $(INSTALLED) config/$(CONFIG).yaml
 	@echo
 	@echo "The figure is results/ap_figure.png, its caption results/ap_figure.md, all numbers results/$(CONFIG)/metrics.csv;"
 	@echo "each task of panel (c) by itself: results/$(CONFIG)/glue_tasks.png."
+
+report: $(INSTALLED) config/$(CONFIG).yaml
+	@$(RUN)/snakemake everything --cores $(CORES) --configfile config/$(CONFIG).yaml
+	@$(RUN)/snakemake everything --configfile config/$(CONFIG).yaml --report results/report.html
+	@echo "The report is results/report.html; it needs no connection."
 
 config/%.yaml:
 	@echo "error: CONFIG=$*: there is no $@; see config/" >&2; exit 2
@@ -69,7 +75,7 @@ unlock: $(INSTALLED)
 	@$(RUN)/snakemake --unlock
 
 clean:
-	rm -rf runs/$(CONFIG) results/$(CONFIG) results/ap_figure.png results/ap_figure.md results/ap_figure.log results/ap_figure.benchmark.tsv
+	rm -rf runs/$(CONFIG) results/$(CONFIG) results/ap_figure.png results/ap_figure.md results/ap_figure.log results/ap_figure.benchmark.tsv results/report.html
 
 distclean: clean
 	rm -rf $(VENV) .snakemake *.egg-info build

@@ -17,17 +17,27 @@ if not workflow.overwrite_configfiles:
     configfile: str(Path(workflow.basedir) / "config" / "quick.yaml")
 
 
+report: "rules/captions/workflow.rst"
+
+
+# One machine shares its GPUs (profiles/default); on a cluster every job has its own.
+resource_scopes:
+    gpu="local",
+
+
 include: "rules/validation.smk"
 include: "rules/settings.smk"
 include: "rules/transformer_xl_settings.smk"
 include: "rules/fairseq_settings.smk"
 include: "rules/bert_settings.smk"
+include: "rules/analysis_settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"
 include: "rules/transformer_xl.smk"
 include: "rules/fairseq.smk"
 include: "rules/bert.smk"
 include: "rules/report.smk"
+include: "rules/analysis.smk"
 
 
 rule figure:
@@ -35,6 +45,14 @@ rule figure:
     input:
         "results/ap_figure.png",
         f"results/{config['name']}/glue_tasks.png",
+    message:
+        "Done: {input}"
+
+
+rule everything:
+    # What the report shows.
+    input:
+        REPORT_FILES,
     message:
         "Done: {input}"
 

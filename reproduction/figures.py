@@ -121,7 +121,7 @@ def draw_panel(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:
     axes.margins(y=0.08)
     axes.autoscale_view(scalex=False)
     below = _draw_baseline(axes, baseline(rows), panel.baseline)
-    _effective_axis(axes, pd.concat([dense, curve(rows, "data")]))
+    effective_axis(axes, pd.concat([dense, curve(rows, "data")]))
     _legend(axes, dense["mean"].iloc[0], below)
 
 
@@ -194,7 +194,7 @@ def _legend(axes: Axes, start: float, top: float = 1.0) -> None:
     axes.legend(framealpha=0.85, edgecolor="none", borderpad=0.2, **corner)
 
 
-def _effective_axis(axes: Axes, line: pd.DataFrame) -> None:
+def effective_axis(axes: Axes, line: pd.DataFrame) -> None:
     """Say above each tau how much of the real attention went: zeros of the causal mask count as pruned in tau."""
     if line.empty:
         return

@@ -27,7 +27,18 @@ from attention_pruning import InputError
 from attention_pruning.storage import written_whole
 
 CHECKPOINT_FORMAT = "reproduction/checkpoint/1"
-_PACKAGES = ("torch", "numpy", "safetensors", "accelerate", "transformers", "datasets", "snakemake")
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "accelerate",
+    "transformers",
+    "datasets",
+    "fairseq",
+    "entmax",
+    "sacrebleu",
+    "snakemake",
+)
 
 
 def run_main(main: Callable[[], int | None]) -> None:

@@ -10,7 +10,8 @@ rule stand_ins:
         "../envs/bert.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=job_resource("data_mem_mb"),
+        runtime=job_runtime("data"),
     params:
         module=lambda wildcards: f"reproduction.data.{config[wildcards.experiment]['dataset']['source']}",
         flags=stand_in_flags,
@@ -36,6 +37,7 @@ rule majority:
     threads: 1
     resources:
         mem_mb=2000,
+        runtime=job_runtime("data"),
     params:
         data=task_data_flags,
         labels=lambda wildcards: labels(config=wildcards.config),
@@ -68,6 +70,7 @@ rule finetune:
     resources:
         mem_mb=job_resource("mem_mb"),
         gpu=job_resource("gpu"),
+        runtime=job_runtime("finetuning"),
     params:
         script=bert_script,
         work=lambda wildcards, output: f"{os.path.dirname(output.metrics)}/training",
@@ -106,6 +109,7 @@ rule average_finetuned:
     resources:
         mem_mb=job_resource("mem_mb"),
         gpu=job_resource("gpu"),
+        runtime=job_runtime("averaging"),
     params:
         script=bert_script,
         work=lambda wildcards, output: f"{os.path.dirname(output.pattern)}/averaging",

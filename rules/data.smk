@@ -15,7 +15,8 @@ rule corpus:
         "../envs/transformer-xl.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=job_resource("data_mem_mb"),
+        runtime=job_runtime("data"),
     params:
         module=f"reproduction.data.{LM['dataset']['source']}",
         folder=lambda wildcards, output: os.path.dirname(output.description),
@@ -40,7 +41,8 @@ rule kneser_ney:
         "../envs/transformer-xl.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=job_resource("data_mem_mb"),
+        runtime=job_runtime("data"),
     params:
         folder=corpus_folder,
         labels=lambda wildcards: labels(experiment="language_modelling", **wildcards),
@@ -66,7 +68,8 @@ rule pairs:
         "../envs/fairseq.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=job_resource("data_mem_mb"),
+        runtime=job_runtime("data"),
     params:
         module=f"reproduction.data.{MT['dataset']['source']}",
         folder=lambda wildcards, output: os.path.dirname(output.description),
@@ -93,6 +96,7 @@ rule copy_source:
     threads: 1
     resources:
         mem_mb=1000,
+        runtime=job_runtime("data"),
     params:
         hypotheses=lambda wildcards: f"{pairs_folder(wildcards)}/test.{SOURCE_LANGUAGE}",
         references=lambda wildcards: f"{pairs_folder(wildcards)}/test.{TARGET_LANGUAGE}",

@@ -13,7 +13,8 @@ rule binarise:
         "../envs/fairseq.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=job_resource("data_mem_mb"),
+        runtime=job_runtime("data"),
     params:
         script=script("fairseq/preprocess.py"),
         subwords=lambda wildcards: f"{pairs_folder(wildcards)}/subwords",
@@ -46,6 +47,7 @@ rule train_translation:
     resources:
         mem_mb=job_resource("mem_mb"),
         gpu=job_resource("gpu"),
+        runtime=job_runtime("translation"),
     params:
         script=script("fairseq/train.py"),
         data=binarised_folder,
@@ -82,6 +84,7 @@ rule average_translation:
     resources:
         mem_mb=job_resource("mem_mb"),
         gpu=job_resource("gpu"),
+        runtime=job_runtime("averaging"),
     params:
         script=script("fairseq/compute_attn_score.py"),
         data=binarised_folder,
@@ -119,6 +122,7 @@ rule translate:
     resources:
         mem_mb=job_resource("mem_mb"),
         gpu=job_resource("gpu"),
+        runtime=job_runtime("evaluation"),
     params:
         script=script("fairseq/generate.py"),
         data=binarised_folder,
@@ -151,6 +155,7 @@ rule score_translation:
     threads: 1
     resources:
         mem_mb=job_resource("mem_mb"),
+        runtime=job_runtime("evaluation"),
     params:
         script=script("fairseq/score_translations.py"),
         data=binarised_folder,

@@ -13,6 +13,7 @@ rule mask:
     threads: 1
     resources:
         mem_mb=job_resource("mem_mb"),
+        runtime=job_runtime("small"),
     params:
         flags=mask_flags,
     message:
@@ -39,6 +40,7 @@ rule control_mask:
     threads: 1
     resources:
         mem_mb=job_resource("mem_mb"),
+        runtime=job_runtime("small"),
     params:
         flags=control_flags,
     message:

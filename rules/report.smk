@@ -5,7 +5,12 @@ rule metrics:
         TRANSLATION_METRICS,
         GLUE_METRICS,
     output:
-        "results/{config}/metrics.csv",
+        report(
+            "results/{config}/metrics.csv",
+            caption="captions/metrics.rst",
+            category="What was run",
+            labels={"what": "All metrics", "as": "table"},
+        ),
     log:
         "results/{config}/logs/metrics.log",
     benchmark:
@@ -15,6 +20,7 @@ rule metrics:
     threads: 1
     resources:
         mem_mb=1000,
+        runtime=job_runtime("small"),
     message:
         "Collect {output}"
     shell:
@@ -30,7 +36,7 @@ rule draw:
             "results/{config}/ap_figure.png",
             caption=figure_caption("ap_figure"),
             category="Attention Pruning",
-            labels={"config": "{config}"},
+            labels={"what": "The paper's figure", "as": "figure"},
         ),
         caption="results/{config}/ap_figure.md",
     log:
@@ -42,6 +48,7 @@ rule draw:
     threads: 1
     resources:
         mem_mb=1000,
+        runtime=job_runtime("small"),
     message:
         "Draw {output.figure}"
     shell:
@@ -57,10 +64,15 @@ rule draw_tasks:
             "results/{config}/glue_tasks.png",
             caption=figure_caption("glue_tasks"),
             category="Language understanding",
-            labels={"config": "{config}"},
+            labels={"what": "Every task by itself", "as": "figure"},
         ),
         caption="results/{config}/glue_tasks.md",
-        numbers="results/{config}/glue_tasks.csv",
+        numbers=report(
+            "results/{config}/glue_tasks.csv",
+            caption=figure_caption("glue_tasks"),
+            category="Language understanding",
+            labels={"what": "Every task by itself", "as": "table"},
+        ),
     log:
         "results/{config}/logs/glue_tasks.log",
     benchmark:
@@ -70,6 +82,7 @@ rule draw_tasks:
     threads: 1
     resources:
         mem_mb=1000,
+        runtime=job_runtime("small"),
     message:
         "Draw {output.figure}"
     shell:
@@ -93,6 +106,7 @@ rule choose:
     threads: 1
     resources:
         mem_mb=100,
+        runtime=job_runtime("small"),
     message:
         "Copy the figure to {output.figure}"
     shell:
@@ -104,7 +118,12 @@ rule site_metrics:
         TRANSLATION_METRICS,
         TRANSLATION_SITE_METRICS,
     output:
-        "results/{config}/translation_sites.csv",
+        report(
+            "results/{config}/translation_sites.csv",
+            caption=figure_caption("translation_sites"),
+            category="Translation",
+            labels={"what": "Every site pruned alone", "as": "table"},
+        ),
     log:
         "results/{config}/logs/translation_sites.metrics.log",
     benchmark:
@@ -114,6 +133,7 @@ rule site_metrics:
     threads: 1
     resources:
         mem_mb=1000,
+        runtime=job_runtime("small"),
     message:
         "Collect {output}"
     shell:
@@ -128,7 +148,7 @@ rule draw_sites:
             "results/{config}/translation_sites.png",
             caption=figure_caption("translation_sites"),
             category="Translation",
-            labels={"config": "{config}"},
+            labels={"what": "Every site pruned alone", "as": "figure"},
         ),
         caption="results/{config}/translation_sites.md",
     log:
@@ -140,6 +160,7 @@ rule draw_sites:
     threads: 1
     resources:
         mem_mb=1000,
+        runtime=job_runtime("small"),
     message:
         "Draw {output.figure}"
     shell:
@@ -150,7 +171,12 @@ rule squad_metrics:
     input:
         SQUAD_METRICS,
     output:
-        "results/{config}/squad.csv",
+        report(
+            "results/{config}/squad.csv",
+            caption="captions/squad.rst",
+            category="Language understanding",
+            labels={"what": "Questions (SQuAD)", "as": "table"},
+        ),
     log:
         "results/{config}/logs/squad.log",
     benchmark:
@@ -160,6 +186,7 @@ rule squad_metrics:
     threads: 1
     resources:
         mem_mb=1000,
+        runtime=job_runtime("small"),
     message:
         "Collect {output}"
     shell:

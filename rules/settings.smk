@@ -1,4 +1,5 @@
 # What the rules of all experiments share: folders, flags, labels. No rules here.
+import json
 import os
 import shlex
 import sys
@@ -45,6 +46,11 @@ def folder_of(experiment):
 def job_resource(name):
     """One of the configuration's resources, for a job that runs a model."""
     return config["resources"][name]
+
+
+def job_runtime(kind):
+    """Minutes that a job of a kind may take; what a cluster reserves."""
+    return config["resources"]["runtime"][kind]
 
 
 def script(path):

@@ -18,6 +18,7 @@ rule train_language_model:
     resources:
         mem_mb=job_resource("mem_mb"),
         gpu=job_resource("gpu"),
+        runtime=job_runtime("language_modelling"),
     params:
         script=script("transformer-xl/train.py"),
         corpus=corpus_folder,
@@ -51,6 +52,7 @@ rule average_language_model:
     resources:
         mem_mb=job_resource("mem_mb"),
         gpu=job_resource("gpu"),
+        runtime=job_runtime("averaging"),
     params:
         script=script("transformer-xl/compute_mask.py"),
         corpus=corpus_folder,
@@ -81,6 +83,7 @@ rule evaluate_language_model:
     resources:
         mem_mb=job_resource("mem_mb"),
         gpu=job_resource("gpu"),
+        runtime=job_runtime("evaluation"),
     params:
         script=script("transformer-xl/eval.py"),
         corpus=corpus_folder,

@@ -52,7 +52,9 @@ def python_that(folder: Path, beginning: str) -> Path:
 def test_help_names_the_commands_and_configurations(checkout: Path) -> None:
     found = make(checkout)
     assert found.returncode == 0
-    for word in ("make figure", "make test", "make lint", "make clean", "smoke", "quick", "small", "paper"):
+    for command in ("figure", "report", "test", "lint", "clean"):
+        assert f"make {command} " in found.stdout
+    for word in ("smoke", "quick", "small", "paper"):
         assert word in found.stdout
     assert "schema" not in found.stdout
 
@@ -112,12 +114,16 @@ def test_it_installs_once_and_again_only_when_the_pins_change(checkout: Path) ->
         os.utime(stamp, (later, later))
 
 
-@pytest.mark.parametrize("command", ["figure", "test"])
+@pytest.mark.parametrize("command", ["figure", "report", "test"])
 def test_a_command_runs_what_it_promises(checkout: Path, command: str) -> None:
     install(checkout)
     found = make(checkout, "--dry-run", command, "CONFIG=smoke", "CORES=3").stdout
     if command == "figure":
         assert "snakemake figure --cores 3 --configfile config/smoke.yaml" in found
+    elif command == "report":
+        made = "snakemake everything --cores 3 --configfile config/smoke.yaml"
+        shown = "snakemake everything --configfile config/smoke.yaml --report results/report.html"
+        assert -1 < found.find(made) < found.find(shown)
     else:
         assert all(tool in found for tool in ("ruff check", "snakefmt --check", "snakemake --lint", "-m pytest"))
 
@@ -131,6 +137,7 @@ def test_continuous_integration_runs_the_readmes_test_command() -> None:
 def test_clean_removes_one_configurations_work_and_no_reference(checkout: Path) -> None:
     kept = [checkout / "runs/small/a", checkout / "results/small/b", checkout / "results/reference/c"]
     gone = [checkout / "runs/quick/a", checkout / "results/quick/b", checkout / "results/ap_figure.png"]
+    gone.append(checkout / "results/report.html")
     for file in kept + gone:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -208,6 +210,39 @@ def test_another_figure_is_chosen_without_training_again(finished: Path) -> None
     found = snakemake(finished, "--dry-run", "--forcerun", "choose")
     jobs = dict(line.split() for line in found.stdout.splitlines() if len(line.split()) == 2)
     assert jobs.get("choose") == "1" and not any("train" in job or "tune" in job for job in jobs)
+
+
+def test_the_report_is_one_file_with_everything_in_it_and_asks_for_nothing_else(finished: Path) -> None:
+    found = snakemake(finished, "everything")
+    assert found.returncode == 0, found.stdout
+    trained = [line for line in found.stdout.splitlines() if "Train" in line or "Fine-tune" in line]
+    assert not trained
+    # No proxy answers here: whatever Snakemake would fetch, it would fail to.
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    done = subprocess.run(
+        command(finished, "everything", "--report", "results/report.html"),
+        capture_output=True,
+        text=True,
+        env=os.environ | nowhere,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    html = (finished / "results" / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=", html.partition("<script")[0])
+    assert not re.search(r"<script[^>]*\bsrc=", html)
+    shown = json.loads(re.search(r"var results = (\{.*\});\n", html)[1])
+    folder = finished / "results" / "smoke"
+    figures = ("ap_figure", "glue_tasks", "paper_comparison", "controls", "pattern_gallery", "structural_zeros")
+    assert {f"results/smoke/{name}.png" for name in figures} <= set(shown)
+    tables = [f"{name}.csv" for name in ("metrics", "runs", "software", *figures[1:])]
+    assert {f"results/smoke/{name}" for name in [*tables, "configuration.json"]} <= set(shown)
+    for path, entry in shown.items():
+        assert entry["caption"].strip() and set(entry["labels"]) == {"what", "as"}, path
+        content = (finished / path).read_bytes()
+        assert base64.b64decode(entry["data_uri"].partition("base64,")[2]) == content, path
+    configuration = json.loads((folder / "configuration.json").read_text())
+    assert configuration["language_modelling"]["training"]["max_step"] == 30
+    assert configuration["language_modelling"]["training"]["optim"] == "adam"  # a default
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -1,0 +1,45 @@
+# Figures about patterns, and what the report holds: files and flags. No rules here.
+RESULTS = f"results/{config['name']}"
+# Titles of the sites whose patterns are drawn, and where their patterns are; of the tasks of GLUE the first.
+DRAWN_SITES = {
+    "Language model, self": ("language_modelling", LM["dataset"]["name"], ""),
+    **{f"Translation, {site}": ("translation", MT["dataset"]["name"], f"-{site}") for site in SITES},
+    f"{GLUE['dataset']['tasks'][0]}, self": ("glue", GLUE["dataset"]["tasks"][0], ""),
+}
+
+
+def site_files(experiment, dataset, site):
+    """The pattern of a site in the dense model of the first seed, and the masks that were made of it."""
+    folder = FOLDER.format(config=config["name"], experiment=experiment, dataset=dataset)
+    seed = config[experiment]["seeds"][0]
+    masks = [
+        f"{folder}/data/tau{tau:g}/seed{seed}/mask{site}.safetensors" for tau in config[experiment]["pruning"]["taus"]
+    ]
+    return [f"{folder}/dense/tau0/seed{seed}/pattern{site}.safetensors", *masks]
+
+
+def drawn_files():
+    """All of them."""
+    return [file for place in DRAWN_SITES.values() for file in site_files(*place)]
+
+
+def site_flags():
+    """The same as flags of the modules that draw them."""
+    return shlex.join(word for title, place in DRAWN_SITES.items() for word in ("--site", title, *site_files(*place)))
+
+
+def configuration_text():
+    """The configuration with all defaults filled in, as JSON."""
+    return json.dumps(config, indent=2)
+
+
+def report_files():
+    """What `make report` shows. What is drawn only on request is in it once it has been."""
+    figures = ["ap_figure", "paper_comparison", "glue_tasks", "controls", "pattern_gallery", "structural_zeros"]
+    names = [f"{name}.png" for name in figures]
+    names += ["metrics.csv", "configuration.json", "runs.csv"]
+    names += [name for name in ("translation_sites.png", "squad.csv") if os.path.exists(f"{RESULTS}/{name}")]
+    return [f"{RESULTS}/{name}" for name in names]
+
+
+REPORT_FILES = report_files()
