@@ -19,10 +19,10 @@ class HeadSums {
 
     /// Write everything, times a factor; zeros for blocks that no query kept.
     template <typename Element>
-    void write(float factor, Element* to, int64_t stride) const {
+    void write(float factor, Element* to, int64_t stride, bool streams) const {
         for (int64_t row = 0; row < rows_; row++) {
             if (begun_[row / block_])
-                write_row(sums_ + row * padded_, size_, factor, to + row * stride);
+                write_row(sums_ + row * padded_, size_, factor, to + row * stride, streams);
             else
                 std::memset(to + row * stride, 0, size_ * sizeof(Element));
         }
@@ -36,11 +36,14 @@ class HeadSums {
 
 template <typename Element>
 struct BackwardSpace {
-    explicit BackwardSpace(const Problem& p)
+    BackwardSpace(const Problem& p, const Gradients& to)
         : padded(round_up(p.size, kLanes)),
           blocks_at_once(std::max<int64_t>(1, kKeysAtOnce / p.layout.block)),
-          k(p.keys, p.size, p.layout.block),
-          v(p.keys, p.size, p.layout.block),
+          streams_q(should_stream(p, to.q, p.queries)),
+          streams_k(should_stream(p, to.k, p.keys)),
+          streams_v(should_stream(p, to.v, p.keys)),
+          k(p, p.k),
+          v(p, p.v),
           k_sums(p.keys, p.size, p.layout.block),
           v_sums(p.keys, p.size, p.layout.block),
           q(p.layout.block * padded),
@@ -52,13 +55,18 @@ struct BackwardSpace {
           p(p.layout.block * p.layout.block),
           ds(blocks_at_once * p.layout.block * p.layout.block),
           log_sum(p.layout.block),
-          delta(p.layout.block) {}
+          delta(p.layout.block) {
+        visits.reserve(p.layout.key_blocks);
+        next_visits.reserve(p.layout.key_blocks);
+        k_blocks.reserve(blocks_at_once);
+    }
 
     int64_t padded, blocks_at_once;
+    bool streams_q, streams_k, streams_v;
     HeadRows<Element> k, v;
     HeadSums k_sums, v_sums;
     Buffer q, q_t, out, g, g_t, q_sums, p, ds, log_sum, delta;
-    std::vector<Visit> visits;
+    std::vector<Visit> visits, next_visits;
     std::vector<const float*> k_blocks;
 };
 
@@ -137,6 +145,10 @@ void backward_block(
         for (int64_t row = 0; row < queries; row++) std::memset(q_gradient + row * to.q.row_stride, 0, p.size * sizeof(Element));
         return;
     }
+    if (first + block < p.queries) {
+        prefetch_keys(visibility, query_block + 1, space);
+        for (const Array* array : {&p.q, &to.out, &p.out}) prefetch_queries<Element>(p, *array, batch, head, query_block + 1);
+    }
     load_queries(p, to, batch, head, first, space);
     Dropout dropout(p);
     dropout.start(((uint64_t)batch * p.heads + head) * p.queries + first, block);
@@ -167,26 +179,30 @@ void backward_block(
         multiply(queries, padded, {space.ds, 1, block}, keys, space.q_sums, padded, start > 0);
     }
     for (int64_t row = 0; row < queries; row++)
-        write_row(space.q_sums + row * padded, p.size, p.scale, q_gradient + row * to.q.row_stride);
+        write_row(space.q_sums + row * padded, p.size, p.scale, q_gradient + row * to.q.row_stride, space.streams_q);
 }
 
 /// Heads are shared out over the threads. A head is one thread's: its sums over queries have one order, always.
 template <typename Element>
 void backward(const Problem& p, const Gradients& to) {
     const int64_t block = p.layout.block, blocks = (p.queries + block - 1) / block;
+    std::vector<std::unique_ptr<BackwardSpace<Element>>> spaces;
+    for (int64_t thread = 0; thread < p.threads; thread++)
+        spaces.push_back(std::make_unique<BackwardSpace<Element>>(p, to));
 #pragma omp parallel num_threads(p.threads)
     {
-        BackwardSpace<Element> space(p);
+        BackwardSpace<Element>& space = *spaces[thread_number()];
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < p.batch * p.heads; task++) {
             const int64_t batch = task / p.heads, head = task % p.heads;
-            space.k.start(head_of<const Element>(p.k, batch, head), p.k.row_stride);
-            space.v.start(head_of<const Element>(p.v, batch, head), p.v.row_stride);
+            space.k.start(batch, head);
+            space.v.start(batch, head);
             space.k_sums.start();
             space.v_sums.start();
             for (int64_t b = 0; b < blocks; b++) backward_block(p, to, batch, head, b, space);
-            space.k_sums.write(p.scale, head_of<Element>(to.k, batch, head), to.k.row_stride);
-            space.v_sums.write(1.0f, head_of<Element>(to.v, batch, head), to.v.row_stride);
+            space.k_sums.write(p.scale, head_of<Element>(to.k, batch, head), to.k.row_stride, space.streams_k);
+            space.v_sums.write(1.0f, head_of<Element>(to.v, batch, head), to.v.row_stride, space.streams_v);
         }
+        finish_streams();
     }
 }

@@ -12,19 +12,30 @@ struct ForwardSpace {
     explicit ForwardSpace(const Problem& p)
         : padded(round_up(p.size, kLanes)),
           blocks_at_once(std::max<int64_t>(1, kKeysAtOnce / p.layout.block)),
-          k(p.keys, p.size, p.layout.block),
-          v(p.keys, p.size, p.layout.block),
+          streams(should_stream(p, p.out, p.queries)),
+          k(p, p.k),
+          v(p, p.v),
           q(p.layout.block * padded),
           q_t(p.layout.block * padded),
           scores(blocks_at_once * p.layout.block * p.layout.block),
           out(p.layout.block * padded),
           maximum(p.layout.block),
-          total(p.layout.block) {}
+          total(p.layout.block) {
+        reserve(p);
+    }
+
+    /// So that nothing grows, and nothing can fail, while threads run.
+    void reserve(const Problem& p) {
+        visits.reserve(p.layout.key_blocks);
+        next_visits.reserve(p.layout.key_blocks);
+        v_blocks.reserve(blocks_at_once);
+    }
 
     int64_t padded, blocks_at_once;
+    bool streams;
     HeadRows<Element> k, v;
     Buffer q, q_t, scores, out, maximum, total;
-    std::vector<Visit> visits;
+    std::vector<Visit> visits, next_visits;
     std::vector<const float*> v_blocks;
 };
 
@@ -81,6 +92,24 @@ void online_softmax(
                 store(scores + lane, dropout.keep(load(scores + lane), lane, visits[n].column * block + row));
 }
 
+/// Ask for the keys and values that the next block of queries will be the first to read, while this one is computed.
+template <typename Space>
+void prefetch_keys(const Visibility& visibility, int64_t query_block, Space& space) {
+    visibility.visits(query_block, space.next_visits);
+    for (const Visit& visit : space.next_visits) {
+        space.k.prefetch(visit.column);
+        space.v.prefetch(visit.column);
+    }
+}
+
+/// And its rows of q, and of whatever else has rows of queries.
+template <typename Element>
+void prefetch_queries(const Problem& p, const Array& array, int64_t batch, int64_t head, int64_t query_block) {
+    const int64_t first = query_block * p.layout.block;
+    const Element* rows = head_of<Element>(array, batch, head) + first * array.row_stride;
+    prefetch_rows(rows, array.row_stride, std::min(p.layout.block, p.queries - first), p.size);
+}
+
 /// One block of queries of one head.
 template <typename Element>
 void forward_block(const Problem& p, int64_t batch, int64_t head, int64_t query_block, ForwardSpace<Element>& space) {
@@ -97,6 +126,10 @@ void forward_block(const Problem& p, int64_t batch, int64_t head, int64_t query_
             log_sum[row] = INFINITY;
         }
         return;
+    }
+    if (first + block < p.queries) {
+        prefetch_keys(visibility, query_block + 1, space);
+        prefetch_queries<Element>(p, p.q, batch, head, query_block + 1);
     }
     const Element* q = head_of<Element>(p.q, batch, head) + first * p.q.row_stride;
     copy_rows(q, p.q.row_stride, queries, p.size, block, padded, space.q);
@@ -124,7 +157,8 @@ void forward_block(const Problem& p, int64_t batch, int64_t head, int64_t query_
     for (int64_t row = 0; row < queries; row++) {
         const float total = space.total[row];
         const bool empty = total == 0.0f;
-        write_row(space.out + row * padded, p.size, empty ? 0.0f : 1.0f / (total * (1.0f - p.dropout)), out + row * p.out.row_stride);
+        const float factor = empty ? 0.0f : 1.0f / (total * (1.0f - p.dropout));
+        write_row(space.out + row * padded, p.size, factor, out + row * p.out.row_stride, space.streams);
         log_sum[row] = empty ? INFINITY : space.maximum[row] + std::log2(total);
     }
 }
@@ -135,16 +169,20 @@ void forward(const Problem& p) {
     const int64_t block = p.layout.block, blocks = (p.queries + block - 1) / block;
     const int64_t heads = p.batch * p.heads;
     const int64_t runs = heads >= 4 * p.threads ? 1 : std::min(blocks, 4 * p.threads);
+    std::vector<std::unique_ptr<ForwardSpace<Element>>> spaces;  // here: an exception must not leave a thread
+    for (int64_t thread = 0; thread < p.threads; thread++)
+        spaces.push_back(std::make_unique<ForwardSpace<Element>>(p));
 #pragma omp parallel num_threads(p.threads)
     {
-        ForwardSpace<Element> space(p);
+        ForwardSpace<Element>& space = *spaces[thread_number()];
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < heads * runs; task++) {
             const int64_t run = task % runs, batch = task / runs / p.heads, head = task / runs % p.heads;
-            space.k.start(head_of<const Element>(p.k, batch, head), p.k.row_stride);
-            space.v.start(head_of<const Element>(p.v, batch, head), p.v.row_stride);
+            space.k.start(batch, head);
+            space.v.start(batch, head);
             for (int64_t b = run * blocks / runs; b < (run + 1) * blocks / runs; b++)
                 forward_block(p, batch, head, b, space);
         }
+        finish_streams();
     }
 }

@@ -44,6 +44,26 @@ INLINE Vector load(const float* from) {
 
 INLINE void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 
+/// Store to a vector's own alignment past the caches, without reading what was there. Nobody needs it soon.
+INLINE void stream(float* to, Vector x) {
+#if defined(__AVX512F__)
+    __builtin_ia32_movntps512(to, x);
+#elif defined(__AVX__)
+    __builtin_ia32_movntps256(to, x);
+#elif defined(__SSE__)
+    __builtin_ia32_movntps(to, x);
+#else
+    store(to, x);
+#endif
+}
+
+/// After the last stream() of a thread, before anybody else may read it.
+INLINE void finish_streams() {
+#if defined(__SSE__)
+    __builtin_ia32_sfence();
+#endif
+}
+
 INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
 INLINE float sum(Vector x) {
