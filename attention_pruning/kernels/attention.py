@@ -11,6 +11,9 @@ from .layout import BlockLayout
 
 BACKENDS = ("auto", "block_sparse", "flex", "reference")
 EMPTY_ROWS = ("zero", "uniform")
+#: The share of blocks from which on "auto" takes torch's fused attention: where benchmarks/block_sparse.py found the
+#: kernel no faster than it, forward and backward (results/reference/benchmarks/block_sparse.csv).
+DENSEST = {16: 0.5, 32: 0.8, 64: 1.0, 128: 1.0}
 
 
 def block_sparse_attention(
@@ -86,11 +89,31 @@ def block_sparse_attention(
 
 
 def _attend(call: Call, backend: str) -> tuple[Tensor, Tensor]:
+    if backend == "auto":
+        return _attend_fastest(call)
     if backend == "reference":
         return reference.attend(call)
-    if backend == "block_sparse":
-        refused = native.refusal(call)
+    if backend == "flex":
+        from . import flex  # slow to import, and needed on a GPU alone
+
+        refused = flex.refusal(call)
         if refused:
-            raise InputError(f"backend block_sparse: expected {refused}")
-        return reference.attend(call) if native.library() is None else native.attend(call)
-    return native.attend(call)
+            raise InputError(f"backend flex: expected {refused}")
+        return flex.attend(call)
+    refused = native.refusal(call)
+    if refused:
+        raise InputError(f"backend block_sparse: expected {refused}")
+    return reference.attend(call) if native.library() is None else native.attend(call)
+
+
+def _attend_fastest(call: Call) -> tuple[Tensor, Tensor]:
+    if call.layout.density > DENSEST[call.layout.block_size]:
+        return reference.attend_fused(call)
+    if call.q.device.type == "cuda":
+        from . import flex
+
+        if flex.refusal(call) is None:
+            return flex.attend(call)
+    elif native.refusal(call) is None and native.library() is not None:
+        return native.attend(call)
+    return reference.attend_fused(call)

@@ -57,7 +57,6 @@ struct BackwardSpace {
           log_sum(p.layout.block),
           delta(p.layout.block) {
         visits.reserve(p.layout.key_blocks);
-        next_visits.reserve(p.layout.key_blocks);
         k_blocks.reserve(blocks_at_once);
     }
 
@@ -66,7 +65,7 @@ struct BackwardSpace {
     HeadRows<Element> k, v;
     HeadSums k_sums, v_sums;
     Buffer q, q_t, out, g, g_t, q_sums, p, ds, log_sum, delta;
-    std::vector<Visit> visits, next_visits;
+    std::vector<Visit> visits;
     std::vector<const float*> k_blocks;
 };
 
@@ -144,10 +143,6 @@ void backward_block(
     if (space.visits.empty()) {
         for (int64_t row = 0; row < queries; row++) std::memset(q_gradient + row * to.q.row_stride, 0, p.size * sizeof(Element));
         return;
-    }
-    if (first + block < p.queries) {
-        prefetch_keys(visibility, query_block + 1, space);
-        for (const Array* array : {&p.q, &to.out, &p.out}) prefetch_queries<Element>(p, *array, batch, head, query_block + 1);
     }
     load_queries(p, to, batch, head, first, space);
     Dropout dropout(p);

@@ -93,7 +93,7 @@ class Call:
 
     def kept(self) -> Tensor:
         """bool [H, L, S]: cells that the layout keeps, on the device of the queries."""
-        return self.layout.cells[:, : self.q.shape[2], : self.k.shape[2]].to(self.q.device)
+        return self.layout.cells_on(self.q.device)[:, : self.q.shape[2], : self.k.shape[2]]
 
     def visible(self) -> Tensor | None:
         """bool, broadcastable to [B, 1, L, S]: what causality and padding show; None for everything."""

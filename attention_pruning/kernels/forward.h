@@ -21,13 +21,8 @@ struct ForwardSpace {
           out(p.layout.block * padded),
           maximum(p.layout.block),
           total(p.layout.block) {
-        reserve(p);
-    }
-
-    /// So that nothing grows, and nothing can fail, while threads run.
-    void reserve(const Problem& p) {
+        // So that nothing grows, and nothing can fail, while threads run.
         visits.reserve(p.layout.key_blocks);
-        next_visits.reserve(p.layout.key_blocks);
         v_blocks.reserve(blocks_at_once);
     }
 
@@ -35,7 +30,7 @@ struct ForwardSpace {
     bool streams;
     HeadRows<Element> k, v;
     Buffer q, q_t, scores, out, maximum, total;
-    std::vector<Visit> visits, next_visits;
+    std::vector<Visit> visits;
     std::vector<const float*> v_blocks;
 };
 
@@ -92,24 +87,6 @@ void online_softmax(
                 store(scores + lane, dropout.keep(load(scores + lane), lane, visits[n].column * block + row));
 }
 
-/// Ask for the keys and values that the next block of queries will be the first to read, while this one is computed.
-template <typename Space>
-void prefetch_keys(const Visibility& visibility, int64_t query_block, Space& space) {
-    visibility.visits(query_block, space.next_visits);
-    for (const Visit& visit : space.next_visits) {
-        space.k.prefetch(visit.column);
-        space.v.prefetch(visit.column);
-    }
-}
-
-/// And its rows of q, and of whatever else has rows of queries.
-template <typename Element>
-void prefetch_queries(const Problem& p, const Array& array, int64_t batch, int64_t head, int64_t query_block) {
-    const int64_t first = query_block * p.layout.block;
-    const Element* rows = head_of<Element>(array, batch, head) + first * array.row_stride;
-    prefetch_rows(rows, array.row_stride, std::min(p.layout.block, p.queries - first), p.size);
-}
-
 /// One block of queries of one head.
 template <typename Element>
 void forward_block(const Problem& p, int64_t batch, int64_t head, int64_t query_block, ForwardSpace<Element>& space) {
@@ -126,10 +103,6 @@ void forward_block(const Problem& p, int64_t batch, int64_t head, int64_t query_
             log_sum[row] = INFINITY;
         }
         return;
-    }
-    if (first + block < p.queries) {
-        prefetch_keys(visibility, query_block + 1, space);
-        prefetch_queries<Element>(p, p.q, batch, head, query_block + 1);
     }
     const Element* q = head_of<Element>(p.q, batch, head) + first * p.q.row_stride;
     copy_rows(q, p.q.row_stride, queries, p.size, block, padded, space.q);

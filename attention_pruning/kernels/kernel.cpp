@@ -21,7 +21,8 @@ static int64_t broken_rule(const Problem& p) {
     for (int64_t head = 0; head < layout.heads; head++) {
         const int32_t* start = layout.row_start + head * (layout.query_blocks + 1);
         for (int64_t row = 0; row <= layout.query_blocks; row++) {
-            if (start[row] < before || start[row] > layout.kept) return 4;
+            // A head begins where the one before it ended.
+            if (start[row] < before || (row == 0 && start[row] > before) || start[row] > layout.kept) return 4;
             before = start[row];
             if (row == 0) continue;
             for (int32_t at = start[row - 1]; at < start[row]; at++) {

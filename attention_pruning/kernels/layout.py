@@ -173,9 +173,9 @@ class BlockLayout:
     def blocks(self) -> Tensor:
         """bool [H, q, k]: what is kept, whole or in part."""
         heads, q = self.heads, self.row_start.shape[1] - 1
-        kept = torch.zeros(heads * q, block_count(self.key_length, self.block_size), dtype=torch.bool)
-        kept[self._rows, self.column.long()] = True
-        return kept.view(heads, q, -1)
+        kept = torch.zeros(heads, q, block_count(self.key_length, self.block_size), dtype=torch.bool)
+        kept.flatten(0, 1)[self._rows, self.column.long()] = True
+        return kept
 
     @property
     def _rows(self) -> Tensor:
@@ -196,6 +196,16 @@ class BlockLayout:
         kept.flatten(0, 1)[rows[partial], self.column[partial].long()] = inside
         cells = kept.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return cells[:, : self.query_length, : self.key_length].contiguous()
+
+    @cached_property
+    def _moved(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def cells_on(self, device: torch.device) -> Tensor:
+        """:attr:`cells` on a device, moved there once."""
+        if device not in self._moved:
+            self._moved[device] = self.cells.to(device)
+        return self._moved[device]
 
     @cached_property
     def density(self) -> float:
@@ -220,4 +230,4 @@ def _pack(kept_HQK: Tensor, partial_Hqk: Tensor, size: int) -> Tensor:
     heads, q, k = partial_Hqk.shape
     missing = (0, k * size - kept_HQK.shape[2], 0, q * size - kept_HQK.shape[1])
     tiles = F.pad(kept_HQK, missing).view(heads, q, size, k, size).transpose(2, 3)[partial_Hqk]
-    return torch.from_numpy(np.packbits(tiles.transpose(1, 2).numpy(), axis=-1, bitorder="little"))
+    return torch.from_numpy(np.packbits(tiles.transpose(1, 2).contiguous().numpy(), axis=-1, bitorder="little"))

@@ -38,15 +38,6 @@ INLINE Element* head_of(const Array& array, int64_t batch, int64_t head) {
     return (Element*)array.data + batch * array.batch_stride + head * array.head_stride;
 }
 
-/// Ask for rows that will be read soon. Rows of a (batch, length, head, size) tensor lie far apart, where
-/// no processor looks ahead by itself: waiting for them would take as long as all of the arithmetic.
-template <typename Element>
-void prefetch_rows(const Element* from, int64_t stride, int64_t rows, int64_t size) {
-    constexpr int64_t line = 64 / sizeof(Element);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t d = 0; d < size; d += line) __builtin_prefetch(from + r * stride + d);
-}
-
 /// Copy `size` numbers and fill up to `padded` with zeros.
 INLINE void copy_row(const float* from, int64_t size, int64_t padded, float* to) {
     int64_t d = 0;
@@ -121,12 +112,6 @@ class HeadRows {
             copied_[number] = 1;
         }
         return to;
-    }
-
-    void prefetch(int64_t number) const {
-        if (copied_[number]) return;
-        const int64_t first = number * block_, count = std::min(block_, rows_ - first);
-        prefetch_rows(from_ + first * array_.row_stride, array_.row_stride, count, size_);
     }
 
     int64_t row_stride() const { return padded_; }
