@@ -57,7 +57,7 @@ lint: $(INSTALLED)
 	$(RUN)/snakefmt --check $(SNAKEFILES)
 	$(RUN)/snakemake --lint
 
-$(INSTALLED): requirements.lock pyproject.toml setup.py $(wildcard attention_pruning/kernels/*.h attention_pruning/kernels/*.cpp)
+$(INSTALLED): requirements.lock pyproject.toml $(wildcard setup.py attention_pruning/kernels/*.h attention_pruning/kernels/*.cpp)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; Python 3.11 or newer is needed: python.org, or apt-get install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler was found, and fairseq is compiled when it is installed; get one, for example with: apt-get install g++ python3-dev" >&2; exit 2; }
