@@ -35,14 +35,14 @@ def attend(call: Call) -> tuple[Tensor, Tensor]:
     mask = block_mask(call)
     bias = call.bias
     if bias is None:
-        out = _compiled()(call.q, call.k, call.v, block_mask=mask, scale=call.scale)
+        out = compiled()(call.q, call.k, call.v, block_mask=mask, scale=call.scale)
     else:
         bias = bias.expand(*call.q.shape[:3], call.k.shape[2])
 
         def add_bias(score, b, h, i, j):
             return score + bias[b, h, i, j]
 
-        out = _compiled()(call.q, call.k, call.v, score_mod=add_bias, block_mask=mask, scale=call.scale)
+        out = compiled()(call.q, call.k, call.v, score_mod=add_bias, block_mask=mask, scale=call.scale)
     empty = ~kept_and_visible(call).any(-1, keepdim=True)
     return out.masked_fill(empty, 0.0), empty
 
@@ -76,6 +76,6 @@ def block_mask(call: Call) -> BlockMask:
 
 
 @functools.cache
-def _compiled():
+def compiled():
     """One graph for all layers: what differs between them are tensors."""
     return torch.compile(flex_attention, dynamic=False)

@@ -124,12 +124,13 @@ def test_threads_change_nothing(problem):
 @law
 @given(problems())
 def test_bfloat16_sums_in_float32(problem):
-    """Off by the rounding of inputs, outputs and gradients only: a few units of 2^-8."""
+    """Off by the rounding of outputs and gradients only: some units of 2^-8, which sums over queries gather."""
     tensors, arguments, g = problem
-    rounded = [x if x is None else x.bfloat16() for x in tensors[:3]] + tensors[3:]
+    rounded = [*(x.bfloat16() for x in tensors[:3]), None]
     exact = [x if x is None else x.float() for x in rounded]
     g = g.bfloat16()
-    assert_close(run(rounded, arguments, g, "block_sparse"), expected(exact, arguments, g), 0.03)
+    tolerance = 0.01 * math.sqrt(max(16, g.shape[2]))
+    assert_close(run(rounded, arguments, g, "block_sparse"), expected(exact, arguments, g), tolerance)
 
 
 @law
