@@ -4,21 +4,22 @@
 #include "forward.h"
 
 /// Gradients of the keys or values of one head, summed up in dense rows. A block is first written, then added to.
+template <typename Element>
 class HeadSums {
   public:
     HeadSums(int64_t rows, int64_t size, int64_t block)
-        : rows_(rows), size_(size), padded_(round_up(size, kLanes)), block_(block), begun_((rows + block - 1) / block), sums_(rows * padded_) {}
+        : rows_(rows), size_(size), padded_(round_up(size, kLanes)), block_(block), begun_((rows + block - 1) / block),
+          sums_(round_up(rows, 16) * padded_) {}  // a product in tiles writes 16 rows at once
 
     void start() { std::fill(begun_.begin(), begun_.end(), 0); }
 
     /// Add A B to a block.
     void add(const Visit& visit, Left a, Right b) {
-        multiply(visit.keys, padded_, a, b, sums_ + visit.column * block_ * padded_, padded_, begun_[visit.column]);
+        multiply_as<Element>(visit.keys, padded_, a, b, sums_ + visit.column * block_ * padded_, padded_, begun_[visit.column]);
         begun_[visit.column] = 1;
     }
 
     /// Write everything, times a factor; zeros for blocks that no query kept.
-    template <typename Element>
     void write(float factor, Element* to, int64_t stride, bool streams) const {
         for (int64_t row = 0; row < rows_; row++) {
             if (begun_[row / block_])
@@ -63,7 +64,7 @@ struct BackwardSpace {
     int64_t padded, blocks_at_once;
     bool streams_q, streams_k, streams_v;
     HeadRows<Element> k, v;
-    HeadSums k_sums, v_sums;
+    HeadSums<Element> k_sums, v_sums;
     Buffer q, q_t, out, g, g_t, q_sums, p, ds, log_sum, delta;
     std::vector<Visit> visits;
     std::vector<const float*> k_blocks;
@@ -160,8 +161,9 @@ void backward_block(
         for (int64_t n = 0; n < count; n++, ds += block * block) {
             const Visit& visit = here[n];
             const float* k = space.k.block(visit.column);
-            block_products(k, space.k.row_stride(), visit, space.q_t, p.size, block, space.p);
-            block_products(space.v.block(visit.column), space.v.row_stride(), visit, space.g_t, p.size, block, ds);
+            block_products<Element>(k, space.k.row_stride(), visit, space.q_t, p.size, block, space.p);
+            const float* v = space.v.block(visit.column);
+            block_products<Element>(v, space.v.row_stride(), visit, space.g_t, p.size, block, ds);
             if (p.bias) add_bias(p, batch, head, query_block, visit, space.p);
             if (!visit.whole) visibility.hide(visit, query_block, -INFINITY, space.p);
             score_gradients(p, visit, space, dropout, ds);
@@ -171,7 +173,7 @@ void backward_block(
             space.k_blocks.push_back(k);
         }
         const Right keys = {space.k_blocks.data(), count, block, here[count - 1].keys, space.k.row_stride()};
-        multiply(queries, padded, {space.ds, 1, block}, keys, space.q_sums, padded, start > 0);
+        multiply_as<Element>(queries, padded, {space.ds, 1, block}, keys, space.q_sums, padded, start > 0);
     }
     for (int64_t row = 0; row < queries; row++)
         write_row(space.q_sums + row * padded, p.size, p.scale, q_gradient + row * to.q.row_stride, space.streams_q);
@@ -187,6 +189,7 @@ void backward(const Problem& p, const Gradients& to) {
 #pragma omp parallel num_threads(p.threads)
     {
         BackwardSpace<Element>& space = *spaces[thread_number()];
+        begin_products<Element>();
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < p.batch * p.heads; task++) {
             const int64_t batch = task / p.heads, head = task % p.heads;
@@ -198,6 +201,7 @@ void backward(const Problem& p, const Gradients& to) {
             space.k_sums.write(p.scale, head_of<Element>(to.k, batch, head), to.k.row_stride, space.streams_k);
             space.v_sums.write(1.0f, head_of<Element>(to.v, batch, head), to.v.row_stride, space.streams_v);
         }
+        end_products<Element>();
         finish_streams();
     }
 }

@@ -118,14 +118,15 @@ void forward_block(const Problem& p, int64_t batch, int64_t head, int64_t query_
         space.v_blocks.clear();
         float* scores = space.scores;
         for (int64_t n = 0; n < count; n++, scores += block * block) {
-            block_products(space.k.block(here[n].column), space.k.row_stride(), here[n], space.q_t, p.size, block, scores);
+            const float* k = space.k.block(here[n].column);
+            block_products<Element>(k, space.k.row_stride(), here[n], space.q_t, p.size, block, scores);
             if (p.bias) add_bias(p, batch, head, query_block, here[n], scores);
             if (!here[n].whole) visibility.hide(here[n], query_block, -INFINITY, scores);
             space.v_blocks.push_back(space.v.block(here[n].column));
         }
         online_softmax(space, block, here, count, start == 0, dropout);
         const Right values = {space.v_blocks.data(), count, block, here[count - 1].keys, space.v.row_stride()};
-        multiply(queries, padded, {space.scores, 1, block}, values, space.out, padded, start > 0);
+        multiply_as<Element>(queries, padded, {space.scores, 1, block}, values, space.out, padded, start > 0);
     }
     for (int64_t row = 0; row < queries; row++) {
         const float total = space.total[row];
@@ -148,6 +149,7 @@ void forward(const Problem& p) {
 #pragma omp parallel num_threads(p.threads)
     {
         ForwardSpace<Element>& space = *spaces[thread_number()];
+        begin_products<Element>();
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < heads * runs; task++) {
             const int64_t run = task % runs, batch = task / runs / p.heads, head = task / runs % p.heads;
@@ -156,6 +158,7 @@ void forward(const Problem& p) {
             for (int64_t b = run * blocks / runs; b < (run + 1) * blocks / runs; b++)
                 forward_block(p, batch, head, b, space);
         }
+        end_products<Element>();
         finish_streams();
     }
 }

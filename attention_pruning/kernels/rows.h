@@ -39,16 +39,12 @@ INLINE Element* head_of(const Array& array, int64_t batch, int64_t head) {
 }
 
 /// Copy `size` numbers and fill up to `padded` with zeros.
-INLINE void copy_row(const float* from, int64_t size, int64_t padded, float* to) {
+template <typename Element>
+INLINE void copy_row(const Element* from, int64_t size, int64_t padded, float* to) {
     int64_t d = 0;
     for (; d + kLanes <= size; d += kLanes) store(to + d, load(from + d));
-    for (; d < size; d++) to[d] = from[d];
+    for (; d < size; d++) to[d] = to_float(from[d]);
     for (; d < padded; d++) to[d] = 0.0f;
-}
-
-INLINE void copy_row(const BFloat16* from, int64_t size, int64_t padded, float* to) {
-    for (int64_t d = 0; d < size; d++) to[d] = to_float(from[d]);
-    for (int64_t d = size; d < padded; d++) to[d] = 0.0f;
 }
 
 /// `rows` rows, then zeros up to `padded_rows`.
@@ -69,16 +65,15 @@ inline bool should_stream(const Problem& p, const Array& to, int64_t rows) {
     return !p.bfloat16 && whole_lines && p.batch * p.heads * rows * p.size * 4 > caches;
 }
 
-INLINE void write_row(const float* from, int64_t size, float factor, float* to, bool streams) {
+INLINE void stream(BFloat16* to, Vector x) { store(to, x); }
+
+template <typename Element>
+INLINE void write_row(const float* from, int64_t size, float factor, Element* to, bool streams) {
     int64_t d = 0;
     if (streams)
         for (; d + kLanes <= size; d += kLanes) stream(to + d, load(from + d) * factor);
     for (; d + kLanes <= size; d += kLanes) store(to + d, load(from + d) * factor);
-    for (; d < size; d++) to[d] = from[d] * factor;
-}
-
-INLINE void write_row(const float* from, int64_t size, float factor, BFloat16* to, bool) {
-    for (int64_t d = 0; d < size; d++) from_float(from[d] * factor, to + d);
+    for (; d < size; d++) from_float(from[d] * factor, to + d);
 }
 
 /// Keys or values of one head, by block: where they lie if the kernel can read them there, else a copy made of each

@@ -44,6 +44,25 @@ INLINE Vector load(const float* from) {
 
 INLINE void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+
+/// The nearest bfloat16 of each lane, ties to even, in its lower half; NaN as it comes from arithmetic stays NaN.
+INLINE Unsigned rounded(Vector x) {
+    const Unsigned bits = (Unsigned)x;
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+INLINE Vector load(const BFloat16* from) {
+    Halves x;
+    std::memcpy(&x, from, sizeof x);
+    return (Vector)(__builtin_convertvector(x, Unsigned) << 16);
+}
+
+INLINE void store(BFloat16* to, Vector x) {
+    const Halves halves = __builtin_convertvector(rounded(x), Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
 /// Store to a vector's own alignment past the caches, without reading what was there. Nobody needs it soon.
 INLINE void stream(float* to, Vector x) {
 #if defined(__AVX512F__)
@@ -105,12 +124,10 @@ INLINE Vector interleave(Vector a, Vector b) {
     return __builtin_shuffle(a, b, pick);
 }
 
-/// Transpose a square of kLanes x kLanes numbers, times a factor. Interleaving row i with row i + kLanes / 2 moves one
-/// bit of the row number into the lane number; after log2(kLanes) rounds all bits have changed places.
-INLINE void transpose_square(const float* from, int64_t from_stride, float* to, int64_t to_stride, float factor) {
-    Vector row[kLanes], next[kLanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; i++) row[i] = load(from + i * from_stride) * factor;
+/// Transpose a square of kLanes rows. Interleaving row i with row i + kLanes / 2 moves one bit of the row number into the
+/// lane number; after log2(kLanes) rounds all bits have changed places.
+INLINE void transpose_rows(Vector row[kLanes]) {
+    Vector next[kLanes];
 #pragma GCC unroll 4
     for (int width = 1; width < kLanes; width *= 2) {
 #pragma GCC unroll 8
@@ -121,6 +138,13 @@ INLINE void transpose_square(const float* from, int64_t from_stride, float* to, 
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; i++) row[i] = next[i];
     }
+}
+
+INLINE void transpose_square(const float* from, int64_t from_stride, float* to, int64_t to_stride, float factor) {
+    Vector row[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++) row[i] = load(from + i * from_stride) * factor;
+    transpose_rows(row);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; i++) store(to + i * to_stride, row[i]);
 }
