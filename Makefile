@@ -22,7 +22,11 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help figure report test lint unlock clean distclean
+ifeq ($(origin CXX),default)
+CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
+endif
+
+.PHONY: help figure report test lint sanitize unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +34,7 @@ help:
 	@echo "make report     every figure and table, configuration and run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
 	@echo "make lint       checks alone"
+	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan"
 	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
 	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG))"
 	@echo "make distclean  remove the environment and Snakemake's records too"
@@ -59,7 +64,7 @@ lint: $(INSTALLED)
 	$(RUN)/snakefmt --check $(SNAKEFILES)
 	$(RUN)/snakemake --lint
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml $(wildcard setup.py attention_pruning/kernels/*.h attention_pruning/kernels/*.cpp)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; Python 3.11 or newer is needed: python.org, or apt-get install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler was found, and fairseq is compiled when it is installed; get one, for example with: apt-get install g++ python3-dev" >&2; exit 2; }
@@ -70,6 +75,16 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps fairseq==0.12.2
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+# The C++ kernel under AddressSanitizer and UndefinedBehaviorSanitizer, in the builds that this processor runs.
+SANITIZE := -std=gnu++17 -O1 -g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -Iattention_pruning/kernels
+SANITIZED_BUILDS := $(if $(filter x86_64,$(shell uname -m)),x86-64 $(if $(shell grep -m1 avx2 /proc/cpuinfo 2>/dev/null),x86-64-v3) $(if $(shell grep -m1 avx512dq /proc/cpuinfo 2>/dev/null),x86-64-v4),native)
+
+sanitize:
+	@mkdir -p build
+	@for march in $(SANITIZED_BUILDS); do \
+		$(CXX) $(SANITIZE) -march=$$march tests/attention_pruning/sanitize_block_sparse.cpp -o build/sanitize && build/sanitize || exit 1; \
+	done
 
 unlock: $(INSTALLED)
 	@$(RUN)/snakemake --unlock

@@ -2,13 +2,23 @@
 
 The method of "Data-Informed Global Sparseness in Attention Mechanisms for Deep Neural Networks" (arXiv 2012.02030), as
 a library for anyone's model: collect an :class:`AttentionPattern` with a :class:`PatternAccumulator`, turn it into a
-:class:`PruneMask`, and attend under it with :func:`masked_attention`.
+:class:`PruneMask`, and attend under it with :func:`masked_attention`, or with :func:`block_sparse_attention` under a
+mask of whole blocks.
 """
 
 from .accumulator import PatternAccumulator
 from .attention import masked_attention
 from .errors import InputError
+from .kernels import BlockLayout, block_sparse_attention
 from .mask import PruneMask
 from .pattern import AttentionPattern
 
-__all__ = ["AttentionPattern", "InputError", "PatternAccumulator", "PruneMask", "masked_attention"]
+__all__ = [
+    "AttentionPattern",
+    "BlockLayout",
+    "InputError",
+    "PatternAccumulator",
+    "PruneMask",
+    "block_sparse_attention",
+    "masked_attention",
+]

@@ -15,6 +15,7 @@ from . import sparsity
 from .baselines import prune_as_much, random_scores, window_scores
 from .blocks import block_count, expand_blocks, require_block_size
 from .errors import InputError
+from .kernels.layout import BLOCK_SIZES, BlockLayout
 from .pattern import AttentionPattern
 from .rules import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, parse_tau, prune_by_rule, require_choice
 from .storage import MetadataValue, checked_metadata, fingerprint, load_tensors, require_fields, save_tensors
@@ -300,6 +301,19 @@ class PruneMask:
         inside = self.cells(layer)[:, query_start:query_stop, key_start:key_stop]
         missing = (0, key_length - inside.shape[2], 0, query_length - inside.shape[1])
         return torch.nn.functional.pad(inside, missing) if any(missing) else inside
+
+    def layout(self, layer: int) -> BlockLayout:
+        """The blocks that one layer computes, for ``block_sparse_attention``; causality is part of it.
+
+        Raises
+        ------
+        InputError
+            If the mask prunes single cells or blocks of another size than 16, 32, 64 or 128.
+        """
+        if self.block_size not in BLOCK_SIZES:
+            sizes = ", ".join(map(str, BLOCK_SIZES))
+            raise InputError(f"{self.source}: expected a block_size of {sizes} for a layout, found {self.block_size}")
+        return BlockLayout.from_cells(~self.cells(layer), self.block_size, causal=self.causal)
 
     def check_model(
         self,

@@ -5,8 +5,9 @@ with its AttentionMaskInterface entry) and makes ``save_pretrained`` and ``from_
 only part of the library that needs transformers. How to use it, and what is supported: docs/transformers.md.
 """
 
+from ..block_calls import BACKENDS
 from .collect import collect_patterns
-from .interface import BACKENDS, IMPLEMENTATION, register
+from .interface import IMPLEMENTATION, register
 from .prune import model_masks, prune_model, unprune_model
 from .saving import extend_saving
 from .stacks import AttentionStack, find_stacks

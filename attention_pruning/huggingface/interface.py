@@ -15,13 +15,14 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ..attention import ScoreMask, attend
+from ..block_calls import attend_blocks, has_layout
 from ..errors import InputError
+from ..kernels import BlockLayout
 from ..mask import PruneMask
-from .positions import Axis, from_bidirectional, from_causal, from_lengths
+from .positions import Axis, from_bidirectional, from_causal, from_lengths, padding_alone
 from .stacks import AttentionStack, is_causal
 
 IMPLEMENTATION = "attention_pruning"
-BACKENDS = ("auto", "reference")
 #: Under this name an attention module holds its AttentionSite.
 SITE_ATTRIBUTE = "attention_pruning"
 #: Keyword arguments that change what attention means in ways that a mask cannot be combined with here.
@@ -32,7 +33,7 @@ SiteObserver = Callable[[Tensor, Axis, Axis], None]
 
 
 def choose_implementation(backend: str, observed: bool) -> str:
-    """The one place that decides which implementation of ``attention.attend`` computes a masked call."""
+    """Which implementation of ``attention.attend`` computes a masked call that block-sparse attention does not."""
     return "eager" if observed or backend == "reference" else "sdpa"
 
 
@@ -74,8 +75,10 @@ class AttentionSite(nn.Module):
         self.mask, self.backend, self.beyond, self.steps = mask, backend, beyond, steps
         self.observer: SiteObserver | None = None
         self.register_buffer("pruned", None if mask is None else mask.pruned[layer].clone(), persistent=False)
+        self.layer = layer
         #: A layer that prunes nothing is the dense layer.
         self.prunes = mask is not None and bool(mask.pruned[layer].any())
+        self._layout: BlockLayout | None = None
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.mask}"
@@ -85,6 +88,16 @@ class AttentionSite(nn.Module):
         if self.observer is not None or self.steps is not None or self.backend == "reference":
             return False
         return not self.prunes and (self.mask is None or max(queries, keys) <= min(self.mask.allowed.shape))
+
+    @property
+    def layout(self) -> BlockLayout | None:
+        """What block-sparse attention computes; None where the mask has no blocks for it.
+
+        Made at the first call. Neither it nor the mask ever changes, so it serves copies and other devices too.
+        """
+        if self._layout is None and self.prunes and has_layout(self.backend, self.mask.block_size):
+            self._layout = self.mask.layout(self.layer)
+        return self._layout
 
     def positions(self, visible: Tensor | None, queries: int, keys: int, device: torch.device) -> tuple[Axis, Axis]:
         """Rows and columns of a call.
@@ -123,7 +136,7 @@ class AttentionSite(nn.Module):
             return None
         rows, columns, size = self.mask.query_length, self.mask.key_length, self.mask.block_size
         if query.bound > rows or key.bound > columns:
-            self._check_lengths(query.index, key.index)
+            self._check_lengths(query, key)
         if not self.prunes:
             return None
         row, column = query.index.clamp(max=rows - 1) // size, key.index.clamp(max=columns - 1) // size
@@ -136,16 +149,16 @@ class AttentionSite(nn.Module):
             pruned = pruned & (inside if inside.ndim == 2 else inside[:, None])
         return pruned
 
-    def _check_lengths(self, query: Tensor, key: Tensor) -> None:
+    def _check_lengths(self, query: Axis, key: Axis) -> None:
         if self.beyond == "dense":
             return
         rows, columns = self.mask.query_length, self.mask.key_length
         expected = f"expected at most {rows} queries and {columns} keys, the lengths of the mask"
         if torch.compiler.is_compiling():  # numbers are not known yet: checked when the graph runs
-            within = (query.max() < rows) & (key.max() < columns)
+            within = (query.last() < rows) & (key.last() < columns)
             torch._assert_async(within, f"{self.name}: {expected}, found a longer sequence")
             return
-        queries, keys = int(query.max()) + 1, int(key.max()) + 1
+        queries, keys = int(query.last()) + 1, int(key.last()) + 1
         if queries > rows or keys > columns:
             raise InputError(
                 f"{self.mask.source}: {expected}, found a sequence that needs {queries} queries and {keys} keys in "
@@ -200,28 +213,58 @@ def attention_pruning_forward(
         keys = queries  # as in sdpa_attention_forward: what follows is a cache not filled yet
     visible, bias = _split_mask(attention_mask)
     rows, columns = site.positions(visible, queries, keys, query.device)
-    pruned = site.cells(rows, columns)
-    if pruned is None and site.observer is None and site.backend == "auto":
-        # such as a decoder's dense self-attention, which only tells its cross attention where the queries stand
-        return sdpa_attention_forward(*call, **options)
-    if visible is None and site.causal and queries > 1:
-        visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+    groups = query.shape[1] // key.shape[1]
+    heads = (query, repeat_kv(key[:, :, :keys], groups), repeat_kv(value[:, :, :keys], groups))
     if position_bias is not None:
         position_bias = position_bias[..., :keys]
-        bias = position_bias if bias is None else bias + position_bias
-    groups, observer = query.shape[1] // key.shape[1], site.observer
-    out_BHQD = attend(
-        query,
-        repeat_kv(key[:, :, :keys], groups),
-        repeat_kv(value[:, :, :keys], groups),
-        None if pruned is None and visible is None else ScoreMask.build(pruned, visible, query.dtype),
-        bias=bias,
-        scale=scaling,
-        dropout_p=dropout,
-        observer=None if observer is None else lambda probabilities: observer(probabilities, rows, columns),
-        implementation=choose_implementation(site.backend, observer is not None),
-    )
+    out_BHQD = None
+    if bias is None and _is_whole(site, visible, rows, columns):
+        out_BHQD = attend_blocks(
+            *heads,
+            site.layout,
+            site.backend,
+            key_padding_mask=_padding(visible, site.causal, query.shape[0]),
+            bias=position_bias,
+            scale=scaling,
+            dropout_p=dropout,
+        )
+    if out_BHQD is None:
+        pruned, observer = site.cells(rows, columns), site.observer
+        if pruned is None and observer is None and site.backend != "reference":
+            # such as a decoder's dense self-attention, which only tells its cross attention where the queries stand
+            return sdpa_attention_forward(*call, **options)
+        if visible is None and site.causal and queries > 1:
+            visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+        if position_bias is not None:
+            bias = position_bias if bias is None else bias + position_bias
+        out_BHQD = attend(
+            *heads,
+            None if pruned is None and visible is None else ScoreMask.build(pruned, visible, query.dtype),
+            bias=bias,
+            scale=scaling,
+            dropout_p=dropout,
+            observer=None if observer is None else lambda probabilities: observer(probabilities, rows, columns),
+            implementation=choose_implementation(site.backend, observer is not None),
+        )
     return out_BHQD.transpose(1, 2).contiguous(), None
+
+
+def _is_whole(site: AttentionSite, visible: Tensor | None, query: Axis, key: Axis) -> bool:
+    """Whether block-sparse attention means the same in this call: whole sequences from position 0 that lie within the
+    mask, in which only padding and the future are hidden."""
+    if site.observer is not None or torch.compiler.is_compiling() or site.layout is None:
+        return False
+    if not (query.whole and key.whole):
+        return False
+    if query.bound > site.mask.query_length or key.bound > site.mask.key_length:
+        return False
+    return visible is None or padding_alone(visible, site.causal)[0]
+
+
+def _padding(visible: Tensor | None, causal: bool, batch: int) -> Tensor | None:
+    """bool [batch, S], True = padding."""
+    padding_BS = None if visible is None else padding_alone(visible, causal)[1]
+    return None if padding_BS is None else padding_BS.expand(batch, -1)
 
 
 def _split_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..block_calls import BACKENDS, require_blocks
 from ..errors import InputError
 from ..mask import PruneMask
 from ..rules import require_choice
-from .interface import BACKENDS, IMPLEMENTATION, SITE_ATTRIBUTE, AttentionSite
+from .interface import IMPLEMENTATION, SITE_ATTRIBUTE, AttentionSite
 from .stacks import AttentionStack, find_stacks
 
 CONFIG_FORMAT = "attention-pruning/model/1"
@@ -30,8 +31,10 @@ def prune_model(
         Changed in place. Masks that it had before are gone.
     masks : PruneMask, or several
         One for each site that is to be pruned (``find_stacks(model)`` names the sites); other sites stay dense.
-    backend : {"auto", "reference"}
-        "auto" chooses the fastest implementation that computes the same, "reference" the readable one.
+    backend : {"auto", "block_sparse", "flex", "reference"}
+        What computes pruned attention: the fastest ("auto"), the compiled kernel or FlexAttention where the mask prunes
+        blocks (see ``block_sparse_attention``), or the readable one. A call that the backend cannot compute, such as a
+        step of decoding, is computed by torch's SDPA under the same mask.
     beyond : {"error", "dense"}
         What happens to positions beyond the mask: refuse the sequence, or leave them unpruned.
 
@@ -43,7 +46,8 @@ def prune_model(
     Raises
     ------
     InputError
-        If the model is not supported, or a mask was made for another site or shape of model. Nothing is changed then.
+        If the model is not supported, a mask was made for another site or shape of model, or its blocks are none of the
+        backend's. Nothing is changed then.
     """
     attach_masks(model, masks, backend, beyond)
     return use_implementation(model)
@@ -76,6 +80,7 @@ def attach_masks(
     masks = _by_site(masks)
     for site, mask in masks.items():
         _check(model, stacks, site, mask)
+        require_blocks(backend, mask.block_size, mask.source)
     _detach(stacks)
     attach_sites(stacks, masks, backend, beyond)
     _set_config(model, {"format": CONFIG_FORMAT, "backend": backend, "beyond": beyond, "masks": _describe(masks)})

@@ -60,7 +60,11 @@ class PruningArguments:
     prune_seed: int = field(default=1, metadata={"help": "of --random_prune"})
     backend: str = field(
         default="auto",
-        metadata={"choices": BACKENDS, "help": "what computes pruned attention; reference is the readable one"},
+        metadata={
+            "choices": BACKENDS,
+            "help": "what computes pruned attention: whatever is fastest; the compiled kernel or FlexAttention, which "
+            "need blocks of 16, 32, 64 or 128; or the readable reference",
+        },
     )
     max_pattern_samples: int | None = field(
         default=None,

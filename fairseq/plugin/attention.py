@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import math
 
+import torch
 import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from attention_pruning import InputError
+from attention_pruning import BlockLayout, InputError
 from attention_pruning.attention import Observer, ScoreMask, attend, normalize
+from attention_pruning.block_calls import attend_blocks, has_layout
+from attention_pruning.structure import visible_cells
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,10 @@ class PrunedAttention(MultiheadAttention):
         ``enc-self``, ``dec-self`` or ``enc-dec``.
     prune_mask : Tensor or None
         bool [H, T, S], True = pruned, a persistent buffer.
+    block_size : int
+        Side of the blocks that the mask prunes whole; 1 for single cells.
+    backend : {"auto", "block_sparse", "flex", "reference"}
+        What computes whole sequences, see ``block_sparse_attention``.
     normalizer : {"softmax", "entmax15"}
     beyond_pattern : {"decoding", "dense", "error"}
         What to do at positions beyond the mask: leave them unpruned where the model writes them itself and refuse them
@@ -64,6 +71,8 @@ class PrunedAttention(MultiheadAttention):
         attention.site = site
         attention.normalizer = "softmax"
         attention.beyond_pattern = "decoding"
+        attention.backend, attention.block_size = "auto", 1
+        attention._laid_out = None
         attention.observer = None
         attention.register_buffer(MASK_NAME, None)
         # Not a submodule of this one: its weights would appear twice in a checkpoint.
@@ -137,26 +146,51 @@ class PrunedAttention(MultiheadAttention):
         return output, p_BHTS.transpose(0, 1) if need_head_weights else p_BHTS.mean(1)
 
     def _fused(self, query: Tensor, key: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor:
-        """A whole sequence at once, in torch's fused kernel: [T, B, C]."""
+        """A whole sequence at once, by block-sparse attention or torch's fused kernel: [T, B, C]."""
         source = query if self.self_attention else key
-        q_BHTD = self._split_heads(self.q_proj(query))
-        k_BHSD, v_BHSD = self._split_heads(self.k_proj(source)), self._split_heads(self.v_proj(source))
-        visible = None if attn_mask is None else attn_mask > -math.inf
-        if key_padding_mask is not None and key_padding_mask.any():
-            real_B11S = ~key_padding_mask.bool()[:, None, None, :]
-            visible = real_B11S if visible is None else visible & real_B11S
-        pruned_HTS = self._pruned(0, q_BHTD.size(2), k_BHSD.size(2), decoding=False)
+        heads = [self._split_heads(x) for x in (self.q_proj(query), self.k_proj(source), self.v_proj(source))]
+        padding_BS = None if key_padding_mask is None or not key_padding_mask.any() else key_padding_mask.bool()
         dropout = self.dropout_module
+        dropout_p = dropout.p if self.training or dropout.apply_during_inference else 0.0
+        layout = self._layout_for(query.size(0), source.size(0), attn_mask)
+        if layout is not None:
+            options = {"key_padding_mask": padding_BS, "scale": self.scaling, "dropout_p": dropout_p}
+            out_BHTD = attend_blocks(*heads, layout, self.backend, **options)
+            if out_BHTD is not None:
+                return self.out_proj(_merge_heads(out_BHTD))
+        visible = None if attn_mask is None else attn_mask > -math.inf
+        if padding_BS is not None:
+            real_B11S = ~padding_BS[:, None, None, :]
+            visible = real_B11S if visible is None else visible & real_B11S
+        pruned_HTS = self._pruned(0, query.size(0), source.size(0), decoding=False)
         out_BHTD = attend(
-            q_BHTD,
-            k_BHSD,
-            v_BHSD,
-            ScoreMask.build(pruned_HTS, visible, q_BHTD.dtype),
+            *heads,
+            ScoreMask.build(pruned_HTS, visible, heads[0].dtype),
             scale=self.scaling,
-            dropout_p=dropout.p if self.training or dropout.apply_during_inference else 0.0,
-            implementation="sdpa",
+            dropout_p=dropout_p,
+            implementation="eager" if self.backend == "reference" else "sdpa",
         )
         return self.out_proj(_merge_heads(out_BHTD))
+
+    def _layout_for(self, queries: int, keys: int, attn_mask: Tensor | None) -> BlockLayout | None:
+        """The blocks of the mask, if it has any and nothing but they, padding and the decoder's future is hidden."""
+        if not has_layout(self.backend, self.block_size) or torch.compiler.is_compiling():
+            return None
+        covered_queries, covered_keys = self.prune_mask.shape[1:]
+        if queries > covered_queries or keys > covered_keys:
+            return None
+        causal = self.site == "dec-self"
+        if causal != (attn_mask is not None):
+            return None
+        if causal:
+            future = ~visible_cells(queries, keys, True).to(attn_mask.device)
+            if covered_queries != covered_keys or not torch.equal(attn_mask == -math.inf, future):
+                return None
+        # A checkpoint is read into the buffer after the model is built, and a move to a device makes a new buffer.
+        mask, version = self.prune_mask, self.prune_mask._version
+        if self._laid_out is None or self._laid_out[0] is not mask or self._laid_out[1] != version:
+            self._laid_out = (mask, version, BlockLayout.from_cells(~mask, self.block_size, causal))
+        return self._laid_out[2]
 
     def _attend_by_scores(
         self, scores_BHTS: Tensor, values: Tensor, incremental_state: dict | None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from attention_pruning import InputError
+from attention_pruning.block_calls import BACKENDS
 from attention_pruning.mask import RULES, SCOPES, parse_tau
 
 #: Site -> the flag that prunes it and the flag that names its pattern or mask.
@@ -22,7 +23,7 @@ SITES_BY_TYPE = {"self-enc": "enc-self", "self-dec": "dec-self", "enc-dec": "enc
 BEYOND = ("decoding", "dense", "error")
 DEFAULT_SEED = 1
 #: Flags that mean something only beside --PRUNE_BOOL, as attributes.
-_NEED_PRUNING = ("TAU", "RANDOM_PRUNE", "rule", "scope", "block_size")
+_NEED_PRUNING = ("TAU", "RANDOM_PRUNE", "rule", "scope", "block_size", "attention_backend")
 
 
 def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -53,6 +54,12 @@ def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
     add("--scope", choices=SCOPES, help="what loses the share together (default: layer)")
     add("--block-size", type=int, metavar="N", help="prune whole blocks of this side (default: the pattern's pool)")
     add(
+        "--attention-backend",
+        choices=BACKENDS,
+        help="what computes pruned attention over whole sequences: whatever is fastest (auto, the default), the "
+        "compiled kernel or FlexAttention where --block-size is 16, 32, 64 or 128, or the readable reference",
+    )
+    add(
         "--beyond-pattern",
         choices=BEYOND,
         help="attention at positions that the pattern does not cover: an error in text that is read and unpruned in "
@@ -77,6 +84,7 @@ class PruneFlags:
         With --RANDOM_PRUNE, its seed.
     beyond_pattern : {"decoding", "dense", "error"}
     normalizer : {"softmax", "entmax15"}
+    backend : {"auto", "block_sparse", "flex", "reference"}
     """
 
     paths: dict[str, str]
@@ -87,6 +95,7 @@ class PruneFlags:
     random_seed: int | None
     beyond_pattern: str
     normalizer: str
+    backend: str
 
     @classmethod
     def read(cls, args: Any) -> PruneFlags:
@@ -95,8 +104,12 @@ class PruneFlags:
         Raises
         ------
         InputError
-            For a flag without what it needs, a file without its flag, or a bad number.
+            For a flag without what it needs, a file without its flag, a bad number, or --USE_ENTMAX beside a backend
+            that knows only softmax.
         """
+        entmax, backend = getattr(args, "USE_ENTMAX", False), getattr(args, "attention_backend", None) or "auto"
+        if entmax and backend in ("block_sparse", "flex"):
+            raise InputError(f"--attention-backend {backend}: expected no --USE_ENTMAX beside it, found both")
         seed = getattr(args, "prune_seed", None)
         random = getattr(args, "RANDOM_PRUNE", False)
         if seed is not None and not random:
@@ -110,7 +123,8 @@ class PruneFlags:
             block_size=getattr(args, "block_size", None),
             random_seed=(DEFAULT_SEED if seed is None else seed) if random else None,
             beyond_pattern=getattr(args, "beyond_pattern", None) or "decoding",
-            normalizer="entmax15" if getattr(args, "USE_ENTMAX", False) else "softmax",
+            normalizer="entmax15" if entmax else "softmax",
+            backend=backend,
         )
 
 

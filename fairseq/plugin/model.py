@@ -15,6 +15,7 @@ from fairseq.models.transformer import TransformerModel
 from torch import Tensor, nn
 
 from attention_pruning import InputError, PruneMask
+from attention_pruning.block_calls import require_blocks
 
 from .attention import MASK_NAME, PrunedAttention
 from .flags import SITE_FLAGS, PruneFlags, add_flags
@@ -92,6 +93,7 @@ class PrunedTransformer(TransformerModel):
         for modules in attention.values():
             for module in modules:
                 module.normalizer, module.beyond_pattern = flags.normalizer, flags.beyond_pattern
+                module.backend = flags.backend
         recorded = getattr(args, RECORD, None)
         model.read_files = recorded is None
         if model.read_files:
@@ -106,11 +108,14 @@ class PrunedTransformer(TransformerModel):
         for site, facts in model.record.items():
             if not attention[site]:
                 raise InputError(f"--{SITE_FLAGS[site][0]}: expected a model with {site} attention, found one without")
+            source = masks[site].source if model.read_files else f"checkpoint: {site} mask"
+            require_blocks(flags.backend, facts["block_size"], source)
             if not facts["prunes"]:
                 continue
             for layer, module in enumerate(attention[site]):
                 cells = masks[site].cells(layer) if model.read_files else empty_mask(facts, module.num_heads)
                 module.register_buffer(MASK_NAME, cells.clone())
+                module.block_size = facts["block_size"]
         return model
 
     def load_state_dict(

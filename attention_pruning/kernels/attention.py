@@ -1,0 +1,119 @@
+"""Block-sparse attention: the one entry point, and the choice of what computes it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..errors import InputError
+from . import native, reference
+from .call import Call
+from .layout import BlockLayout
+
+BACKENDS = ("auto", "block_sparse", "flex", "reference")
+EMPTY_ROWS = ("zero", "uniform")
+#: The share of blocks from which on "auto" takes torch's fused attention: where benchmarks/block_sparse.py found the
+#: kernel no faster than it, forward and backward (results/reference/benchmarks/block_sparse.csv).
+DENSEST = {16: 0.5, 32: 0.8, 64: 1.0, 128: 1.0}
+
+
+def block_sparse_attention(
+    q_BHLD: Tensor,
+    k_BHSD: Tensor,
+    v_BHSD: Tensor,
+    layout: BlockLayout,
+    *,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    empty_rows: str = "zero",
+    backend: str = "auto",
+    dropout_seed: int | None = None,
+) -> Tensor:
+    """Attention over the kept blocks of a layout alone: time and memory fall with what is pruned.
+
+    Parameters
+    ----------
+    q_BHLD, k_BHSD, v_BHSD : Tensor
+        Queries, keys and values; any strides with a contiguous last axis are read without a copy.
+    layout : BlockLayout
+        What is kept, from ``PruneMask.layout``. Sequences may be shorter: they lie at its beginning.
+    key_padding_mask : Tensor, optional
+        bool [B, S], True = padding, which nobody sees.
+    dropout_p : float
+        Dropout on the probabilities; 0 outside training. The mask is a hash of a seed (see ``kernels.dropout``).
+    scale : float, optional
+        Of the query-key product; ``1 / sqrt(D)`` by default. The bias is not scaled.
+    causal : bool
+        Query i sees key j <= i + S - L. A layout of a causal mask is causal without it.
+    bias : Tensor, optional
+        Added to the scaled scores, broadcastable to [B, H, L, S], with a gradient if it asks for one (which takes
+        memory for all of [B, H, L, S]).
+    empty_rows : {"zero", "uniform"}
+        What a row gives whose visible keys are all pruned: zeros, or the mean of its visible values as in
+        ``masked_attention``. A row that sees nothing gives zeros.
+    backend : {"auto", "block_sparse", "flex", "reference"}
+        The compiled kernel (CPU), FlexAttention (GPU; on a CPU inference only), or plain torch. "auto" takes what was
+        measured to be fastest: torch's fused attention where too little is pruned.
+    dropout_seed : int, optional
+        64 bits; drawn from torch's generator by default.
+
+    Returns
+    -------
+    Tensor
+        [B, H, L, D], in the order of memory of the queries.
+
+    Raises
+    ------
+    InputError
+        For anything else, and for a backend that cannot do what is asked.
+    """
+    for name, value, choices in (("backend", backend, BACKENDS), ("empty_rows", empty_rows, EMPTY_ROWS)):
+        if value not in choices:
+            raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+    call = Call.check(
+        q_BHLD,
+        k_BHSD,
+        v_BHSD,
+        layout,
+        key_padding_mask=key_padding_mask,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        scale=scale,
+        causal=causal,
+        bias=bias,
+    )
+    out, empty = _attend(call, backend)
+    return reference.fill_empty_rows(call, out, empty) if empty_rows == "uniform" and empty.any() else out
+
+
+def _attend(call: Call, backend: str) -> tuple[Tensor, Tensor]:
+    if backend == "auto":
+        return _attend_fastest(call)
+    if backend == "reference":
+        return reference.attend(call)
+    if backend == "flex":
+        from . import flex  # slow to import, and needed on a GPU alone
+
+        refused = flex.refusal(call)
+        if refused:
+            raise InputError(f"backend flex: expected {refused}")
+        return flex.attend(call)
+    refused = native.refusal(call)
+    if refused:
+        raise InputError(f"backend block_sparse: expected {refused}")
+    return reference.attend(call) if native.library() is None else native.attend(call)
+
+
+def _attend_fastest(call: Call) -> tuple[Tensor, Tensor]:
+    if call.layout.density > DENSEST[call.layout.block_size]:
+        return reference.attend_fused(call)
+    if call.q.device.type == "cuda":
+        from . import flex
+
+        if flex.refusal(call) is None:
+            return flex.attend(call)
+    elif native.refusal(call) is None and native.library() is not None:
+        return native.attend(call)
+    return reference.attend_fused(call)

@@ -1,0 +1,164 @@
+// Forward pass: attention over the kept blocks with an online softmax (Milakov and Gimelshein, 2018; Dao et al., 2022).
+#pragma once
+
+#include "scores.h"
+
+/// Keys whose scores are held at once: enough to make rescaling rare, few enough for the second cache.
+constexpr int64_t kKeysAtOnce = 256;
+
+/// What one thread needs, allocated once.
+template <typename Element>
+struct ForwardSpace {
+    explicit ForwardSpace(const Problem& p)
+        : padded(round_up(p.size, kLanes)),
+          blocks_at_once(std::max<int64_t>(1, kKeysAtOnce / p.layout.block)),
+          streams(should_stream(p, p.out, p.queries)),
+          k(p, p.k),
+          v(p, p.v),
+          q(p.layout.block * padded),
+          q_t(p.layout.block * padded),
+          scores(blocks_at_once * p.layout.block * p.layout.block),
+          out(p.layout.block * padded),
+          maximum(p.layout.block),
+          total(p.layout.block) {
+        // So that nothing grows, and nothing can fail, while threads run.
+        visits.reserve(p.layout.key_blocks);
+        v_blocks.reserve(blocks_at_once);
+    }
+
+    int64_t padded, blocks_at_once;
+    bool streams;
+    HeadRows<Element> k, v;
+    Buffer q, q_t, scores, out, maximum, total;
+    std::vector<Visit> visits;
+    std::vector<const float*> v_blocks;
+};
+
+/// Turn scores [rows][block] into numerators of the softmax, with running maximum and sum; rescale what `out` has.
+template <typename Element>
+void online_softmax(
+    ForwardSpace<Element>& space, int64_t block, const Visit* visits, int64_t count, bool first, const Dropout& dropout
+) {
+    int64_t rows = 0;
+    for (int64_t n = 0; n < count; n++) rows += visits[n].keys;
+    for (int64_t lane = 0; lane < block; lane += kLanes) {
+        float* scores = space.scores + lane;
+        const Vector old = load(space.maximum + lane);
+        Vector top = old, other = old;
+        int64_t row = 0;
+        for (; row + 2 <= rows; row += 2) {
+            top = larger(load(scores + row * block), top);
+            other = larger(load(scores + (row + 1) * block), other);
+        }
+        if (row < rows) top = larger(load(scores + row * block), top);
+        top = larger(top, other);
+        store(space.maximum + lane, top);
+        Vector total = splat(0.0f), second = total;
+        for (row = 0; row + 2 <= rows; row += 2) {
+            const Vector a = exp2(load(scores + row * block) - top), b = exp2(load(scores + (row + 1) * block) - top);
+            store(scores + row * block, a);
+            store(scores + (row + 1) * block, b);
+            total += a;
+            second += b;
+        }
+        if (row < rows) {
+            const Vector a = exp2(load(scores + row * block) - top);
+            store(scores + row * block, a);
+            total += a;
+        }
+        total += second;
+        if (first) {
+            store(space.total + lane, total);
+            continue;
+        }
+        const Vector shrink = exp2(old - top);
+        store(space.total + lane, load(space.total + lane) * shrink + total);
+        for (int i = 0; i < kLanes; i++) {
+            if (shrink[i] == 1.0f) continue;
+            float* out = space.out + (lane + i) * space.padded;
+            for (int64_t d = 0; d < space.padded; d += kLanes) store(out + d, load(out + d) * shrink[i]);
+        }
+    }
+    if (!dropout.on()) return;
+    float* scores = space.scores;  // the sums above are those before dropout
+    for (int64_t n = 0; n < count; n++)
+        for (int64_t row = 0; row < visits[n].keys; row++, scores += block)
+            for (int64_t lane = 0; lane < block; lane += kLanes)
+                store(scores + lane, dropout.keep(load(scores + lane), lane, visits[n].column * block + row));
+}
+
+/// One block of queries of one head.
+template <typename Element>
+void forward_block(const Problem& p, int64_t batch, int64_t head, int64_t query_block, ForwardSpace<Element>& space) {
+    const int64_t block = p.layout.block, first = query_block * block, padded = space.padded;
+    const int64_t queries = std::min(block, p.queries - first);
+    Element* out = head_of<Element>(p.out, batch, head) + first * p.out.row_stride;
+    float* log_sum = p.log_sum + (batch * p.heads + head) * p.queries + first;
+
+    const Visibility visibility(p, batch, head);
+    visibility.visits(query_block, space.visits);
+    if (space.visits.empty()) {
+        for (int64_t row = 0; row < queries; row++) {
+            std::memset(out + row * p.out.row_stride, 0, p.size * sizeof(Element));
+            log_sum[row] = INFINITY;
+        }
+        return;
+    }
+    const Element* q = head_of<Element>(p.q, batch, head) + first * p.q.row_stride;
+    copy_rows(q, p.q.row_stride, queries, p.size, block, padded, space.q);
+    transpose(space.q, padded, block, padded, space.q_t, block, p.scale * kLog2E);
+    for (int64_t i = 0; i < block; i++) space.maximum[i] = -1e30f;  // finite: a row of -inf alone must not give NaN
+    Dropout dropout(p);
+    dropout.start(((uint64_t)batch * p.heads + head) * p.queries + first, block);
+
+    const int64_t visits = space.visits.size();
+    for (int64_t start = 0; start < visits; start += space.blocks_at_once) {
+        const Visit* here = space.visits.data() + start;
+        const int64_t count = std::min(space.blocks_at_once, visits - start);
+        space.v_blocks.clear();
+        float* scores = space.scores;
+        for (int64_t n = 0; n < count; n++, scores += block * block) {
+            const float* k = space.k.block(here[n].column);
+            block_products<Element>(k, space.k.row_stride(), here[n], space.q_t, p.size, block, scores);
+            if (p.bias) add_bias(p, batch, head, query_block, here[n], scores);
+            if (!here[n].whole) visibility.hide(here[n], query_block, -INFINITY, scores);
+            space.v_blocks.push_back(space.v.block(here[n].column));
+        }
+        online_softmax(space, block, here, count, start == 0, dropout);
+        const Right values = {space.v_blocks.data(), count, block, here[count - 1].keys, space.v.row_stride()};
+        multiply_as<Element>(queries, padded, {space.scores, 1, block}, values, space.out, padded, start > 0);
+    }
+    for (int64_t row = 0; row < queries; row++) {
+        const float total = space.total[row];
+        const bool empty = total == 0.0f;
+        const float factor = empty ? 0.0f : 1.0f / (total * (1.0f - p.dropout));
+        write_row(space.out + row * padded, p.size, factor, out + row * p.out.row_stride, space.streams);
+        log_sum[row] = empty ? INFINITY : space.maximum[row] + std::log2(total);
+    }
+}
+
+/// Heads are shared out over the threads; where there are few of them, runs of query blocks are.
+template <typename Element>
+void forward(const Problem& p) {
+    const int64_t block = p.layout.block, blocks = (p.queries + block - 1) / block;
+    const int64_t heads = p.batch * p.heads;
+    const int64_t runs = heads >= 4 * p.threads ? 1 : std::min(blocks, 4 * p.threads);
+    std::vector<std::unique_ptr<ForwardSpace<Element>>> spaces;  // here: an exception must not leave a thread
+    for (int64_t thread = 0; thread < p.threads; thread++)
+        spaces.push_back(std::make_unique<ForwardSpace<Element>>(p));
+#pragma omp parallel num_threads(p.threads)
+    {
+        ForwardSpace<Element>& space = *spaces[thread_number()];
+        begin_products<Element>();
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < heads * runs; task++) {
+            const int64_t run = task % runs, batch = task / runs / p.heads, head = task / runs % p.heads;
+            space.k.start(batch, head);
+            space.v.start(batch, head);
+            for (int64_t b = run * blocks / runs; b < (run + 1) * blocks / runs; b++)
+                forward_block(p, batch, head, b, space);
+        }
+        end_products<Element>();
+        finish_streams();
+    }
+}

@@ -1,0 +1,78 @@
+// Block-sparse attention on the CPU: what the shared library offers, by plain C names for ctypes.
+//
+// Reading order: problem.h (what comes in), scores.h and forward.h (the algorithm), backward.h; beneath them vector.h
+// (one vector width), matmul.h (the products), rows.h (memory), visibility.h (masks) and dropout.h.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "backward.h"
+#include "forward.h"
+
+/// 0 if every number of a layout stays inside its arrays, else which rule it breaks. Before anything is read through it.
+static int64_t broken_rule(const Problem& p) {
+    const Layout& layout = p.layout;
+    const int64_t block = layout.block;
+    if (block != 16 && block != 32 && block != 64 && block != 128) return 1;
+    if (layout.heads != p.heads) return 2;
+    if (layout.query_blocks * block < p.queries || layout.key_blocks * block < p.keys) return 3;
+    int32_t before = 0;
+    for (int64_t head = 0; head < layout.heads; head++) {
+        const int32_t* start = layout.row_start + head * (layout.query_blocks + 1);
+        for (int64_t row = 0; row <= layout.query_blocks; row++) {
+            // A head begins where the one before it ended.
+            if (start[row] < before || (row == 0 && start[row] > before) || start[row] > layout.kept) return 4;
+            before = start[row];
+            if (row == 0) continue;
+            for (int32_t at = start[row - 1]; at < start[row]; at++) {
+                const bool rises = at == start[row - 1] || layout.column[at] > layout.column[at - 1];
+                if (!rises || layout.column[at] < 0 || layout.column[at] >= layout.key_blocks) return 5;
+                if (layout.part[at] < -1 || layout.part[at] >= layout.parts) return 6;
+            }
+        }
+    }
+    return 0;
+}
+
+template <typename Run>
+static int64_t guarded(const Problem& p, const Run& run) {
+    const int64_t rule = broken_rule(p);
+    if (rule) return rule;
+    try {
+        run();
+    } catch (const std::bad_alloc&) {
+        return -1;
+    }
+    return 0;
+}
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+/// What this build is: lanes of a vector.
+int64_t block_sparse_lanes() { return kLanes; }
+
+/// 2 if the processor runs the AVX-512 build, 1 for the AVX2 build, 0 for the portable one alone.
+int64_t block_sparse_processor() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+/// Fill out and log_sum. 0, or the rule of the layout that is broken, or -1 when memory ran out.
+int64_t block_sparse_forward(const Problem* p) {
+    return guarded(*p, [&] { p->bfloat16 ? forward<BFloat16>(*p) : forward<float>(*p); });
+}
+
+/// Fill the gradients from out and log_sum.
+int64_t block_sparse_backward(const Problem* p, const Gradients* to) {
+    return guarded(*p, [&] { p->bfloat16 ? backward<BFloat16>(*p, *to) : backward<float>(*p, *to); });
+}
+}
+#pragma GCC visibility pop

@@ -1,0 +1,86 @@
+// Runs the kernel over small random problems in arrays of exactly their size, for the sanitizers: `make sanitize`.
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "kernel.cpp"
+
+static std::mt19937 generator(1);
+
+static int64_t below(int64_t n) { return generator() % n; }
+
+/// [batch, head, row, size] in an array that ends with its last number; half of them with the heads next to the size.
+struct Rows {
+    std::vector<float> floats;
+    std::vector<BFloat16> halves;
+    Array array;
+
+    Rows(int64_t batch, int64_t heads, int64_t rows, int64_t size, bool bfloat16) {
+        const int64_t count = batch * heads * rows * size;
+        if (below(2))
+            array = {nullptr, heads * rows * size, rows * size, size};
+        else
+            array = {nullptr, rows * heads * size, size, heads * size};
+        std::normal_distribution<float> normal;
+        floats.resize(bfloat16 ? 0 : count);
+        halves.resize(bfloat16 ? count : 0);
+        for (float& x : floats) x = normal(generator);
+        for (BFloat16& x : halves) from_float(normal(generator), &x);
+        array.data = bfloat16 ? (void*)halves.data() : (void*)floats.data();
+    }
+};
+
+static void run_one() {
+    Problem p{};
+    const int64_t sides[] = {16, 32, 64, 128}, block = sides[below(4)];
+    p.batch = 1 + below(2), p.heads = 1 + below(2), p.size = 1 + below(70), p.bfloat16 = below(2);
+    p.queries = 1 + below(150), p.keys = p.queries + below(60), p.causal = below(2);
+    p.scale = 0.3f, p.dropout = below(2) ? 0.2f : 0.0f, p.seed = generator(), p.threads = 1 + below(2);
+    Rows q(p.batch, p.heads, p.queries, p.size, p.bfloat16), k(p.batch, p.heads, p.keys, p.size, p.bfloat16),
+        v(p.batch, p.heads, p.keys, p.size, p.bfloat16), out(p.batch, p.heads, p.queries, p.size, p.bfloat16),
+        g(p.batch, p.heads, p.queries, p.size, p.bfloat16), dq = q, dk = k, dv = v;
+    for (Rows* rows : {&dq, &dk, &dv})
+        rows->array.data = p.bfloat16 ? (void*)rows->halves.data() : (void*)rows->floats.data();
+    p.q = q.array, p.k = k.array, p.v = v.array, p.out = out.array;
+    std::vector<float> log_sum(p.batch * p.heads * p.queries);
+    p.log_sum = log_sum.data();
+
+    Layout& layout = p.layout;
+    layout.heads = p.heads, layout.block = block;
+    layout.query_blocks = (p.queries + block - 1) / block, layout.key_blocks = (p.keys + block - 1) / block + below(2);
+    std::vector<int32_t> row_start, column, part;
+    std::vector<uint8_t> bits;
+    for (int64_t head = 0; head < p.heads; head++) {
+        row_start.push_back(column.size());
+        for (int64_t row = 0; row < layout.query_blocks; row++) {
+            for (int64_t c = 0; c < layout.key_blocks; c++) {
+                if (below(2)) continue;
+                column.push_back(c);
+                part.push_back(below(3) ? -1 : layout.parts++);
+            }
+            row_start.push_back(column.size());
+        }
+    }
+    for (int64_t i = 0; i < layout.parts * block * block / 8; i++) bits.push_back(generator());
+    column.shrink_to_fit(), part.shrink_to_fit(), bits.shrink_to_fit(), row_start.shrink_to_fit();
+    layout.kept = column.size(), layout.row_start = row_start.data(), layout.column = column.data();
+    layout.part = part.data(), layout.bits = bits.data();
+
+    std::vector<uint8_t> seen(p.batch * p.keys);
+    for (uint8_t& x : seen) x = below(4) != 0;
+    if (below(2)) p.key_seen = seen.data();
+    std::vector<float> bias(p.batch * p.heads * p.queries * p.keys, 0.5f), bias_gradient = bias;
+    const int64_t strides[] = {p.heads * p.queries * p.keys, p.queries * p.keys, p.keys, 1};
+    Gradients to{g.array, dq.array, dk.array, dv.array, nullptr, {}};
+    if (below(2)) {
+        p.bias = bias.data(), to.bias = bias_gradient.data();
+        std::copy(strides, strides + 4, p.bias_strides);
+        std::copy(strides, strides + 4, to.bias_strides);
+    }
+    if (block_sparse_forward(&p) || block_sparse_backward(&p, &to)) std::abort();
+}
+
+int main() {
+    for (int i = 0; i < 400; i++) run_one();
+    std::printf("block_sparse: 400 problems, vectors of %d floats: clean\n", kLanes);
+}

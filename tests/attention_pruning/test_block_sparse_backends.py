@@ -1,0 +1,138 @@
+"""Which backend computes: builds that agree, no compiler, FlexAttention, and what "auto" takes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from attention_pruning import BlockLayout, InputError, block_sparse_attention
+from attention_pruning.kernels import attention, native, reference
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+compiled = pytest.mark.skipif(not native.runnable_builds(), reason="the kernel is not compiled")
+
+
+def inputs(gradients=False, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(2)
+    tensors = [torch.randn(2, 3, n, 32, generator=generator).to(dtype) for n in (100, 130, 130)]
+    return [x.requires_grad_(gradients) for x in tensors]
+
+
+def layout(share=0.4, block=32):
+    generator = torch.Generator().manual_seed(3)
+    blocks = torch.rand(3, -(-100 // block), -(-130 // block), generator=generator) < share
+    return BlockLayout.from_blocks(blocks, block, 100, 130)
+
+
+def no_kernel(monkeypatch):
+    """As after an installation without a compiler."""
+    monkeypatch.setattr(native, "load", lambda build: None)
+    native._warn_once.cache_clear()
+
+
+@compiled
+def test_every_build_gives_the_same(monkeypatch):
+    found = []
+    for build in native.runnable_builds():
+        monkeypatch.setenv(native.VARIABLE, build)
+        leaves = inputs(gradients=True)
+        out = block_sparse_attention(
+            *leaves, layout(), causal=True, dropout_p=0.1, dropout_seed=9, backend="block_sparse"
+        )
+        out.sum().backward()
+        found.append([out.detach(), *(x.grad for x in leaves)])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_an_unknown_build_is_refused(monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, "sse9")
+    with pytest.raises(InputError, match="ATTENTION_PRUNING_KERNEL: expected one of portable"):
+        block_sparse_attention(*inputs(), layout(), backend="block_sparse")
+
+
+def test_without_a_compiler_the_reference_is_used_with_one_warning(monkeypatch):
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    no_kernel(monkeypatch)
+    with pytest.warns(RuntimeWarning, match="not compiled"):
+        found = block_sparse_attention(*inputs(), layout(), backend="block_sparse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = block_sparse_attention(*inputs(), layout(), backend="auto")
+    wanted = block_sparse_attention(*inputs(), layout(), backend="reference")
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(again, wanted)
+
+
+def test_a_user_may_do_without_the_kernel(monkeypatch):
+    monkeypatch.setenv(native.VARIABLE, "none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = block_sparse_attention(*inputs(), layout(), backend="block_sparse")
+    torch.testing.assert_close(found, block_sparse_attention(*inputs(), layout(), backend="reference"))
+
+
+def test_the_installation_succeeds_without_a_compiler(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
+    command += ["--build-temp", str(tmp_path / "temp"), "--build-lib", str(tmp_path / "lib")]
+    missing = str(tmp_path / "no-compiler")
+    before = {path: path.stat().st_mtime_ns for path in Path(native.__file__).parent.glob("*.so")}
+    environment = os.environ | {"CC": missing, "CXX": missing}
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert re.search("_block_sparse_portable was not compiled", run.stdout + run.stderr)
+    assert before == {path: path.stat().st_mtime_ns for path in Path(native.__file__).parent.glob("*.so")}
+
+
+@compiled
+def test_the_kernel_refuses_what_it_cannot_compute():
+    with pytest.raises(InputError, match="backend block_sparse: expected float32 or bfloat16, found torch.float64"):
+        block_sparse_attention(*inputs(dtype=torch.float64), layout(), backend="block_sparse")
+    wide = [torch.zeros(1, 3, n, 257) for n in (100, 130, 130)]
+    with pytest.raises(InputError, match="head size of at most 256"):
+        block_sparse_attention(*wide, layout(), backend="block_sparse")
+
+
+@compiled
+@pytest.mark.parametrize(("block", "share", "taken"), [(32, 0.3, "native"), (16, 1.0, "reference")])
+def test_auto_skips_blocks_where_that_pays(monkeypatch, block, share, taken):
+    def refuse(*_):
+        raise AssertionError
+
+    other = {"native": (reference, "attend_fused"), "reference": (native, "attend")}[taken]
+    monkeypatch.setattr(*other, refuse)
+    assert (layout(share, block).density > attention.DENSEST[block]) == (taken == "reference")
+    found = block_sparse_attention(*inputs(), layout(share, block))
+    torch.testing.assert_close(found, block_sparse_attention(*inputs(), layout(share, block), backend="reference"))
+
+
+def test_flex_refuses_what_it_cannot_compute():
+    with pytest.raises(InputError, match="backend flex: expected no dropout"):
+        block_sparse_attention(*inputs(), layout(), dropout_p=0.1, backend="flex")
+    with pytest.raises(InputError, match="backend flex: expected a GPU for gradients"):
+        block_sparse_attention(*inputs(gradients=True), layout(), backend="flex")
+
+
+@pytest.mark.slow
+def test_flex_gives_the_same_with_one_graph_for_all_layers():
+    """Inference on the CPU; it compiles for some seconds, and not again for another layout."""
+    from torch._dynamo.utils import counters
+
+    q, k, v = inputs()
+    padding = torch.zeros(2, 130, dtype=torch.bool)
+    padding[0, 90:] = True
+    counters.clear()
+    for share in (0.3, 0.8):
+        arguments = {"key_padding_mask": padding, "causal": True, "empty_rows": "uniform"}
+        found = block_sparse_attention(q, k, v, layout(share), backend="flex", **arguments)
+        wanted = block_sparse_attention(q, k, v, layout(share), backend="reference", **arguments)
+        torch.testing.assert_close(found, wanted)
+    assert counters["stats"]["unique_graphs"] == 1

@@ -1,0 +1,95 @@
+"""fairseq's transformer under masks of whole blocks: block-sparse attention equals the masked reference."""
+
+import pytest
+import torch
+
+from attention_pruning import InputError, PruneMask
+from attention_pruning.kernels import native
+from test_pruned_attention import PAD, SITE_SETS, SITES, step_by_step
+from tiny_translation import HEADS, LAYERS, build, prune_flags
+
+
+@pytest.fixture
+def block_files(tmp_path):
+    """Masks of 16 x 16 blocks over 48 source and 32 target positions, some rows without a kept block: site -> file."""
+    generator, files = torch.Generator().manual_seed(5), {}
+    for site, (queries, keys) in {"enc-self": (48, 48), "dec-self": (32, 32), "enc-dec": (32, 48)}.items():
+        allowed = torch.ones(queries, keys, dtype=torch.bool)
+        allowed = allowed.tril() if site == "dec-self" else allowed
+        pruned = torch.rand(LAYERS, HEADS, queries // 16, keys // 16, generator=generator) < 0.7
+        made = {"tau": 0.7, "rule": "allowed", "scope": "layer", "row_floor": "none", "block_size": 16}
+        files[site] = tmp_path / f"{site}.safetensors"
+        PruneMask(pruned, allowed, site=site, causal=site == "dec-self", **made).save(files[site])
+    return files
+
+
+def block_model(task, files, sites=SITES, backend="block_sparse", **more):
+    flags = prune_flags(files, sites, attention_backend=backend, **more)
+    del flags["TAU"], flags["rule"]
+    return build(task, **flags)
+
+
+def long_input(task):
+    """Sources and targets of up to three and two blocks, padded on the right; one source ends in the first block."""
+    generator = torch.Generator().manual_seed(7)
+
+    def tokens(lengths):
+        drawn = torch.randint(4, 10, (len(lengths), max(lengths)), generator=generator)
+        return drawn.masked_fill(torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None], PAD)
+
+    return {"src_tokens": tokens((45, 9)), "src_lengths": torch.tensor([45, 9]), "prev_output_tokens": tokens((30, 21))}
+
+
+@pytest.mark.parametrize("backend", ["auto", "block_sparse", "flex"])
+@pytest.mark.parametrize("sites", SITE_SETS, ids="+".join)
+def test_blocks_equal_the_reference_in_values_and_gradients(task, block_files, monkeypatch, sites, backend):
+    net_input, calls, attend = long_input(task), [], native.attend
+    monkeypatch.setattr(native, "attend", lambda call: [calls.append(call), attend(call)][1])
+    real, found = net_input["prev_output_tokens"].ne(PAD), []
+    for name in (backend, "reference"):
+        model = block_model(task, block_files, sites, name).train()
+        for module in model.modules():
+            if hasattr(module, "apply_during_inference"):  # fairseq's dropout
+                module.p = 0.0
+        output = model(**net_input)[0][real]
+        output.square().mean().backward()
+        found.append([output.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for blocks, reference in zip(*found, strict=True):
+        torch.testing.assert_close(blocks, reference, atol=1e-5, rtol=1e-4)
+    if backend == "block_sparse" and native.runnable_builds():
+        # the last decoder layer is asked for the weights of its cross-attention, which only scores give
+        assert len(calls) == sum(LAYERS - (site == "enc-dec") for site in sites)
+        assert {call.causal for call in calls} == {site == "dec-self" for site in sites}
+
+
+@pytest.mark.parametrize("sites", SITE_SETS, ids="+".join)
+def test_incremental_decoding_equals_teacher_forcing_by_blocks(task, block_files, sites):
+    model, net_input = block_model(task, block_files, sites), long_input(task)
+    real = net_input["prev_output_tokens"].ne(PAD)
+    with torch.no_grad():
+        full, steps = model(**net_input)[0], step_by_step(model, net_input)
+    torch.testing.assert_close(steps[real], full[real], atol=1e-5, rtol=0)
+
+
+def test_a_layout_follows_the_mask_that_a_checkpoint_brings(task, block_files):
+    model, net_input = block_model(task, block_files), long_input(task)
+    with torch.no_grad():
+        before = model(**net_input)[0]
+        for name, buffer in model.state_dict().items():
+            if name.endswith("prune_mask"):
+                buffer.zero_()
+        dense = build(task)(**net_input)[0]
+        assert not torch.allclose(before, dense, atol=1e-3)
+        torch.testing.assert_close(model(**net_input)[0], dense, atol=1e-5, rtol=1e-5)
+
+
+def test_a_backend_without_blocks_to_compute_is_refused(task, pattern_files, block_files):
+    for backend in ("block_sparse", "flex"):
+        message = f"enc-self.*: expected a block_size of 16, 32, 64, 128 for backend {backend}, found 1"
+        with pytest.raises(InputError, match=message.replace("enc-self", "self-enc")) as refusal:
+            build(task, **prune_flags(pattern_files, ("enc-self",), attention_backend=backend))
+        assert "\n" not in str(refusal.value)
+        with pytest.raises(InputError, match=f"--attention-backend {backend}: expected no --USE_ENTMAX"):
+            block_model(task, block_files, backend=backend, USE_ENTMAX=True)
+    with pytest.raises(InputError, match="--attention-backend: expected --PRUNE_BOOL beside it, found none"):
+        build(task, attention_backend="auto")
