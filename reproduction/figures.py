@@ -120,9 +120,9 @@ def draw_panel(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:
     axes.set_ylabel(f"{panel.label} ({panel.split}), {panel.better} is better")
     axes.margins(y=0.08)
     axes.autoscale_view(scalex=False)
-    below = _draw_baseline(axes, baseline(rows), panel.baseline)
+    _draw_baseline(axes, baseline(rows), panel.baseline)
     effective_axis(axes, pd.concat([dense, curve(rows, "data")]))
-    _legend(axes, dense["mean"].iloc[0], below)
+    _legend(axes, dense["mean"].iloc[0])
 
 
 def draw_curve(
@@ -161,37 +161,24 @@ def draw_curve(
     axes.plot(line["percent"], line["mean"], linewidth=1.6, markersize=5.5, markevery=markers, zorder=above, **style)
 
 
-def _draw_baseline(axes: Axes, value: float | None, name: str) -> float:
-    """A line where no attention gets, if that is near enough not to squeeze the curves.
-
-    Returns the height, as a fraction of the axes, below which the upper left corner is free.
-    """
+def _draw_baseline(axes: Axes, value: float | None, name: str) -> None:
+    """A line where no attention gets, if that is near enough not to squeeze the curves."""
     if value is None:
-        return 1.0
+        return
     low, high = axes.get_ylim()
     room = 0.35 * (high - low)
     if not low - room <= value <= high + room:
-        return 1.0
-    colour = STYLES["baseline"]["color"]
-    axes.axhline(value, color=colour, linewidth=0.9, linestyle="--", zorder=1)
-    near = {"textcoords": "offset points", "va": "bottom"}
-    axes.annotate(name, (1.5, value), (0, 2), color=colour, fontsize=8.5, **near)
+        return
+    axes.axhline(value, linewidth=0.9, linestyle="--", zorder=1, label=name, **STYLES["baseline"])
     margin = 0.08 * (high - low)
-    low, high = min(low, value - margin), max(high, value + margin)
-    axes.set_ylim(low, high)
-    height = (value - low) / (high - low)
-    return height - 0.01 if height > 0.6 else 1.0
+    axes.set_ylim(min(low, value - margin), max(high, value + margin))
 
 
-def _legend(axes: Axes, start: float, top: float = 1.0) -> None:
-    """The legend stands on the left, where all curves begin at ``start``, in the wider of the corners above and below.
-
-    ``top`` is the height, as a fraction of the axes, that the upper corner reaches up to.
-    """
+def _legend(axes: Axes, start: float) -> None:
+    """The legend stands on the left, where curves begin at ``start``, in the wider of the corners above and below."""
     low, high = axes.get_ylim()
-    upper = (start - low) / (high - low) < top / 2
-    corner = {"loc": "upper left", "bbox_to_anchor": (0.0, top)} if upper else {"loc": "lower left"}
-    axes.legend(framealpha=0.85, edgecolor="none", borderpad=0.2, **corner)
+    upper = (start - low) / (high - low) < 0.5
+    axes.legend(loc="upper left" if upper else "lower left", framealpha=0.85, edgecolor="none", borderpad=0.2)
 
 
 def effective_axis(axes: Axes, line: pd.DataFrame) -> None:
