@@ -49,7 +49,7 @@ def block_sparse_attention(
         Query i sees key j <= i + S - L. A layout of a causal mask is causal without it.
     bias : Tensor, optional
         Added to the scaled scores, broadcastable to [B, H, L, S], with a gradient if it asks for one (which takes
-        memory for all of [B, H, L, S]).
+        memory for all of [B, H, L, S]). Scores below -1e30 are as good as -inf: such a key is hidden.
     empty_rows : {"zero", "uniform"}
         What a row gives whose visible keys are all pruned: zeros, or the mean of its visible values as in
         ``masked_attention``. A row that sees nothing gives zeros.
