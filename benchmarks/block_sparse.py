@@ -275,6 +275,8 @@ def draw_plot(rows: list[dict[str, str]], path: Path) -> None:
                 for row in rows
                 if row["model"] == "ours" and row["measurement"] in names
             )
+            if not line:  # a run that was cut short
+                continue
             x, middle, low, high = (torch.tensor(column) for column in zip(*line, strict=True))
             ranges = torch.stack([middle - low, high - middle])
             axis.errorbar(1 - x, middle, ranges, marker=marker, markersize=4, capsize=2, label=f"block {block}")
