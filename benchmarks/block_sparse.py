@@ -66,8 +66,13 @@ SHAPES = (
     Shape(2048, 64, 0.9),
     Shape(2048, 64, 0.0),
 )
-#: What the plot shows: from dense to nearly nothing.
-CURVE = tuple(Shape(1024, block, sparsity) for block in (32, 64) for sparsity in (0.0, 0.25, 0.5, 0.75, 0.9, 0.95))
+#: What the plot shows, by block: from dense to a block a row. The thresholds of "auto" come from here too.
+CURVE = tuple(
+    Shape(1024, block, sparsity)
+    for block in (16, 32, 64, 128)
+    for sparsity in (0.0, 0.5, 0.75, 0.9, 0.95)
+    if (1 - sparsity) * 1024 / block >= 1
+)
 #: Forward, and forward and backward together, times the speed of torch's dense attention.
 TARGETS = {SHAPES[0]: (7.0, 6.0), SHAPES[2]: (8.0, 8.5), SHAPES[4]: (9.0, 9.0), SHAPES[5]: (1.0, 1.0)}
 
@@ -259,27 +264,29 @@ def draw_plot(rows: list[dict[str, str]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    sparsities = sorted({shape.sparsity for shape in CURVE})
+    kept = [1 - sparsity for sparsity in sparsities]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     for axis, kind in zip(axes, ("forward", "forward+backward"), strict=True):
-        for block, marker in ((32, "o"), (64, "s")):
-            line = [
-                (float(row["sparsity"]), *(float(row[f"{part}_dense"]) for part in ("times", "low", "high")))
+        for block, marker in ((16, "v"), (32, "o"), (64, "s"), (128, "D")):
+            names = {f"{shape}, {kind}": shape.sparsity for shape in CURVE if shape.block == block}
+            line = sorted(
+                (names[row["measurement"]], *(float(row[f"{part}_dense"]) for part in ("times", "low", "high")))
                 for row in rows
-                if row["model"] == "ours" and row["kind"] == kind and str(row["causal"]) == "False"
-                if (int(row["length"]), int(row["block"])) == (1024, block)
-            ]
-            x, middle, low, high = (list(column) for column in zip(*sorted(line), strict=True))
-            below = [m - n for m, n in zip(middle, low, strict=True)]
-            above = [n - m for m, n in zip(middle, high, strict=True)]
-            kept = [1 - s for s in x]
-            axis.errorbar(kept, middle, [below, above], marker=marker, capsize=2, label=f"kernel, block {block}")
+                if row["model"] == "ours" and row["measurement"] in names
+            )
+            if not line:  # a run that was cut short
+                continue
+            x, middle, low, high = (torch.tensor(column) for column in zip(*line, strict=True))
+            ranges = torch.stack([middle - low, high - middle])
+            axis.errorbar(1 - x, middle, ranges, marker=marker, markersize=4, capsize=2, label=f"block {block}")
         axis.plot(kept, [1 / share for share in kept], "k--", label="ideal: 1 / kept")
         axis.axhline(1.0, color="grey", linewidth=0.8)
-        axis.set(xscale="log", yscale="log", xlabel="blocks pruned", title=f"{kind}, L = 1024")
-        axis.set_xticks(kept, [f"{s:.0%}" for s in x])
+        axis.set(xscale="log", yscale="log", xlabel="blocks pruned", title=f"{kind}, L = {CURVE[0].length}")
+        axis.set_xticks(kept, [f"{sparsity:.0%}" for sparsity in sparsities])
         axis.minorticks_off()
         axis.invert_xaxis()
-        axis.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        axis.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
     axes[0].set_ylabel("times torch's dense attention")
     axes[0].legend(frameon=False)
     figure.savefig(path, dpi=150)

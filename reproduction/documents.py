@@ -36,6 +36,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference"
 #: Metrics that say how much was measured, not how well.
 _COUNTS = ("sentences", "sequences", "questions", "tokens", "seconds", "eval_seconds", "batch_seconds")
+#: What a benchmark measured, by its column, and what a table calls it.
+MEASURED = {"tokens_per_second": "tokens/s", "milliseconds": "ms"}
 _BLOCK = re.compile(r"(<!-- numbers (?P<name>\S+) (?P<argument>\S+) -->\n).*?<!-- end numbers -->", re.DOTALL)
 
 
@@ -92,9 +94,13 @@ def benchmark_block(name: str) -> str:
         raise InputError(f"{path}: expected the results of a benchmark, found no such file")
     table = pd.read_csv(path)
     bases = [column.removeprefix("times_") for column in table if column.startswith("times_")]
+    measured = next(column for column in MEASURED if column in table)
+    digits, remembered = int(measured == "milliseconds"), "memory_mb" in table
     lines = [
-        "| measurement | model | tokens/s |" + "".join(f" times {base} |" for base in bases),
-        "|---|---|---:|" + "---|" * len(bases),
+        f"| measurement | model | {MEASURED[measured]} |"
+        + "".join(f" times {base} |" for base in bases)
+        + (" peak memory, MB |" if remembered else ""),
+        "|---|---|---:|" + "---|" * len(bases) + ("---:|" if remembered else ""),
     ]
     for row in table.to_dict("records"):
         cells = []
@@ -102,10 +108,13 @@ def benchmark_block(name: str) -> str:
             low, high = row[f"low_{base}"], row[f"high_{base}"]
             same = row["model"] == base or pd.isna(row[f"times_{base}"])
             cells.append("" if same else f"{row[f'times_{base}']:.2f} ({low:.2f} to {high:.2f})")
-        cells = [row["measurement"], row["model"], f"{row['tokens_per_second']:.0f}", *cells]
+        if remembered:
+            cells.append("" if pd.isna(row["memory_mb"]) else f"{row['memory_mb']:.0f}")
+        cells = [row["measurement"], row["model"], f"{row[measured]:.{digits}f}", *cells]
         lines.append(f"| {' | '.join(cells)} |")
     made = table.iloc[0]
-    how = f"torch {made.torch} on {made.machine}, {made.threads} thread(s), {made.rounds} rounds"
+    rounds = " to ".join(map(str, sorted({table["rounds"].min(), table["rounds"].max()})))
+    how = f"torch {made.torch} on {made.machine}, {made.threads} thread(s), {rounds} rounds"
     return "\n".join([*lines, "", f"Measured {made.date} with {how}."]) + "\n"
 
 

@@ -8,14 +8,19 @@ template <typename Element>
 class HeadSums {
   public:
     HeadSums(int64_t rows, int64_t size, int64_t block)
-        : rows_(rows), size_(size), padded_(round_up(size, kLanes)), block_(block), begun_((rows + block - 1) / block),
+        : rows_(rows),
+          size_(size),
+          padded_(round_up(size, kLanes)),
+          block_(block),
+          begun_((rows + block - 1) / block),
           sums_(round_up(rows, 16) * padded_) {}  // a product in tiles writes 16 rows at once
 
     void start() { std::fill(begun_.begin(), begun_.end(), 0); }
 
     /// Add A B to a block.
     void add(const Visit& visit, Left a, Right b) {
-        multiply_as<Element>(visit.keys, padded_, a, b, sums_ + visit.column * block_ * padded_, padded_, begun_[visit.column]);
+        float* to = sums_ + visit.column * block_ * padded_;
+        multiply_as<Element>(visit.keys, padded_, a, b, to, padded_, begun_[visit.column]);
         begun_[visit.column] = 1;
     }
 
@@ -75,7 +80,9 @@ struct BackwardSpace {
 /// With P the probabilities, M the dropout mask over 1 - dropout: dP = M (V dO^T), dS = P (dP - delta), and delta, the
 /// sum of P dP over the keys, is the product of a row of dO and its output.
 template <typename Element>
-void score_gradients(const Problem& p, const Visit& visit, BackwardSpace<Element>& space, const Dropout& dropout, float* ds) {
+void score_gradients(
+    const Problem& p, const Visit& visit, BackwardSpace<Element>& space, const Dropout& dropout, float* ds
+) {
     const int64_t block = p.layout.block;
     const float raise = 1.0f / (1.0f - p.dropout);
     for (int64_t lane = 0; lane < block; lane += kLanes) {
@@ -98,12 +105,14 @@ void score_gradients(const Problem& p, const Visit& visit, BackwardSpace<Element
 
 /// Copy the gradient of a block's scores out, as the gradient of the bias.
 inline void write_bias_gradient(
-    const Problem& p, const Gradients& to, int64_t batch, int64_t head, int64_t query_block, const Visit& visit, const float* ds
+    const Problem& p, const Gradients& to, int64_t batch, int64_t head, int64_t query_block, const Visit& visit,
+    const float* ds
 ) {
     const int64_t block = p.layout.block, first = query_block * block;
     const int64_t queries = std::min(block, p.queries - first);
     const int64_t* strides = to.bias_strides;
-    float* bias = to.bias + batch * strides[0] + head * strides[1] + first * strides[2] + visit.column * block * strides[3];
+    float* bias = to.bias + batch * strides[0] + head * strides[1] + first * strides[2];
+    bias += visit.column * block * strides[3];
     for (int64_t row = 0; row < visit.keys; row++)
         for (int64_t query = 0; query < queries; query++)
             bias[query * strides[2] + row * strides[3]] = ds[row * block + query];
@@ -111,7 +120,9 @@ inline void write_bias_gradient(
 
 /// What a block of queries needs: q and dO, as they are and transposed, delta and the log-sum-exp.
 template <typename Element>
-void load_queries(const Problem& p, const Gradients& to, int64_t batch, int64_t head, int64_t first, BackwardSpace<Element>& space) {
+void load_queries(
+    const Problem& p, const Gradients& to, int64_t batch, int64_t head, int64_t first, BackwardSpace<Element>& space
+) {
     const int64_t block = p.layout.block, padded = space.padded, queries = std::min(block, p.queries - first);
     const Element* q = head_of<Element>(p.q, batch, head) + first * p.q.row_stride;
     const Element* g = head_of<Element>(to.out, batch, head) + first * to.out.row_stride;
@@ -122,7 +133,7 @@ void load_queries(const Problem& p, const Gradients& to, int64_t batch, int64_t 
     transpose(space.g, padded, block, padded, space.g_t, block, 1.0f);
     const float* log_sum = p.log_sum + (batch * p.heads + head) * p.queries + first;
     for (int64_t row = 0; row < block; row++) {
-        space.log_sum[row] = row < queries ? log_sum[row] : INFINITY;  // 2^(x - inf) = 0: rows beyond the end add nothing
+        space.log_sum[row] = row < queries ? log_sum[row] : INFINITY;  // 2^(x - inf) = 0: beyond the end is nothing
         space.delta[row] = 0.0f;
         if (row >= queries) continue;
         copy_row(out + row * p.out.row_stride, p.size, padded, space.out);
@@ -134,7 +145,8 @@ void load_queries(const Problem& p, const Gradients& to, int64_t batch, int64_t 
 
 template <typename Element>
 void backward_block(
-    const Problem& p, const Gradients& to, int64_t batch, int64_t head, int64_t query_block, BackwardSpace<Element>& space
+    const Problem& p, const Gradients& to, int64_t batch, int64_t head, int64_t query_block,
+    BackwardSpace<Element>& space
 ) {
     const int64_t block = p.layout.block, first = query_block * block, padded = space.padded;
     const int64_t queries = std::min(block, p.queries - first);
@@ -142,7 +154,8 @@ void backward_block(
     const Visibility visibility(p, batch, head);
     visibility.visits(query_block, space.visits);
     if (space.visits.empty()) {
-        for (int64_t row = 0; row < queries; row++) std::memset(q_gradient + row * to.q.row_stride, 0, p.size * sizeof(Element));
+        for (int64_t row = 0; row < queries; row++)
+            std::memset(q_gradient + row * to.q.row_stride, 0, p.size * sizeof(Element));
         return;
     }
     load_queries(p, to, batch, head, first, space);

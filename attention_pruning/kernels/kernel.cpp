@@ -1,7 +1,7 @@
 // Block-sparse attention on the CPU: what the shared library offers, by plain C names for ctypes.
 //
 // Reading order: problem.h (what comes in), scores.h and forward.h (the algorithm), backward.h; beneath them vector.h
-// (one vector width), matmul.h (the products), rows.h (memory), visibility.h (masks) and dropout.h.
+// (one vector width), matmul.h and tiles.h (the products), rows.h (memory), visibility.h (masks) and dropout.h.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -10,7 +10,7 @@
 #include "backward.h"
 #include "forward.h"
 
-/// 0 if every number of a layout stays inside its arrays, else which rule it breaks. Before anything is read through it.
+/// 0 if every number of a layout stays inside its arrays, else the rule that it breaks. Before anything else is read.
 static int64_t broken_rule(const Problem& p) {
     const Layout& layout = p.layout;
     const int64_t block = layout.block;

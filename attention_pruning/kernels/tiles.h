@@ -1,11 +1,11 @@
-// The product of matmul.h on a processor with matrix tiles (Intel AMX): numbers are rounded to bfloat16, sums stay float.
+// The product of matmul.h on a processor with matrix tiles (Intel AMX): factors are rounded to bfloat16, sums are not.
 //
 // For bfloat16 inputs only. The one place with intrinsics, for no compiler has words for tiles.
 #pragma once
 
 #include "matmul.h"
 
-#if defined(__AMX_BF16__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
 #define HAS_TILES 1
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -25,7 +25,7 @@ inline bool tiles_allowed() {
     static const bool allowed = [] {
         constexpr int request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
         unsigned a = 7, b = 0, c = 0, d = 0;
-        // volatile: else the compiler may ask again on every call, and in a virtual machine each answer takes microseconds
+        // volatile: else the compiler may ask on every call, and in a virtual machine an answer takes microseconds
         __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
         const bool there = (d >> 22 & 1) && (d >> 24 & 1);
         return there && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -33,7 +34,8 @@ struct BFloat16 {
 
 INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-INLINE Vector splat(float x) { return x - Vector{}; }  // minus: it keeps the sign of -0, so it is no instruction
+// Minus, because adding zero would change the sign of -0 and so be an instruction.
+INLINE Vector splat(float x) { return x - Vector{}; }
 
 // memcpy is how C++ spells a load or store of any alignment; it compiles to one instruction.
 INLINE Vector load(const float* from) {
@@ -116,16 +118,25 @@ INLINE Vector exp2(Vector x) {
     return x < splat(-126.0f) ? splat(0.0f) : power;
 }
 
+#if defined(__clang__)
+template <int half, int... lane>
+INLINE Vector interleave_lanes(Vector a, Vector b, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b, (half * kLanes / 2 + lane / 2 + lane % 2 * kLanes)...);
+}
+#endif
+
 /// Interleave the lower (or, with `half` 1, the upper) halves of two vectors: a0 b0 a1 b1 ...
 template <int half>
 INLINE Vector interleave(Vector a, Vector b) {
-    Integers pick;
-    for (int lane = 0; lane < kLanes; lane++) pick[lane] = half * kLanes / 2 + lane / 2 + (lane % 2) * kLanes;
-    return __builtin_shuffle(a, b, pick);
+#if defined(__clang__)
+    return interleave_lanes<half>(a, b, std::make_integer_sequence<int, kLanes>{});
+#else
+    return __builtin_shuffle(a, b, lane_numbers() / 2 + lane_numbers() % 2 * kLanes + half * kLanes / 2);
+#endif
 }
 
-/// Transpose a square of kLanes rows. Interleaving row i with row i + kLanes / 2 moves one bit of the row number into the
-/// lane number; after log2(kLanes) rounds all bits have changed places.
+/// Transpose a square of kLanes rows. Interleaving row i with row i + kLanes / 2 moves one bit of the row number into
+/// the lane number; after log2(kLanes) rounds all bits have changed places.
 INLINE void transpose_rows(Vector row[kLanes]) {
     Vector next[kLanes];
 #pragma GCC unroll 4
