@@ -91,7 +91,8 @@ unlock: $(INSTALLED)
 	@$(RUN)/snakemake --unlock
 
 clean:
-	rm -rf runs/$(CONFIG) results/$(CONFIG) results/ap_figure.png results/ap_figure.md results/ap_figure.log results/ap_figure.benchmark.tsv results/report.html
+	rm -rf runs/$(CONFIG) results/$(CONFIG) results/ap_figure.png results/ap_figure.md results/ap_figure.log results/ap_figure.benchmark.tsv \
+		results/report.html results/efficiency_table.md results/efficiency_table.log results/efficiency_table.benchmark.tsv
 
 distclean: clean
 	rm -rf $(VENV) .snakemake *.egg-info build

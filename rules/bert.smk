@@ -124,3 +124,28 @@ rule average_finetuned:
         " > {log:q} 2>&1\n"
         "mv {params.work:q}/run.json {output.record:q}\n"
         "rm -r {params.work:q}"
+
+
+rule measure_efficiency:
+    # A timing: let nothing else run beside it where the numbers are to mean something.
+    input:
+        EFFICIENCY_MASKS,
+    output:
+        f"{folder_of('squad')}/efficiency.json",
+    log:
+        f"{folder_of('squad')}/efficiency.log",
+    benchmark:
+        f"{folder_of('squad')}/efficiency.benchmark.tsv"
+    conda:
+        "../envs/bert.yaml"
+    threads: job_resource("threads")
+    resources:
+        mem_mb=4000,
+        gpu=job_resource("gpu"),
+    params:
+        script=script("bert/src/measure_efficiency.py"),
+        flags=efficiency_flags,
+    message:
+        "Time inference and training under masks of whole blocks"
+    shell:
+        "python {params.script:q} --masks {input:q} {params.flags} --threads {threads} --out {output:q} > {log:q} 2>&1"

@@ -86,3 +86,29 @@ def glue_metrics_files():
 
 GLUE_METRICS = glue_metrics_files()
 SQUAD_METRICS = model_files("squad", SQUAD["dataset"]["name"], models("squad"), "metrics.json")
+
+
+def efficiency_masks():
+    """The masks that the efficiency table is timed under, of the first seed."""
+    chosen = [("block", tau) for tau in SQUAD["efficiency"]["taus"]]
+    known = {"config": config["name"], "dataset": SQUAD["dataset"]["name"], "seed": SQUAD["seeds"][0]}
+    path = f"{BERT_RUN}/mask.safetensors"
+    return [path.format(experiment="squad", variant=variant, tau=f"{tau:g}", **known) for variant, tau in chosen]
+
+
+def efficiency_flags(wildcards):
+    """Flags of the timing."""
+    own = SQUAD["efficiency"]
+    shape = {"model_name_or_path": SQUAD["model"]["model_name_or_path"]}
+    shape["max_seq_length"] = SQUAD["lengths"]["max_seq_length"]
+    return f"{flags(shape | {name: own[name] for name in ('batch_size', 'rounds')})} {bert_device()}"
+
+
+# Quality costs a training each, seconds and memory do not: so it may be known at fewer shares.
+EFFICIENCY_METRICS = model_files(
+    "squad",
+    SQUAD["dataset"]["name"],
+    [("dense", 0), *(("block", tau) for tau in SQUAD["efficiency"]["quality_taus"])],
+    "metrics.json",
+)
+EFFICIENCY_MASKS = efficiency_masks()

@@ -3,11 +3,13 @@ rule mask:
     input:
         pattern=f"{FOLDER}/{DENSE}/pattern{{site}}.safetensors",
     output:
-        f"{FOLDER}/data/tau{{tau}}/seed{{seed}}/mask{{site}}.safetensors",
+        f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.safetensors",
     log:
-        f"{FOLDER}/data/tau{{tau}}/seed{{seed}}/mask{{site}}.log",
+        f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.log",
     benchmark:
-        f"{FOLDER}/data/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
+        f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
+    wildcard_constraints:
+        variant="data|block",
     conda:
         "../envs/transformer-xl.yaml"
     threads: 1
@@ -17,7 +19,7 @@ rule mask:
     params:
         flags=mask_flags,
     message:
-        "Mask: {wildcards.experiment}, data, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.site}"
+        "Mask: {wildcards.experiment}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.site}"
     shell:
         "python -m attention_pruning.cli mask {input.pattern:q} --tau {wildcards.tau} {params.flags}"
         " --output {output:q} > {log:q} 2>&1"

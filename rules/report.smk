@@ -191,3 +191,49 @@ rule squad_metrics:
         "Collect {output}"
     shell:
         "python -m reproduction.results --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
+
+
+rule efficiency:
+    input:
+        measured=f"{folder_of('squad')}/efficiency.json".format(config="{config}", dataset=SQUAD["dataset"]["name"]),
+        metrics=EFFICIENCY_METRICS,
+        reference=script("reproduction/paper_reference.csv"),
+    output:
+        figure="results/{config}/efficiency_table.png",
+        table="results/{config}/efficiency_table.md",
+        numbers="results/{config}/efficiency_table.csv",
+    log:
+        "results/{config}/logs/efficiency_table.log",
+    benchmark:
+        "results/{config}/logs/efficiency_table.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    message:
+        "Write {output.table}"
+    shell:
+        "python -m reproduction.efficiency_table --measured {input.measured:q} --metrics {input.metrics:q}"
+        " --reference {input.reference:q} --out {output.figure:q} > {log:q} 2>&1"
+
+
+rule choose_efficiency:
+    # results/efficiency_table.md is the table of the configuration at hand.
+    input:
+        f"results/{config['name']}/efficiency_table.md",
+    output:
+        "results/efficiency_table.md",
+    log:
+        "results/efficiency_table.log",
+    benchmark:
+        "results/efficiency_table.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=100,
+    message:
+        "Copy the table to {output}"
+    shell:
+        "cp {input:q} {output:q} 2> {log:q}"

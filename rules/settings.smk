@@ -30,7 +30,7 @@ wildcard_constraints:
     config=config["name"],
     experiment="language_modelling|translation|glue|squad",
     dataset="|".join(DATASETS),
-    variant="dense|data|random|window",
+    variant="dense|data|random|window|block",
     # The only site that is pruned, in the name of a model; the site of a pattern or mask.
     sites=f"(@({'|'.join(SITES)}))?",
     site=f"(-({'|'.join(SITES)}))?",
@@ -79,7 +79,7 @@ def run_labels(wildcards, experiment, sites):
     """Labels of a model's evaluation. A dense model has no rule and no blocks."""
     known = {name: wildcards[name] for name in ("config", "dataset", "variant", "tau", "seed")}
     if wildcards.variant != "dense":
-        known |= {name: config[experiment]["pruning"][name] for name in ("rule", "block_size")}
+        known |= {"rule": config[experiment]["pruning"]["rule"], "block_size": block_size(wildcards, experiment)}
     return labels(experiment=experiment, sites=sites, **known)
 
 
@@ -92,10 +92,17 @@ def dataset_flags(dataset):
     return flags(options, dashes=True)
 
 
+def block_size(wildcards, experiment):
+    """Side of the blocks that a mask prunes: variant block has those of the efficiency table."""
+    own = config[experiment]
+    return own["efficiency" if wildcards.get("variant") == "block" else "pruning"]["block_size"]
+
+
 def mask_flags(wildcards):
     """Flags of a data-informed mask. The published rule takes the whole array of a Transformer-XL, hence no crop."""
     pruning = config[wildcards.experiment]["pruning"]
-    options = {name: pruning[name] for name in ("rule", "scope", "row_floor", "block_size")}
+    options = {name: pruning[name] for name in ("rule", "scope", "row_floor")}
+    options["block_size"] = block_size(wildcards, wildcards.experiment)
     return flags({**options, "no_crop": wildcards.experiment == "language_modelling"}, dashes=True)
 
 

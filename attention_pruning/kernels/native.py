@@ -103,9 +103,11 @@ def library() -> ctypes.CDLL | None:
     builds = runnable_builds()
     if wanted in builds:
         return load(wanted)
-    if wanted not in (None, "", "none"):
+    if wanted == "none":  # asked for: nothing to warn of
+        return None
+    if wanted:
         raise InputError(f"{VARIABLE}: expected one of {', '.join((*builds, 'none'))}, found {wanted!r}")
-    if wanted != "none" and builds:
+    if builds:
         return load(builds[-1])
     _warn_once()
     return None

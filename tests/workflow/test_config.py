@@ -19,6 +19,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
+from attention_pruning.kernels.layout import BLOCK_SIZES
 from attention_pruning.mask import ROW_FLOORS, RULES, SCOPES
 from reproduction.data import bible, bible_glue, bible_pairs, bible_squad, iwslt14, multi30k, wikitext, wmt17
 
@@ -243,6 +244,7 @@ def test_keys_of_fine_tuning_are_the_scripts_flags_with_the_same_defaults(script
 
 
 def test_the_choices_of_pruning_are_the_librarys() -> None:
+    assert tuple(definition("efficiency")["block_size"]["enum"]) == BLOCK_SIZES
     pruning = definition("pruning")
     assert tuple(pruning["rule"]["enum"]) == RULES
     assert tuple(pruning["scope"]["enum"]) == SCOPES
@@ -282,6 +284,22 @@ def test_single_sites_and_questions_are_planned_on_request(name: str, tmp_path: 
     trained = [line for line in found.splitlines() if "run_squad.py --do_train" in line]
     assert len(trained) == (1 + len(config["squad"]["pruning"]["taus"])) * len(config["squad"]["seeds"])
     assert sum(" --prune --attn_path " in line for line in trained) == len(trained) - len(config["squad"]["seeds"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_efficiency_table_is_planned_on_request(name: str, tmp_path: Path) -> None:
+    config = filled(read(name))["squad"]
+    own, file = config["efficiency"], ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    found = plan(tmp_path, "results/efficiency_table.md", *file).stdout.splitlines()
+    trained = [line for line in found if "run_squad.py --do_train" in line]
+    assert len(trained) == (1 + len(own["quality_taus"])) * len(config["seeds"])
+    masks = [line for line in found if "cli mask" in line]
+    assert masks and all(f"--block-size {own['block_size']} " in line and "/block/tau" in line for line in masks)
+    (timed,) = (line for line in found if "measure_efficiency.py" in line)
+    shown = timed.partition("--masks ")[2].partition(" --")[0].split()
+    assert [path.split("/tau")[1].split("/")[0] for path in shown] == [f"{tau:g}" for tau in own["taus"]]
+    assert all(f"block_size={own['block_size']}" in line for line in trained if " --prune " in line)
+    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "efficiency" in line]
 
 
 def test_the_published_experiment_is_the_papers(tmp_path: Path) -> None:

@@ -1,0 +1,244 @@
+"""Measure what masks of whole blocks save: seconds and memory of a batch in inference, and of a step of training.
+
+Dense attention, every mask, and no attention at all take turns in one process, so that they meet the same machine; what
+attention is removed from is the ceiling (Amdahl's law). Peak memory is that of a process of its own for each. The
+weights are random and every window is full: neither changes what a batch costs. Attention has no dropout here, for
+torch's fused attention on a CPU has none, and the dense model would look slower than it need be.
+
+    python bert/src/measure_efficiency.py --model_name_or_path minilm --masks mask50.safetensors mask90.safetensors \\
+        --out efficiency.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForQuestionAnswering, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from attention_pruning import InputError, PruneMask
+from attention_pruning.block_calls import BACKENDS, require_blocks
+from attention_pruning.huggingface import prune_model, unprune_model
+from attention_pruning.huggingface.prune import set_implementation
+from encoders import load_config
+from reproduction.training import limit_threads, peak_memory_bytes, prepare_output, run_main, write_json
+from run_flags import ModelArguments
+
+REMOVED = "attention_removed"
+STEPS = ("inference", "training")
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to compute attention: dense, under a mask, or removed."""
+
+    name: str
+    mask: PruneMask | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What the table says about it."""
+        if self.mask is None:
+            return {"name": self.name, "tau": 0.0, "block_sparsity": 0.0, "mask": None}
+        sparsity = self.mask.block_sparsity(self.mask.block_size)
+        return {"name": self.name, "tau": self.mask.tau, "block_sparsity": sparsity, "mask": self.mask.fingerprint}
+
+
+def remove_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: object
+) -> tuple[Tensor, None]:
+    """In place of attention, in the signature of the AttentionInterface: all projections keep their work."""
+    return (query + key + value).transpose(1, 2).contiguous(), None
+
+
+class Bench:
+    """A model, a batch, and how long a step takes under a setting.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        The command's flags.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        AttentionInterface.register(REMOVED, remove_attention)
+        AttentionMaskInterface.register(REMOVED, sdpa_mask)
+        self.backend = args.backend
+        self.device = torch.device("cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu")
+        # Processor time leaves out what other programs take, but adds up threads and does not see a GPU.
+        single = self.device.type == "cpu" and torch.get_num_threads() == 1
+        self.clock: Callable[[], float] = time.process_time if single else time.perf_counter
+        config = load_config(ModelArguments(model_name_or_path=args.model_name_or_path), args.max_seq_length)
+        config.attention_probs_dropout_prob = 0.0
+        torch.manual_seed(SEED)
+        self.model: PreTrainedModel = AutoModelForQuestionAnswering.from_config(config).to(self.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
+        shape = (args.batch_size, args.max_seq_length)
+        answer = torch.randint(args.max_seq_length, (args.batch_size,), device=self.device)
+        tokens = torch.randint(config.vocab_size, shape, device=self.device)
+        self.batch = {"input_ids": tokens, "start_positions": answer, "end_positions": answer}
+
+    def use(self, setting: Setting) -> None:
+        """Change the model's attention, and let it prepare what it needs once."""
+        unprune_model(self.model)
+        if setting.mask is not None:
+            prune_model(self.model, setting.mask, self.backend)
+        elif setting.name == REMOVED:
+            set_implementation(self.model, REMOVED)
+        self.run("inference", sequences=1)
+
+    def run(self, step: str, sequences: int | None = None) -> None:
+        """One batch forward, or a whole step of training; the device has finished when this returns."""
+        batch = {name: value[:sequences] for name, value in self.batch.items()}
+        if step == "inference":
+            self.model.eval()
+            with torch.no_grad():
+                self.model(batch["input_ids"])
+        else:
+            self.model.train()
+            self.model(**batch).loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, step: str) -> float:
+        """What :meth:`run` takes."""
+        started = self.clock()
+        self.run(step)
+        return self.clock() - started
+
+
+def measure_seconds(bench: Bench, settings: Sequence[Setting], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Step -> setting -> seconds of every round; the order of the settings turns from round to round."""
+    found = {step: {setting.name: [] for setting in settings} for step in STEPS}
+    for step in STEPS:
+        bench.run(step)  # whatever is loaded or allocated on first use
+    for index in range(rounds):
+        first = index % len(settings)
+        for setting in [*settings[first:], *settings[:first]]:
+            bench.use(setting)
+            for step in STEPS:
+                found[step][setting.name].append(bench.seconds(step))
+    return found
+
+
+def measure_memory(bench: Bench, setting: Setting) -> dict[str, int]:
+    """Step -> peak bytes of this process (of its GPU, if it uses one), from its start."""
+    bench.use(setting)
+    peak = {}
+    for step in STEPS:  # training needs more, so that the peak of inference is known before it
+        bench.run(step)
+        peak[step] = peak_memory_bytes()["cuda" if bench.device.type == "cuda" else "host"]
+    return peak
+
+
+def memory_in_a_process(argv: Sequence[str], setting: Setting) -> dict[str, int]:
+    """:func:`measure_memory` where nothing else has been measured."""
+    command = [sys.executable, __file__, *argv, "--memory_of", setting.name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {setting.name} failed with status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def read_settings(args: argparse.Namespace) -> list[Setting]:
+    """Dense, the masks, and no attention.
+
+    Raises
+    ------
+    InputError
+        If a mask cannot be read, has no blocks that a kernel skips, covers other lengths, or is given twice.
+    """
+    settings = [Setting("dense")]
+    for path in args.masks:
+        mask = PruneMask.load(path)
+        require_blocks("block_sparse", mask.block_size, mask.source)
+        mask.check_model(query_length=args.max_seq_length, key_length=args.max_seq_length)
+        settings.append(Setting(f"tau {mask.tau:g}", mask))
+    names = [setting.name for setting in settings]
+    if len(set(names)) != len(names):
+        raise InputError(f"--masks: expected masks of different tau, found {', '.join(names[1:])}")
+    return [*settings, Setting(REMOVED)]
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU, or the processor, by the name that its maker gave it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's argument parser."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model_name_or_path", required=True, help="whose shape: folder, name on the hub, or minilm")
+    add("--masks", nargs="+", required=True, type=Path, metavar="FILE", help="masks of whole blocks")
+    add("--max_seq_length", type=int, default=384, help="tokens of a window (default: 384)")
+    add("--batch_size", type=int, default=8, help="windows of a batch (default: 8)")
+    add("--rounds", type=int, default=5, help="how often everything is timed; medians count (default: 5)")
+    add("--backend", choices=BACKENDS, default="auto", help="what computes pruned attention (default: auto)")
+    add("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
+    add("--use_cpu", action="store_true", help="leave a GPU alone")
+    add("--out", required=True, type=Path, help="efficiency.json to write")
+    add("--memory_of", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser().parse_args(argv)
+    for name in ("max_seq_length", "batch_size", "rounds"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}: expected at least 1, found {getattr(args, name)}")
+    limit_threads(args.threads)
+    settings = read_settings(args)
+    if args.memory_of is not None:
+        (setting,) = (setting for setting in settings if setting.name == args.memory_of)
+        print(json.dumps(measure_memory(Bench(args), setting)))
+        return
+    prepare_output(args.out)
+    memory = {setting.name: memory_in_a_process(argv, setting) for setting in settings}
+    bench = Bench(args)
+    seconds = measure_seconds(bench, settings, args.rounds)
+    facts = {name: getattr(args, name) for name in ("model_name_or_path", "max_seq_length", "batch_size", "rounds")}
+    facts |= {"device": device_name(bench.device), "threads": torch.get_num_threads(), "backend": args.backend}
+    facts |= {"torch": torch.__version__, "parameters": bench.model.num_parameters()}
+    facts["block_size"] = settings[1].mask.block_size
+    measured = [
+        setting.describe()
+        | {
+            step: {
+                "seconds": statistics.median(seconds[step][setting.name]),
+                "seconds_by_round": seconds[step][setting.name],
+                "peak_memory_bytes": memory[setting.name][step],
+            }
+            for step in STEPS
+        }
+        for setting in settings
+    ]
+    write_json(args.out, facts | {"settings": measured})
+    print(f"{args.out}: {', '.join(setting.name for setting in settings)} on {facts['device']}")
+
+
+if __name__ == "__main__":
+    run_main(main)
