@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from attention_pruning import InputError
 from reproduction.captions import NAMES, name_of
 from reproduction.curves import VARIANTS, Panel, curve, select
-from reproduction.figures import DPI, FONT, STYLES, panels_of, save
+from reproduction.figures import DPI, FONT, STYLES, panels_of, require_png, save_with_caption
 from reproduction.results import read_csv, write_csv
-from reproduction.training import atomic_path, run_main
+from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
@@ -150,13 +149,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     args = build_parser().parse_args(argv)
-    if args.out.suffix != ".png":
-        raise InputError(f"--out: expected a .png file, found {args.out}")
+    require_png(args.out)
     table = read_csv(args.metrics)
-    save(draw(table), args.out)
+    save_with_caption(draw(table), caption(table), args.out)
     write_csv(differences(table), args.out.with_suffix(".csv"))
-    with atomic_path(args.out.with_suffix(".md")) as temporary:
-        temporary.write_text(caption(table), encoding="utf-8")
     print(f"{args.out}: {', '.join(panel.title for panel in panels_of(table))}")
     return 0
 

@@ -22,9 +22,18 @@ import yaml
 from attention_pruning import InputError
 from reproduction.captions import name_of
 from reproduction.curves import Panel, curve, published, read_reference, relative, select
-from reproduction.figures import DPI, FONT, REFERENCE, draw_change, effective_axis, panels_of, save
+from reproduction.figures import (
+    DPI,
+    FONT,
+    REFERENCE,
+    draw_change,
+    effective_axis,
+    panels_of,
+    require_png,
+    save_with_caption,
+)
 from reproduction.results import read_csv, write_csv
-from reproduction.training import atomic_path, run_main
+from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -202,14 +211,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     args = build_parser().parse_args(argv)
-    if args.out.suffix != ".png":
-        raise InputError(f"--out: expected a .png file, found {args.out}")
+    require_png(args.out)
     table, reference = read_csv(args.metrics), read_reference(args.reference)
     configuration, paper = read_configuration(args.configuration), read_configuration(args.published)
-    save(draw(table, reference), args.out)
+    save_with_caption(draw(table, reference), caption(table, reference, configuration, paper), args.out)
     write_csv(comparison(table, reference), args.out.with_suffix(".csv"))
-    with atomic_path(args.out.with_suffix(".md")) as temporary:
-        temporary.write_text(caption(table, reference, configuration, paper), encoding="utf-8")
     print(f"{args.out}: {', '.join(panel.title for panel in panels_of(table))}")
     return 0
 

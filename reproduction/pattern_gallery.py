@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction.figures import DPI, FONT, save
+from reproduction.figures import DPI, FONT, require_png, save_with_caption
 from reproduction.results import write_csv
 from reproduction.site_patterns import Site, add_site_flag, focus, lost_attention, read_sites
-from reproduction.training import atomic_path, run_main
+from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure, SubFigure
@@ -199,14 +199,11 @@ def chosen_taus(sites: Sequence[Site], tau: float | None = None) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     args = build_parser().parse_args(argv)
-    if args.out.suffix != ".png":
-        raise InputError(f"--out: expected a .png file, found {args.out}")
+    require_png(args.out)
     sites = read_sites(args.site)
     taus = chosen_taus(sites, args.tau)
-    save(draw(sites, taus), args.out)
+    save_with_caption(draw(sites, taus), caption(sites, taus), args.out)
     write_csv(head_table(sites, taus), args.out.with_suffix(".csv"))
-    with atomic_path(args.out.with_suffix(".md")) as temporary:
-        temporary.write_text(caption(sites, taus), encoding="utf-8")
     print(f"{args.out}: {', '.join(f'{site.title} (tau {tau:g})' for site, tau in zip(sites, taus, strict=True))}")
     return 0
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from attention_pruning import InputError
-from reproduction.figures import DPI, FONT, save
+from reproduction.figures import DPI, FONT, require_png, save_with_caption
 from reproduction.results import write_csv
 from reproduction.site_patterns import add_site_flag, layer_table, read_sites
-from reproduction.training import atomic_path, run_main
+from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
@@ -119,13 +118,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     args = build_parser().parse_args(argv)
-    if args.out.suffix != ".png":
-        raise InputError(f"--out: expected a .png file, found {args.out}")
+    require_png(args.out)
     table = layer_table(read_sites(args.site))
-    save(draw(table), args.out)
+    save_with_caption(draw(table), caption(table), args.out)
     write_csv(table, args.out.with_suffix(".csv"))
-    with atomic_path(args.out.with_suffix(".md")) as temporary:
-        temporary.write_text(caption(table), encoding="utf-8")
     print(f"{args.out}: {', '.join(table['site'].unique())}")
     return 0
 
