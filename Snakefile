@@ -80,3 +80,8 @@ rule glue:
 rule squad:
     input:
         f"results/{config['name']}/squad.csv",
+
+
+rule efficiency_table:
+    input:
+        "results/efficiency_table.md",

@@ -142,6 +142,7 @@ rule measure_efficiency:
     resources:
         mem_mb=4000,
         gpu=job_resource("gpu"),
+        runtime=job_runtime("evaluation"),
     params:
         script=script("bert/src/measure_efficiency.py"),
         flags=efficiency_flags,

@@ -211,6 +211,7 @@ rule efficiency:
     threads: 1
     resources:
         mem_mb=1000,
+        runtime=job_runtime("small"),
     message:
         "Write {output.table}"
     shell:
@@ -233,6 +234,7 @@ rule choose_efficiency:
     threads: 1
     resources:
         mem_mb=100,
+        runtime=job_runtime("small"),
     message:
         "Copy the table to {output}"
     shell:

@@ -251,12 +251,21 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def interrupted(folder: Path, target: Path, checkpoint: str, experiment: str, **training: int) -> str:
-    """Control-C once a training has written a checkpoint, and the log of the same command called again."""
-    config = yaml.safe_load(SMOKE.read_text())
-    config[experiment]["training"] |= training
+def interrupted(
+    folder: Path, target: Path, checkpoint: str, experiment: str, first: dict[str, int], then: dict[str, int]
+) -> str:
+    """Control-C once a training has written a checkpoint, and the log of the same command called again.
+
+    ``first`` and ``then`` change the training of the first call and of the second.
+    """
     changed = folder / "smoke.yaml"
-    changed.write_text(yaml.safe_dump(config))
+
+    def configure(training: dict[str, int]) -> None:
+        config = yaml.safe_load(SMOKE.read_text())
+        config[experiment]["training"] |= training
+        changed.write_text(yaml.safe_dump(config))
+
+    configure(first)
     work = folder / target.parent / "training"
     # Control-C reaches the whole foreground group, so the workflow gets a group of its own here.
     process = subprocess.Popen(
@@ -271,6 +280,7 @@ def interrupted(folder: Path, target: Path, checkpoint: str, experiment: str, **
     assert process.wait() != 0
     assert not (folder / target).exists() and (work / checkpoint).exists()
 
+    configure(then)
     found = snakemake(folder, str(target), config=changed)
     assert found.returncode == 0, found.stdout
     assert (folder / target).exists() and not work.exists()
@@ -280,14 +290,15 @@ def interrupted(folder: Path, target: Path, checkpoint: str, experiment: str, **
 def test_an_interrupted_training_goes_on_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
     target = RUNS["dense", 0, 1] / "model.safetensors"
     steps = {"max_step": 600, "checkpoint_interval": 20, "eval_interval": 20}
-    assert "restart from" in interrupted(tmp_path, target, "checkpoint.pt", "language_modelling", **steps)
+    assert "restart from" in interrupted(tmp_path, target, "checkpoint.pt", "language_modelling", steps, steps)
     assert json.loads((tmp_path / target).with_name("run.json").read_text())["steps"] == 600
 
 
 def test_an_interrupted_translation_training_goes_on_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
     target = runs("translation", MT)["dense", 0, 1] / "checkpoint.pt"
-    steps = {"max_update": 400, "total_num_update": 400, "save_interval_updates": 20}
-    assert "Loaded checkpoint" in interrupted(tmp_path, target, "checkpoint_last.pt", "translation", **steps)
+    # The first would go on for minutes, so that a busy machine cannot end it before it is interrupted.
+    first, then = ({"max_update": n, "total_num_update": n, "save_interval_updates": 20} for n in (10_000, 400))
+    assert "Loaded checkpoint" in interrupted(tmp_path, target, "checkpoint_last.pt", "translation", first, then)
 
 
 def test_a_failed_job_shows_its_log_and_leaves_nothing_half_done(tmp_path: Path) -> None:
