@@ -42,7 +42,10 @@ def name_of(panel: Panel) -> str:
 def panel_caption(rows: pd.DataFrame, panel: Panel) -> str:
     """Return one paragraph about a panel; ``rows`` is what ``curves.select`` returns."""
     dense = next(curve(rows, "dense").itertuples())
-    seeds = ", ".join(str(seed) for seed in sorted(rows["seed"].dropna().unique()))
+    seeds = _seeds(rows)
+    trained = [_seeds(rows[rows["variant"] == variant]) for variant in VARIANTS if variant != "data"]
+    if fewer := {found for found in trained if found} - {seeds}:
+        seeds += f" (controls: {' or '.join(sorted(fewer))})"
     rules = ", ".join(sorted(rows["rule"].dropna().unique())) or "none"
     text = [
         f"{panel.title}: {name_of(panel)} on the {panel.split} split of {rows['dataset'].iloc[0]}, {panel.better} "
@@ -65,6 +68,10 @@ def panel_caption(rows: pd.DataFrame, panel: Panel) -> str:
                 found.append(f"{NAMES[variant]} {spread(point)}, {point.evaluated:.0f}% gone")
         text.append(f"At {highest:.0f}%, with the share of the attention that this split uses: {'; '.join(found)}.")
     return " ".join(text)
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    return ", ".join(str(seed) for seed in sorted(rows["seed"].dropna().unique()))
 
 
 def spread(point: Any, places: int = 1) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -125,14 +125,20 @@ def caption(table: pd.DataFrame) -> str:
     for panel in panels_of(table):
         rows = compared[compared["experiment"] == panel.experiment]
         found = [
-            f"tau {line.tau:g} against {NAMES[line.against]} {line.difference:+.2f} (seeds {line.low:+.2f} to "
-            f"{line.high:+.2f}, better in {line.data_better} of {line.seeds}; {line.data_evaluated:.0%} and "
-            f"{line.control_evaluated:.0%} lost)"
+            f"tau {line.tau:g} against {NAMES[line.against]} {line.difference:+.2f} ({_seeds(line)}; "
+            f"{line.data_evaluated:.0%} and {line.control_evaluated:.0%} lost)"
             for line in rows.itertuples()
         ]
         text = "; ".join(found) or "no control was trained"
         parts.append(f"{panel.title}, {name_of(panel)}, {panel.better} is better, data-informed minus control: {text}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _seeds(line: Any) -> str:
+    """What the seeds say of a difference (a row from ``itertuples``); one seed has no spread."""
+    if line.seeds == 1:
+        return "one seed"
+    return f"seeds {line.low:+.2f} to {line.high:+.2f}, better in {line.data_better} of {line.seeds}"
 
 
 def build_parser() -> argparse.ArgumentParser:

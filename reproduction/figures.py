@@ -155,7 +155,7 @@ def draw_curve(
     if len(line) > 1:
         band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
         axes.fill_between(line["percent"], line["low"], line["high"], zorder=2, **band)
-    else:
+    elif line["seeds"].iloc[0] > 1:
         spread = [line["mean"] - line["low"], line["high"] - line["mean"]]
         axes.errorbar(line["percent"], line["mean"], spread, color=style["color"], capsize=2, linewidth=1, zorder=3)
     axes.plot(line["percent"], line["mean"], linewidth=1.6, markersize=5.5, markevery=markers, zorder=above, **style)

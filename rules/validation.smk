@@ -17,6 +17,11 @@ def check_config():
         if fault.validator == "additionalProperties":
             expected = f"; expected some of {', '.join(fault.schema['properties'])}"
         raise WorkflowError(f"{files}: {place}: {fault.message}{expected}") from None
+    for experiment in ("language_modelling", "translation", "glue", "squad"):
+        own = config[experiment]
+        if foreign := sorted(set(own["pruning"]["control_seeds"] or []) - set(own["seeds"])):
+            expected = f"expected some of the experiment's seeds, {own['seeds']}"
+            raise WorkflowError(f"{experiment}.pruning.control_seeds: {expected}, found {foreign[0]}")
 
 
 check_config()

@@ -60,6 +60,8 @@ def test_seeds_without_a_partner_do_not_count() -> None:
     lonely = table[~((table["variant"] == "random") & (table["seed"] == 2))]
     found = differences(lonely).iloc[0]
     assert (found["seeds"], found["difference"], found["low"], found["high"]) == (1, -10.0, -10.0, -10.0)
+    assert "against random -10.00 (one seed; 41% and 51% lost)" in caption(lonely)
+    assert "against fixed window +0.00 (seeds -1.00 to +1.00, better in 1 of 2;" in caption(lonely)
     without = table[table["variant"].isin(["dense", "data"])]
     assert differences(without).empty and "no control was trained" in caption(without)
 

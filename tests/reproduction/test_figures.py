@@ -242,6 +242,17 @@ def test_a_seed_without_a_dense_model_is_refused() -> None:
         draw(table[table["variant"] != "dense"], read_reference(REFERENCE))
 
 
+def test_controls_of_one_seed_are_drawn_without_a_spread_and_the_caption_says_so() -> None:
+    table = made_up()
+    one = table[~table["variant"].isin(["random", "window"]) | (table["seed"] == 2)]
+    # A single tau has a bar for its spread, several have a band; the dense model of three seeds keeps its bar.
+    for kept, bars in ((one[one["variant"].ne("random") | one["tau"].eq(0.9)], 1), (table[table["tau"] != 0.8], 3)):
+        assert len(drawn(kept)[0].containers) == bars
+    assert lines(drawn(one)[0])[STYLES["random"]["label"]][1] == [values(one, "random", tau)[0] for tau in (0.8, 0.9)]
+    assert "; seeds 1, 2, 3 (controls: 2); rule" in caption(one, [PANEL])
+    assert "(controls" not in caption(table, [PANEL])
+
+
 def test_a_table_that_no_panel_can_show_is_refused(tmp_path: Path) -> None:
     table = made_up()
     with pytest.raises(InputError, match="expected runs of language_modelling, .*glue in the table, found squad"):

@@ -113,6 +113,7 @@ def test_an_unknown_key_is_refused_by_name_wherever_it_stands(way: tuple[str, ..
         (("translation", "dataset", "source"), "newspaper"),
         (("translation", "site_taus"), [80]),
         (("translation", "pruning", "controls_equal"), "nominal_sparsity"),
+        (("translation", "pruning", "control_seeds"), []),
         (("glue", "dataset", "tasks"), ["MRPC", "Poetry"]),
         (("squad", "lengths"), {"max_seq_length": "384"}),
         (("resources", "threads"), 0),
@@ -263,9 +264,10 @@ def test_a_configuration_plans_without_its_data(name: str, tmp_path: Path) -> No
         ("glue", "finetune", "average_finetuned"),
     ):
         pruning, seeds = config[experiment]["pruning"], len(config[experiment]["seeds"])
-        models = 1 + len(pruning["taus"]) + len(pruning["controls"]) * len(pruning["control_taus"])
+        control_seeds = len(pruning["control_seeds"] or config[experiment]["seeds"])
+        controls = len(pruning["controls"]) * len(pruning["control_taus"]) * control_seeds
         tasks = len(config[experiment]["dataset"].get("tasks", [None]))
-        assert int(jobs[training]) == models * seeds * tasks, experiment
+        assert int(jobs[training]) == ((1 + len(pruning["taus"])) * seeds + controls) * tasks, experiment
         assert int(jobs[averaging]) == seeds * tasks, experiment
     assert int(jobs["translate"]) == int(jobs["score_translation"]) == int(jobs["train_translation"])
     assert not (tmp_path / "runs").exists()
@@ -300,6 +302,16 @@ def test_the_efficiency_table_is_planned_on_request(name: str, tmp_path: Path) -
     assert [path.split("/tau")[1].split("/")[0] for path in shown] == [f"{tau:g}" for tau in own["taus"]]
     assert all(f"block_size={own['block_size']}" in line for line in trained if " --prune " in line)
     assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "efficiency" in line]
+
+
+def test_controls_of_a_seed_that_no_model_has_are_refused(tmp_path: Path) -> None:
+    config = read("smoke")
+    config["translation"]["pruning"]["control_seeds"] = [1, 7]
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(config))
+    found = plan(tmp_path, "--configfile", str(own))
+    assert found.returncode != 0
+    assert "translation.pruning.control_seeds: expected some of the experiment's seeds, [1], found 7\n" in found.stdout
 
 
 def test_the_published_experiment_is_the_papers(tmp_path: Path) -> None:
