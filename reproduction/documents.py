@@ -7,9 +7,9 @@ a file under results/reference/:
     python -m reproduction.documents --check    # fail if one differs from its file
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG`` and ``tasks CONFIG`` (metrics.csv), ``sites CONFIG``
-(translation_sites.csv) and ``questions CONFIG`` (squad.csv); ``benchmark NAME`` (from
-results/reference/benchmarks/NAME.csv); and ``scores NAME`` (from the metrics.json of single runs,
-results/reference/NAME/*.json).
+(translation_sites.csv), ``questions CONFIG`` (squad.csv) and ``efficiency CONFIG`` (efficiency_table.csv);
+``benchmark NAME`` (from results/reference/benchmarks/NAME.csv); and ``scores NAME`` (from the metrics.json of single
+runs, results/reference/NAME/*.json).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.captions import NAMES, spread, table_markdown
 from reproduction.curves import curve, select
+from reproduction.efficiency_table import STEPS, step_table
 from reproduction.figures import panels_of
 from reproduction.metrics import SPARSITIES
 from reproduction.results import read_csv, read_run
@@ -87,6 +88,15 @@ def questions_block(config: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def efficiency_block(config: str) -> str:
+    """Quality, seconds and memory under masks of whole blocks, a table for inference and one for training."""
+    path = REFERENCE / config / "efficiency_table.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: expected the efficiency table, found no such file")
+    table = pd.read_csv(path)
+    return "\n\n".join(f"{title}:\n\n{step_table(table, step)}" for step, title in STEPS.items()) + "\n"
+
+
 def benchmark_block(name: str) -> str:
     """Ratios of a benchmark: median over interleaved rounds, lowest and highest round in brackets."""
     path = REFERENCE / "benchmarks" / f"{name}.csv"
@@ -143,6 +153,7 @@ BLOCKS = {
     "tasks": tasks_block,
     "sites": sites_block,
     "questions": questions_block,
+    "efficiency": efficiency_block,
     "benchmark": benchmark_block,
     "scores": scores_block,
 }

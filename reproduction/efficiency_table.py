@@ -138,7 +138,7 @@ def as_markdown(table: pd.DataFrame, measured: dict[str, Any]) -> str:
     shape = f"{measured['batch_size']} windows of {measured['max_seq_length']} tokens"
     parts = ["# Computational efficiency"]
     for step, title in STEPS.items():
-        parts += [f"## {title}, {shape}", _table_of(table[table["step"] == step])]
+        parts += [f"## {title}, {shape}", step_table(table, step)]
     threads = f"{measured['threads']} thread{'s' if measured['threads'] > 1 else ''}"
     parts += [
         f"Measured on {measured['device']}, {threads}, torch {measured['torch']}, with a model of the shape of "
@@ -153,12 +153,13 @@ def as_markdown(table: pd.DataFrame, measured: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table_of(rows: pd.DataFrame) -> str:
+def step_table(table: pd.DataFrame, step: str) -> str:
+    """The rows of one of :data:`STEPS` as a Markdown table, without a line break at its end."""
     lines = [
         "| Percentage | blocks skipped (%) | Exact/F1 | time (s) | memory (GB) | speed-up | ceiling | reached (%) |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in rows.to_dict("records"):
+    for row in table[table["step"] == step].to_dict("records"):
         known = {name: not pd.isna(value) for name, value in row.items()}
         cells = [
             f"{row['percentage']:g}{', published' if row['source'] == 'published' else ''}",

@@ -62,7 +62,7 @@ def block_sparse_attention(
     Returns
     -------
     Tensor
-        [B, H, L, D], in the order of memory of the queries.
+        [B, H, L, D]; from the compiled kernel in the order of memory of the queries.
 
     Raises
     ------

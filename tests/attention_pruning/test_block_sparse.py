@@ -230,6 +230,7 @@ def test_the_seed_of_dropout_is_torchs(backend):
     assert torch.equal(out(1), out(1)) and not torch.equal(out(1), out(2))
 
 
+@compiled
 def test_the_output_has_the_memory_order_of_the_queries():
     q, k, v = (torch.randn(1, 48, 1, 16).transpose(1, 2).expand(1, 1, 48, 16) for _ in range(3))
     q2, k2, v2 = (torch.randn(1, 48, 2, 16).transpose(1, 2) for _ in range(3))

@@ -64,6 +64,22 @@ def test_blocks_of_sites_tasks_and_questions_show_means_of_their_tables(tmp_path
     assert data == "| data-informed | 50% | 0.0% | 56.5 | 66.5 | 61.5 | 2 |"
 
 
+def test_the_efficiency_block_shows_the_table_that_was_committed(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "REFERENCE", tmp_path)
+    with pytest.raises(InputError, match="expected the efficiency table, found no such file"):
+        documents.efficiency_block("quick")
+    (tmp_path / "quick").mkdir()
+    row = {"source": "measured", "percentage": 90.0, "block_sparsity": 0.889}
+    row |= {"exact_match": 24.5, "f1": 39.41, "seeds": 1}
+    row |= {"seconds": 0.458, "memory_gb": 0.73, "speedup": 1.23, "ceiling": 1.24, "of_ceiling": 0.992}
+    rows = [row | {"step": "inference"}, row | {"step": "training", "seconds": 12.5, "exact_match": None, "f1": None}]
+    write_csv(pd.DataFrame(rows), tmp_path / "quick" / "efficiency_table.csv")
+    inference, training = documents.efficiency_block("quick").split("A step of training:")
+    assert inference.startswith("Inference:")
+    assert "| 90 | 88.9 | 24.50/39.41 | 0.458 | 0.73 | 1.23 | 1.24 | 99.2 |" in inference
+    assert "| 90 | 88.9 |  | 12.50 | 0.73 | 1.23 | 1.24 | 99.2 |" in training
+
+
 def test_scores_are_those_of_the_test_set_or_else_of_the_validation_set(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "REFERENCE", tmp_path)
     labels = {"config": "c", "experiment": "glue", "dataset": "d", "variant": "dense", "sites": "self", "tau": 0}
