@@ -31,6 +31,7 @@ include: "rules/transformer_xl_settings.smk"
 include: "rules/fairseq_settings.smk"
 include: "rules/bert_settings.smk"
 include: "rules/analysis_settings.smk"
+include: "rules/entmax_settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"
 include: "rules/transformer_xl.smk"
@@ -38,6 +39,7 @@ include: "rules/fairseq.smk"
 include: "rules/bert.smk"
 include: "rules/report.smk"
 include: "rules/analysis.smk"
+include: "rules/entmax.smk"
 
 
 rule figure:
@@ -70,6 +72,11 @@ rule translation:
 rule translation_sites:
     input:
         f"results/{config['name']}/translation_sites.png",
+
+
+rule entmax_comparison:
+    input:
+        f"results/{config['name']}/entmax_comparison.png",
 
 
 rule glue:

@@ -78,6 +78,8 @@ rule average_translation:
         f"{MT_DENSE}/pattern.log",
     benchmark:
         f"{MT_DENSE}/pattern.benchmark.tsv"
+    wildcard_constraints:
+        variant="|".join(DENSE_VARIANTS),
     conda:
         "../envs/fairseq.yaml"
     threads: job_resource("threads")
@@ -91,10 +93,10 @@ rule average_translation:
         folder=lambda wildcards, input: os.path.dirname(input.model),
         work=lambda wildcards, input: f"{os.path.dirname(input.model)}/avg_attn_probabilities",
         device=averaging_device(),
-        flags=flags(MT["pattern"], dashes=True),
+        flags=translation_pattern_flags,
         renames=" ".join(f"{attention_type}:{site}" for site, attention_type in ATTENTION_TYPES.items()),
     message:
-        "Average the attention of a translation model: dense, seed {wildcards.seed}"
+        "Average the attention of a translation model: {wildcards.variant}, seed {wildcards.seed}"
     shell:
         "python {params.script:q} --path {params.folder:q} --fn checkpoint.pt --dataset_name {params.data:q} --all"
         " --out {params.work:q} --threads {threads} {params.device} {params.flags} > {log:q} 2>&1\n"

@@ -4,7 +4,8 @@ PAIRS = f"{MT_FOLDER}/pairs"
 BINARISED = f"{MT_FOLDER}/binarised"
 COPY = f"{MT_FOLDER}/copy"
 MT_RUN = f"{MT_FOLDER}/{RUN}"
-MT_DENSE = f"{MT_FOLDER}/{DENSE}"
+# Dense with one normaliser or the other: a wildcard, unlike in other experiments.
+MT_DENSE = f"{MT_FOLDER}/{{variant}}/tau0/seed{{seed}}"
 
 # How the scripts in fairseq/ call the sites: compute_attn_score.py --attn_type, and the flags of train.py.
 ATTENTION_TYPES = {"enc-self": "self-enc", "dec-self": "self-dec", "enc-dec": "enc-dec"}
@@ -65,9 +66,20 @@ def translation_model_flags():
     return flags({**model, **training}, dashes=True)
 
 
+def uses_entmax(wildcards):
+    """Whether a model attends with entmax instead of softmax."""
+    return dense_of(wildcards.variant) == "entmax-dense"
+
+
+def translation_pattern_flags(wildcards):
+    """Flags of compute_attn_score.py: what to observe, and that the model attends with entmax."""
+    observed = flags(MT["pattern"], dashes=True)
+    return f"{observed} --use_entmax" if uses_entmax(wildcards) else observed
+
+
 def pruned_sites(wildcards):
     """The sites that a model prunes."""
-    if wildcards.variant == "dense":
+    if wildcards.variant in DENSE_VARIANTS:
         return []
     return [wildcards.sites.removeprefix("@")] if wildcards.sites else SITES
 
@@ -79,8 +91,10 @@ def translation_masks(wildcards):
 
 
 def translation_pruning_flags(wildcards, input):
-    """The published flags of a sparse training; none for a dense one."""
+    """The published flags of a sparse training, and of one with entmax; none for a dense one with softmax."""
     options = {"PRUNE_BOOL": True, "beyond-pattern": "dense"} if input.masks else {}
+    if uses_entmax(wildcards):
+        options["USE_ENTMAX"] = True
     for site, mask in zip(pruned_sites(wildcards), input.masks, strict=True):
         switch, path = SITE_FLAGS[site]
         options |= {switch: True, path: mask}

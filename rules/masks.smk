@@ -1,7 +1,7 @@
 # From the pattern of a dense model to the masks of the sparse ones, in every experiment.
 rule mask:
     input:
-        pattern=f"{FOLDER}/{DENSE}/pattern{{site}}.safetensors",
+        pattern=dense_pattern,
     output:
         f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.safetensors",
     log:
@@ -9,7 +9,7 @@ rule mask:
     benchmark:
         f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
     wildcard_constraints:
-        variant="data|block",
+        variant="data|block|entmax-data",
     conda:
         "../envs/transformer-xl.yaml"
     threads: 1

@@ -22,6 +22,8 @@ DATASETS = [
     *config["glue"]["dataset"]["tasks"],
     config["squad"]["dataset"]["name"],
 ]
+# The models that nothing is pruned from.
+DENSE_VARIANTS = ("dense", "entmax-dense")
 # Sites of attention in translation; elsewhere there is one, which paths do not name.
 SITES = ["enc-self", "dec-self", "enc-dec"]
 
@@ -30,7 +32,7 @@ wildcard_constraints:
     config=config["name"],
     experiment="language_modelling|translation|glue|squad",
     dataset="|".join(DATASETS),
-    variant="dense|data|random|window|block",
+    variant="dense|data|random|window|block|entmax-dense|entmax-data",
     # The only site that is pruned, in the name of a model; the site of a pattern or mask.
     sites=f"(@({'|'.join(SITES)}))?",
     site=f"(-({'|'.join(SITES)}))?",
@@ -78,7 +80,7 @@ def labels(**known):
 def run_labels(wildcards, experiment, sites):
     """Labels of a model's evaluation. A dense model has no rule and no blocks."""
     known = {name: wildcards[name] for name in ("config", "dataset", "variant", "tau", "seed")}
-    if wildcards.variant != "dense":
+    if wildcards.variant not in DENSE_VARIANTS:
         known |= {"rule": config[experiment]["pruning"]["rule"], "block_size": block_size(wildcards, experiment)}
     return labels(experiment=experiment, sites=sites, **known)
 
@@ -104,6 +106,17 @@ def mask_flags(wildcards):
     options = {name: pruning[name] for name in ("rule", "scope", "row_floor")}
     options["block_size"] = block_size(wildcards, wildcards.experiment)
     return flags({**options, "no_crop": wildcards.experiment == "language_modelling"}, dashes=True)
+
+
+def dense_of(variant):
+    """The dense variant whose pattern a sparse one is pruned by."""
+    return "entmax-dense" if variant.startswith("entmax-") else "dense"
+
+
+def dense_pattern(wildcards):
+    """The pattern that a mask is made of."""
+    run = f"{FOLDER}/{dense_of(wildcards.variant)}/tau0/seed{{seed}}"
+    return f"{run}/pattern{{site}}.safetensors".format(**wildcards)
 
 
 def observed_pattern(wildcards):

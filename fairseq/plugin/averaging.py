@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from attention_pruning import InputError, PatternAccumulator
+from attention_pruning import PatternAccumulator
 
 from .model import adopt_attention
+from .observing import observe_attention
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Lengths:
         return queries, self.target if site == "dec-self" else self.source
 
 
-@torch.no_grad()
 def average_attention(
     model: nn.Module, batches: Iterable[dict[str, Any]], sites: Sequence[str], lengths: Lengths, padding: int
 ) -> dict[str, PatternAccumulator]:
@@ -60,32 +58,14 @@ def average_attention(
         If the model lacks a site, or a source is padded on the left.
     """
     attention = adopt_attention(model)
-    accumulators = {}
-    for site in sites:
-        if not attention[site]:
-            raise InputError(f"model: expected {site} attention, found a model without")
-        heads = attention[site][0].num_heads
-        accumulators[site] = PatternAccumulator(len(attention[site]), heads, *lengths.of_site(site), site)
-    real: dict[str, Tensor] = {}
+    accumulators = {
+        site: PatternAccumulator(len(attention[site]), attention[site][0].num_heads, *lengths.of_site(site), site)
+        for site in sites
+        if attention[site]
+    }
 
-    def observe(site: str, layer: int, p_BHTS: Tensor) -> None:
-        queries, keys = ("source" if site == "enc-self" else "target"), ("target" if site == "dec-self" else "source")
-        accumulators[site].update(layer, p_BHTS, real[queries], real[keys])
+    def accumulate(site: str, layer: int, p_BHTS: Tensor, real_query_BT: Tensor, real_key_BS: Tensor) -> None:
+        accumulators[site].update(layer, p_BHTS, real_query_BT, real_key_BS)
 
-    model.eval()
-    for site in sites:
-        for layer, module in enumerate(attention[site]):
-            module.observer = partial(observe, site, layer)
-    try:
-        for batch in batches:
-            net_input = batch["net_input"]
-            real["source"] = net_input["src_tokens"].ne(padding)
-            real["target"] = net_input["prev_output_tokens"].ne(padding)
-            if not real["source"][:, 0].all():
-                raise InputError("sources: expected padding on the right, found it on the left")
-            model(**net_input)
-    finally:
-        for modules in attention.values():
-            for module in modules:
-                module.observer = None
+    observe_attention(model, attention, sites, batches, padding, accumulate)
     return accumulators

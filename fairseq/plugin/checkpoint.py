@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,31 @@ def _is_zip(path: Path) -> bool:
 def model_arguments(state: dict[str, Any]) -> Any:
     """The namespace (or dictionary) that a checkpoint's model was built from."""
     return state["args"] if state.get("args") else state["cfg"]["model"]
+
+
+def training_speed(state: Mapping[str, Any]) -> tuple[float, int]:
+    """Seconds per update of the training that wrote a checkpoint, and how many updates were timed.
+
+    fairseq's own stopwatch: from a batch to the updated weights, all processes waiting for one another, without loading
+    data, validation and saving. Of a training that was resumed it has a part of the updates, and their time.
+
+    Parameters
+    ----------
+    state : mapping
+        What `read_checkpoint` returns.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint does not have it.
+    """
+    recorded = (state.get("extra_state") or {}).get("metrics") or {}
+    meters = {name: meter for _, name, _, meter in recorded.get("default", ())}
+    # The norm of the gradient is logged once an update; the stopwatch itself does not count.
+    updates = meters.get("gnorm", {}).get("count", 0)
+    if "train_wall" not in meters or not updates:
+        raise InputError("checkpoint: expected fairseq's own record of its training time, found none")
+    return float(meters["train_wall"]["sum"]) / int(updates), int(updates)
 
 
 def load_model(path: str | Path, **overrides: Any) -> LoadedModel:

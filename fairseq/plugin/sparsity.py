@@ -56,7 +56,7 @@ def sparsities(model: nn.Module, record: dict[str, dict[str, Any]], dataset: Any
         masks = [module.prune_mask for module in attention[site]]
         used += weight
         if masks[0] is not None:
-            pruned += weight * pruned_share(_fitted(torch.stack(masks).cpu(), count_TS.shape), count_TS)
+            pruned += weight * pruned_share(fitted(torch.stack(masks).cpu(), count_TS.shape), count_TS)
     return {
         "effective_sparsity": _weighted(record, "effective_sparsity", "allowed_cells"),
         "evaluated_sparsity": pruned / used if used else 0.0,
@@ -64,9 +64,10 @@ def sparsities(model: nn.Module, record: dict[str, dict[str, Any]], dataset: Any
     }
 
 
-def _fitted(pruned_LHTS: Tensor, shape: torch.Size) -> Tensor:
-    part = pruned_LHTS[:, :, : shape[0], : shape[1]]
-    return F.pad(part, (0, shape[1] - part.size(3), 0, shape[0] - part.size(2)))
+def fitted(pruned: Tensor, shape: Sequence[int]) -> Tensor:
+    """Cells of a mask [..., T, S] over other lengths of queries and keys; beyond the mask nothing is pruned."""
+    part = pruned[..., : shape[0], : shape[1]]
+    return F.pad(part, (0, shape[1] - part.size(-1), 0, shape[0] - part.size(-2)))
 
 
 def _weighted(record: dict[str, dict[str, Any]], value: str, weight: str) -> float:

@@ -112,6 +112,7 @@ def test_an_unknown_key_is_refused_by_name_wherever_it_stands(way: tuple[str, ..
         (("language_modelling", "dataset", "source"), "newspaper"),
         (("translation", "dataset", "source"), "newspaper"),
         (("translation", "site_taus"), [80]),
+        (("translation", "entmax"), {"taus": ["50%"]}),
         (("translation", "pruning", "controls_equal"), "nominal_sparsity"),
         (("translation", "pruning", "control_seeds"), []),
         (("glue", "dataset", "tasks"), ["MRPC", "Poetry"]),
@@ -286,6 +287,27 @@ def test_single_sites_and_questions_are_planned_on_request(name: str, tmp_path: 
     trained = [line for line in found.splitlines() if "run_squad.py --do_train" in line]
     assert len(trained) == (1 + len(config["squad"]["pruning"]["taus"])) * len(config["squad"]["seeds"])
     assert sum(" --prune --attn_path " in line for line in trained) == len(trained) - len(config["squad"]["seeds"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_comparison_with_entmax_is_planned_on_request(name: str, tmp_path: Path) -> None:
+    config, file = filled(read(name))["translation"], ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    models, seeds = 1 + len(config["entmax"]["taus"]), len(config["seeds"])
+    found = plan(tmp_path, f"results/{name}/entmax_comparison.png", *file).stdout.splitlines()
+    trained = [line for line in found if "fairseq/train.py" in line]
+    with_entmax = [line for line in trained if " --USE_ENTMAX" in line]
+    assert len(with_entmax) == models * seeds and len(trained) == 2 * len(with_entmax)
+    assert all("/entmax-d" in line for line in with_entmax)
+    assert sum(" --PRUNE_BOOL " in line for line in with_entmax) == (models - 1) * seeds
+    # each by its own patterns
+    masks = [line for line in found if "cli mask" in line]
+    assert len(masks) == 2 * 3 * (models - 1) * seeds
+    assert all(("/entmax-dense/" in line) == ("/entmax-data/" in line) for line in masks)
+    averaged = [line for line in found if "compute_attn_score.py" in line]
+    assert sorted("--use_entmax" in line for line in averaged) == [False] * seeds + [True] * seeds
+    assert all(("--use_entmax" in line) == ("/entmax-dense/" in line) for line in averaged)
+    assert len([line for line in found if "fairseq/inspect_checkpoint.py" in line]) == len(trained)
+    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "entmax" in line]
 
 
 @pytest.mark.parametrize("name", NAMES)
