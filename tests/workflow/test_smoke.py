@@ -280,6 +280,8 @@ def interrupted(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # Whoever runs the tests in the background of a shell has Control-C switched off, and so would the workflow.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         text=True,
     )
     wait_for(work / checkpoint, process)
