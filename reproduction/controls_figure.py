@@ -8,17 +8,15 @@ beside the figure has the differences at equal tau, seed by seed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from reproduction.captions import NAMES, name_of
 from reproduction.curves import VARIANTS, Panel, curve, select
-from reproduction.figures import DPI, FONT, STYLES, panels_of, require_png, save_with_caption
-from reproduction.results import read_csv, write_csv
+from reproduction.figure_command import run_figure
+from reproduction.figures import DPI, FONT, STYLES, panels_of
 from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -141,26 +139,17 @@ def _seeds(line: Any) -> str:
     return f"seeds {line.low:+.2f} to {line.high:+.2f}, better in {line.data_better} of {line.seeds}"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's argument parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reproduction.controls_figure",
-        description="Draw data-informed masks against random ones and windows.",
-    )
-    parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png); .md and .csv go beside it")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    args = build_parser().parse_args(argv)
-    require_png(args.out)
-    table = read_csv(args.metrics)
-    save_with_caption(draw(table), caption(table), args.out)
-    write_csv(differences(table), args.out.with_suffix(".csv"))
-    print(f"{args.out}: {', '.join(panel.title for panel in panels_of(table))}")
-    return 0
+    return run_figure(
+        "controls_figure",
+        "Draw data-informed masks against random ones and windows.",
+        argv,
+        draw=draw,
+        caption=caption,
+        contents=lambda table: ", ".join(panel.title for panel in panels_of(table)),
+        numbers=differences,
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ of every site. The table holds every value by seed, the time per update too.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -20,8 +18,9 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.captions import name_of, spread
 from reproduction.curves import PANELS, select
-from reproduction.figures import DPI, FONT, require_png, save_with_caption
-from reproduction.results import read_csv
+from reproduction.figure_command import run_figure
+from reproduction.figures import DPI, FONT
+from reproduction.site_figure import SITES as SITE_STYLES
 from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -36,11 +35,8 @@ STYLES = {
     "entmax": {"color": "#D18700", "marker": "v", "label": "entmax 1.5"},
 }
 BY_MASK = "#B8B8B8"
-SITES = {
-    "enc-self": "encoder self-attention",
-    "dec-self": "decoder self-attention",
-    "enc-dec": "encoder-decoder attention",
-}
+#: Name of each single site.
+SITES = {site: style["label"] for site, style in SITE_STYLES.items() if site != "all"}
 #: What ``fairseq/inspect_checkpoint.py`` measures, as `results` calls it.
 _INSPECTED = "{}@checkpoint"
 _LABELS = ["variant", "tau", "seed"]
@@ -168,7 +164,7 @@ def _draw_zeros(axes: Axes, rows: pd.DataFrame) -> None:
     """A bar a tau, for all sites and each of them: what is zero by the mask, and on top what entmax made zero."""
     taus = sorted(rows["tau"].unique())
     width, ticks, names = len(taus) + 1.5, [], []
-    groups = {"": "all three sites", **{f"_{site}": name for site, name in SITES.items()}}
+    groups = {"": SITE_STYLES["all"]["label"], **{f"_{site}": name for site, name in SITES.items()}}
     for number, (site, title) in enumerate(groups.items()):
         places = [number * width + position for position in range(len(taus))]
         for place, tau in zip(places, taus, strict=True):
@@ -272,25 +268,16 @@ def _time_found(models: pd.DataFrame) -> str:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's argument parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reproduction.entmax_figure",
-        description="Draw translation with softmax beside translation with entmax.",
-    )
-    parser.add_argument("--metrics", type=Path, required=True, help="table that reproduction.results makes")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png); the caption goes beside it")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    args = build_parser().parse_args(argv)
-    require_png(args.out)
-    table = read_csv(args.metrics)
-    save_with_caption(draw(table), caption(table), args.out)
-    print(f"{args.out}: {len(summary(values(table)))} models")
-    return 0
+    return run_figure(
+        "entmax_figure",
+        "Draw translation with softmax beside translation with entmax.",
+        argv,
+        draw=draw,
+        caption=caption,
+        contents=lambda table: f"{len(summary(values(table)))} models",
+    )
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ of different sites, and masks of different kinds, compare there.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -20,8 +18,8 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.captions import NAMES, name_of
 from reproduction.curves import PANELS, curve, select
-from reproduction.figures import DPI, FONT, STYLES, require_png, save_with_caption
-from reproduction.results import read_csv
+from reproduction.figure_command import run_figure
+from reproduction.figures import DPI, FONT, STYLES
 from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -122,25 +120,16 @@ def caption(table: pd.DataFrame) -> str:
     return "\n\n".join([*text, f"At the highest tau of each: {'; '.join(found)}."]) + "\n"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's argument parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reproduction.site_figure",
-        description="Draw what pruning each site of attention alone costs a translation model.",
-    )
-    parser.add_argument("--metrics", type=Path, required=True, help="table that reproduction.results makes")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png); the caption goes beside it")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    args = build_parser().parse_args(argv)
-    require_png(args.out)
-    table = read_csv(args.metrics)
-    save_with_caption(draw(table), caption(table), args.out)
-    print(f"{args.out}: {len(lines_of(table))} lines")
-    return 0
+    return run_figure(
+        "site_figure",
+        "Draw what pruning each site of attention alone costs a translation model.",
+        argv,
+        draw=draw,
+        caption=caption,
+        contents=lambda table: f"{len(lines_of(table))} lines",
+    )
 
 
 if __name__ == "__main__":

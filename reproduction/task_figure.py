@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -16,8 +14,8 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.captions import panel_caption
 from reproduction.curves import PANELS, Panel, baseline, numbers, select
-from reproduction.figures import DPI, FONT, draw_panel, require_png, save_with_caption
-from reproduction.results import read_csv, write_csv
+from reproduction.figure_command import run_figure
+from reproduction.figures import DPI, FONT, draw_panel
 from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -84,26 +82,17 @@ def caption(table: pd.DataFrame) -> str:
     return "\n\n".join(["The tasks whose mean is panel (c) of ap_figure, by themselves.", *parts]) + "\n"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's argument parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reproduction.task_figure",
-        description="Draw every task of sentence classification by itself.",
-    )
-    parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png); .md and .csv go beside it")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
-    args = build_parser().parse_args(argv)
-    require_png(args.out)
-    table = read_csv(args.metrics)
-    save_with_caption(draw(table), caption(table), args.out)
-    write_csv(task_numbers(table), args.out.with_suffix(".csv"))
-    print(f"{args.out}: {', '.join(panel.title for panel, _ in task_panels(table))}")
-    return 0
+    return run_figure(
+        "task_figure",
+        "Draw every task of sentence classification by itself.",
+        argv,
+        draw=draw,
+        caption=caption,
+        contents=lambda table: ", ".join(panel.title for panel, _ in task_panels(table)),
+        numbers=task_numbers,
+    )
 
 
 if __name__ == "__main__":
