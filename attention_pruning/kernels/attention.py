@@ -85,7 +85,9 @@ def block_sparse_attention(
         bias=bias,
     )
     out, empty = _attend(call, backend)
-    return reference.fill_empty_rows(call, out, empty) if empty_rows == "uniform" and empty.any() else out
+    # On a GPU nobody looks whether there are any: the answer would have to be waited for.
+    fill = empty_rows == "uniform" and (empty.device.type != "cpu" or bool(empty.any()))
+    return reference.fill_empty_rows(call, out, empty) if fill else out
 
 
 def _attend(call: Call, backend: str) -> tuple[Tensor, Tensor]:

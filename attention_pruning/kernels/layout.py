@@ -177,6 +177,13 @@ class BlockLayout:
         kept.flatten(0, 1)[self._rows, self.column.long()] = True
         return kept
 
+    @cached_property
+    def whole_blocks(self) -> Tensor:
+        """bool [H, q, k]: what is kept whole."""
+        whole = torch.zeros_like(self.blocks)
+        whole.flatten(0, 1)[self._rows, self.column.long()] = self.part == WHOLE
+        return whole
+
     @property
     def _rows(self) -> Tensor:
         """int64 [kept]: the row of blocks of each kept block, counted over the heads."""
