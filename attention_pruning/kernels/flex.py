@@ -61,7 +61,7 @@ def attend(call: Call) -> tuple[Tensor, Tensor]:
         return out.masked_fill(empty, 0.0), empty
     options["kernel_options"] = kernel_options(call)
     # Rows without a key are 0 already, and known by their sum; to look for them among the cells takes [B, H, L, S].
-    out, sums = compiled()(call.q, call.k, call.v, **options, **_ask_for_sums())
+    out, sums = compiled()(call.q, call.k, call.v, **options, **ask_for_sums())
     log_sum = getattr(sums, "lse", sums).detach()
     return out, torch.isneginf(log_sum).unsqueeze(-1)
 
@@ -161,7 +161,7 @@ def kernel_options(call: Call) -> dict[str, Any]:
 
 
 @functools.cache
-def _ask_for_sums() -> dict[str, Any]:
+def ask_for_sums() -> dict[str, Any]:
     """The argument that makes FlexAttention return the logarithms of its sums too."""
     request = getattr(torch_flex, "AuxRequest", None)
     return {"return_lse": True} if request is None else {"return_aux": request(lse=True)}

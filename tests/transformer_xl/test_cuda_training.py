@@ -18,7 +18,8 @@ TRAIN = Path(__file__).resolve().parents[2] / "transformer-xl" / "train.py"
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, found none")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_it_trains_a_pruned_model_like_the_cpu(words, pattern_file, tmp_path, precision):
-    losses, steps = {}, {"max_step": 3, "eval_interval": 3, "log_interval": 1, "fn": pattern_file, "th": 0.7}
+    steps = {"max_step": 3, "eval_interval": 3, "log_interval": 1, "dropout": 0, "dropatt": 0}
+    losses, steps = {}, steps | {"fn": pattern_file, "th": 0.7}
     for device in ("cpu", "cuda"):
         changes = steps | {"device": device, "mixed_precision": precision if device == "cuda" else "no"}
         command = [sys.executable, str(TRAIN), *training_flags(words, tmp_path / device, **changes)]
