@@ -29,7 +29,7 @@ WHOLE_BLOCK = 128
 #: Every shape is a graph of its own. Beyond torch's limit of 8, FlexAttention would silently compute all scores.
 GRAPHS = 256
 
-#: What of a mask depends on the lengths alone: all layers' masks of one layout, for every call.
+#: What of a mask the lengths decide, made once for each layout: lists of blocks, and the blocks themselves.
 _masks: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], tuple[BlockMask, Tensor]]] = WeakKeyDictionary()
 
 
@@ -142,7 +142,7 @@ def kernel_options(call: Call) -> dict[str, Any]:
     """How FlexAttention's kernels cut the work on a GPU, so that they step over single blocks of the layout.
 
     Their tiles must divide a block, and those of their own choice divide 128 only. Tiles can be asked for, but the
-    backward pass compares its own choice with the mask's block before it reads what was asked for (torch 2.6 to 2.13).
+    backward pass compares its own choice with the mask's block before it reads what was asked for (torch 2.13).
     So masks of smaller blocks say 128, and the block that counts is given here.
     """
     # The kernel for short queries has tiles of its own.
