@@ -54,7 +54,7 @@ def attend(call: Call) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(call.q), torch.ones_like(call.q[..., :1], dtype=torch.bool)
     options: dict[str, Any] = {"block_mask": block_mask(call), "scale": call.scale}
     if call.bias is not None:
-        options["score_mod"] = _adder(call.bias.expand(*call.q.shape[:3], call.k.shape[2]))
+        options["score_mod"] = _adder(call.bias)
     if call.q.device.type == "cpu":
         out = compiled()(call.q, call.k, call.v, **options)
         empty = ~kept_and_visible(call).any(-1, keepdim=True)
@@ -66,9 +66,16 @@ def attend(call: Call) -> tuple[Tensor, Tensor]:
     return out, torch.isneginf(log_sum).unsqueeze(-1)
 
 
-def _adder(bias_BHLS: Tensor) -> Callable[..., Tensor]:
+def _adder(bias: Tensor) -> Callable[..., Tensor]:
+    """Adds a bias to the scores, read where it is: it is not expanded to [B, H, L, S]."""
+    bias = bias[(None,) * (4 - bias.ndim)]
+    if bias.requires_grad and torch.is_grad_enabled():
+        bias = bias.clone()  # a view would get no gradient, without a word (torch 2.13)
+    wide = [size > 1 for size in bias.shape]
+
     def add_bias(score, b, h, i, j):
-        return score + bias_BHLS[b, h, i, j]
+        at = [x if apart else x * 0 for x, apart in zip((b, h, i, j), wide, strict=True)]
+        return score + bias[at[0], at[1], at[2], at[3]]
 
     return add_bias
 
