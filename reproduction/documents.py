@@ -105,7 +105,8 @@ def benchmark_block(name: str) -> str:
     table = pd.read_csv(path)
     bases = [column.removeprefix("times_") for column in table if column.startswith("times_")]
     measured = next(column for column in MEASURED if column in table)
-    digits, remembered = int(measured == "milliseconds"), "memory_mb" in table
+    digits = 0 if measured != "milliseconds" else 1 if table[measured].min() >= 1 else 3
+    remembered = "memory_mb" in table
     lines = [
         f"| measurement | model | {MEASURED[measured]} |"
         + "".join(f" times {base} |" for base in bases)
@@ -124,7 +125,8 @@ def benchmark_block(name: str) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     made = table.iloc[0]
     rounds = " to ".join(map(str, sorted({table["rounds"].min(), table["rounds"].max()})))
-    how = f"torch {made.torch} on {made.machine}, {made.threads} thread(s), {rounds} rounds"
+    threads = f", {made.threads} thread(s)" if "threads" in table else ""  # a GPU has none
+    how = f"torch {made.torch} on {made.machine}{threads}, {rounds} rounds"
     return "\n".join([*lines, "", f"Measured {made.date} with {how}."]) + "\n"
 
 

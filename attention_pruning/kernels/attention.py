@@ -14,6 +14,8 @@ EMPTY_ROWS = ("zero", "uniform")
 #: Above this share of kept blocks "auto" takes torch's fused attention. benchmarks/block_sparse.py found the kernel no
 #: slower even when nothing is pruned, but with blocks of 16 not faster either (1.02 times, the AVX-512 build).
 DENSEST = {16: 0.95, 32: 1.0, 64: 1.0, 128: 1.0}
+#: The same on a GPU, where benchmarks/block_sparse_gpu.py tells.
+DENSEST_GPU = {16: 1.0, 32: 1.0, 64: 1.0, 128: 1.0}
 
 
 def block_sparse_attention(
@@ -85,7 +87,9 @@ def block_sparse_attention(
         bias=bias,
     )
     out, empty = _attend(call, backend)
-    return reference.fill_empty_rows(call, out, empty) if empty_rows == "uniform" and empty.any() else out
+    # On a GPU nobody looks whether there are any: the answer would have to be waited for.
+    fill = empty_rows == "uniform" and (empty.device.type != "cpu" or bool(empty.any()))
+    return reference.fill_empty_rows(call, out, empty) if fill else out
 
 
 def _attend(call: Call, backend: str) -> tuple[Tensor, Tensor]:
@@ -107,9 +111,10 @@ def _attend(call: Call, backend: str) -> tuple[Tensor, Tensor]:
 
 
 def _attend_fastest(call: Call) -> tuple[Tensor, Tensor]:
-    if call.layout.density > DENSEST[call.layout.block_size]:
+    on_gpu = call.q.device.type == "cuda"
+    if call.layout.density > (DENSEST_GPU if on_gpu else DENSEST)[call.layout.block_size]:
         return reference.attend_fused(call)
-    if call.q.device.type == "cuda":
+    if on_gpu:
         from . import flex
 
         if flex.refusal(call) is None:
