@@ -1,8 +1,8 @@
 """Other sentence pairs for a translation model that is trained already, cut into the subwords of its training.
 
 - ``bible-SOURCE-TARGET``: for a model of two Bible versions, the chapters that it was not trained on in two others.
-- ``test_2017_mscoco`` and Multi30k's other test sets: for a model of German and English, from ``multi30k/`` of the local
-  data folder.
+- ``test_2017_mscoco`` and Multi30k's other test sets: for a model of German and English, from ``multi30k/`` of the
+  local data folder.
 
 The files have the endings of the languages that the model knows, whatever version they are in; there is a test split
 alone. Run ``python -m reproduction.data.other_pairs --help``.
@@ -49,7 +49,9 @@ def bible_test(trained: Mapping[str, Any], source: str, target: str) -> list[Pai
     """
     languages = tuple(trained["languages"])
     if not set(languages) <= set(VERSIONS):
-        raise InputError(f"bible-{source}-{target}: expected a model of two Bible versions, found {'-'.join(languages)}")
+        raise InputError(
+            f"bible-{source}-{target}: expected a model of two Bible versions, found {'-'.join(languages)}"
+        )
     if languages == (source, target):
         raise InputError(f"bible-{source}-{target}: expected other versions than those of the training, found the same")
     how = [trained[name] for name in ("unit", "max_tokens", "lower_case")]
@@ -74,7 +76,9 @@ def caption_test(trained: Mapping[str, Any], name: str, data_dir: str | os.PathL
     if f"test: {name}" in trained.get("split_rule", ""):
         raise InputError(f"{name}: expected another test set than that of the training, found the same")
     if not data_dir:
-        raise InputError(f"{name}: expected a local folder that holds multi30k/, found none named; get it from {SOURCE}")
+        raise InputError(
+            f"{name}: expected a local folder that holds multi30k/, found none named; get it from {SOURCE}"
+        )
     lower = bool(trained.get("lower_case"))
     pairs = [
         tuple(" ".join((text.lower() if lower else text).split()) for text in pair)
@@ -112,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.data.other_pairs",
-        description="Prepare sentence pairs that a trained translation model has not seen the like of, in its subwords.",
+        description="Prepare sentence pairs that a translation model has not seen the like of, in its subwords.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
