@@ -114,7 +114,7 @@ def _share(rows: pd.DataFrame, split: str, metric: str) -> float:
 
 
 def changes(rows: pd.DataFrame) -> pd.DataFrame:
-    """``curves.relative``, but nan where the dense model of a seed scores no more than 0: nothing is a share of that."""
+    """``curves.relative``, but nan where the dense model of a seed scores 0 or less: nothing is a share of that."""
     found = relative(rows)
     dense = rows[rows["variant"] == "dense"].set_index("seed")["value"]
     return found.assign(value=found["value"].where(found["seed"].map(dense).to_numpy(dtype=float) > 0))
@@ -191,8 +191,9 @@ def pairs(table: pd.DataFrame) -> list[tuple[Panel, pd.DataFrame]]:
 def pair_table(panel: Panel, rows: pd.DataFrame) -> str:
     """The rows of one pair as a Markdown table, without a line break at its end."""
     metric = f"{name_of(panel)}, {panel.split}"
+    scores = f"{metric}, home | away | change, home | away | worse away by"
     lines = [
-        f"| model | tau | evaluated, home | away | {metric}, home | away | change, home | away | worse away by | seeds |",
+        f"| model | tau | evaluated, home | away | {scores} | seeds |",
         "|---|---:|---:|---:|---|---|---:|---:|---|---:|",
     ]
     for row in rows.to_dict("records"):
@@ -316,8 +317,8 @@ def as_markdown(table: pd.DataFrame) -> str:
         parts += [title, pair_table(panel, rows), pair_found(panel, rows)]
     parts.append(
         "Every model was trained at home alone, and is the same at both places. Scores are means over seeds with the "
-        "lowest and the highest in brackets; a change is in percent of the dense model of the same seed; *worse away by* "
-        "is how many percent points more pruning takes away from home than at home, seed by seed. A pair counts as more "
+        "lowest and the highest in brackets; a change is in percent of the dense model of the same seed; *worse away "
+        "by* is how many percentage points more pruning costs away than at home, seed by seed. A pair counts as more "
         "or less if all seeds agree at some tau and at no tau on the contrary."
     )
     return "\n\n".join(parts) + "\n"

@@ -1,8 +1,8 @@
-"""Another text for a language model that is trained already: the corpus of its training, another text as its test split.
+"""Another text for a language model that is trained already: the corpus of its training with another test split.
 
 - ``bible-VERSION``: the test books of a model of one Bible version, in another: the same contents, another style.
-- ``tinyshakespeare``: ``tinyshakespeare/input.txt`` of the local data folder, for a model of any text of words. A speech
-  is one line, cut into words as the training text was.
+- ``tinyshakespeare``: ``tinyshakespeare/input.txt`` of the local data folder, for a model of any text of words. A
+  speech is one line, cut into words as the training text was.
 
 Vocabulary, training and validation text stay as they were; a word that the vocabulary lacks becomes ``<unk>``.
 Run ``python -m reproduction.data.other_text --help``.
