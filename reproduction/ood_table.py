@@ -308,13 +308,20 @@ def all_found(table: pd.DataFrame) -> str:
     return f"Does pruning hurt more away from home? Of {total} pairs, data-informed pruning hurts {'; '.join(found)}."
 
 
+def titled(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Title, Markdown table and paragraph of each pair."""
+    found = []
+    for panel, rows in pairs(table):
+        title = f"{TITLES[panel.experiment]}: {rows['home'].iloc[0]} to {rows['away'].iloc[0]}"
+        found.append((title, pair_table(panel, rows), pair_found(panel, rows)))
+    return found
+
+
 def as_markdown(table: pd.DataFrame) -> str:
     """The table, a part for each pair, with what it says in words first."""
     parts = ["# Away from home", all_found(table)]
-    for panel, rows in pairs(table):
-        first = rows.iloc[0]
-        title = f"## {TITLES[panel.experiment]}: {first['home']} to {first['away']}"
-        parts += [title, pair_table(panel, rows), pair_found(panel, rows)]
+    for title, shown, words in titled(table):
+        parts += [f"## {title}", shown, words]
     parts.append(
         "Every model was trained at home alone, and is the same at both places. Scores are means over seeds with the "
         "lowest and the highest in brackets; a change is in percent of the dense model of the same seed; *worse away "
