@@ -32,6 +32,7 @@ include: "rules/fairseq_settings.smk"
 include: "rules/bert_settings.smk"
 include: "rules/analysis_settings.smk"
 include: "rules/entmax_settings.smk"
+include: "rules/out_of_distribution_settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"
 include: "rules/transformer_xl.smk"
@@ -40,6 +41,7 @@ include: "rules/bert.smk"
 include: "rules/report.smk"
 include: "rules/analysis.smk"
 include: "rules/entmax.smk"
+include: "rules/out_of_distribution.smk"
 
 
 rule figure:
@@ -92,3 +94,8 @@ rule squad:
 rule efficiency_table:
     input:
         "results/efficiency_table.md",
+
+
+rule ood_table:
+    input:
+        f"results/{config['name']}/ood_table.md",

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from attention_pruning.errors import InputError
-from reproduction.encoding import LEVELS, UNKNOWN, encode_lines
+from reproduction.encoding import LEVELS, UNKNOWN, encode_lines, encode_with
 from reproduction.raw_text import SPLITS, raw_files, read_lines
 
 VOCABULARY_FILE = "vocabulary.txt"
@@ -80,6 +80,37 @@ class Corpus:
         """One line: name, tokens, vocabulary, fingerprint."""
         tokens = ", ".join(f"{split} {ids.size:,}" for split, ids in self.ids.items())
         return f"{self.name}: tokens {tokens}; vocabulary {len(self.vocabulary):,}; fingerprint {self.fingerprint}"
+
+    def with_test(self, name: str, lines: Sequence[Sequence[str]], extra: Mapping[str, Any]) -> Corpus:
+        """The same corpus with another text as its test split, through the same vocabulary.
+
+        Parameters
+        ----------
+        name : str
+            Of the new corpus.
+        lines : sequence of lines
+            The new test split; a line is a sequence of symbols. What the vocabulary lacks becomes ``<unk>``.
+        extra : mapping
+            More entries for ``corpus.json``.
+
+        Raises
+        ------
+        InputError
+            If there is no symbol in the lines.
+        """
+        if not any(lines):
+            raise InputError(f"{name}: expected text in the test split, found none")
+        ids = self.ids | {"test": encode_with(self.vocabulary, lines, self.description.get("end_of_line", True))}
+        fingerprint = _fingerprint(self.vocabulary, ids)
+        size = int(ids["test"].size)
+        counts = {
+            "tokens": size,
+            "unknown": int((ids["test"] == self.vocabulary.index(UNKNOWN)).sum()),
+            "characters": size if self.level == "character" else sum(len(" ".join(line)) + 1 for line in lines),
+        }
+        changed = {key: {**self.description.get(key, {}), "test": number} for key, number in counts.items()}
+        description = {**self.description, "name": name, "fingerprint": fingerprint, **changed, **extra}
+        return Corpus(name, self.level, self.vocabulary, ids, fingerprint, description)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the prepared folder; a reader never sees half of it.

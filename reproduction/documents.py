@@ -7,7 +7,8 @@ a file under results/reference/:
     python -m reproduction.documents --check    # fail if one differs from its file
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG`` and ``tasks CONFIG`` (metrics.csv), ``sites CONFIG``
-(translation_sites.csv), ``questions CONFIG`` (squad.csv) and ``efficiency CONFIG`` (efficiency_table.csv);
+(translation_sites.csv), ``questions CONFIG`` (squad.csv), ``efficiency CONFIG`` (efficiency_table.csv) and
+``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (from results/reference/benchmarks/NAME.csv); and ``scores NAME`` (from the metrics.json of single
 runs, results/reference/NAME/*.json).
 """
@@ -27,6 +28,7 @@ from reproduction.curves import curve, select
 from reproduction.efficiency_table import STEPS, step_table
 from reproduction.figures import panels_of
 from reproduction.metrics import SPARSITIES
+from reproduction.ood_table import all_found, read_table, titled
 from reproduction.results import read_csv, read_run
 from reproduction.site_figure import PANEL as SITES_PANEL
 from reproduction.site_figure import SITES, lines_of
@@ -97,6 +99,13 @@ def efficiency_block(config: str) -> str:
     return "\n\n".join(f"{title}:\n\n{step_table(table, step)}" for step, title in STEPS.items()) + "\n"
 
 
+def ood_block(config: str) -> str:
+    """Every model at home and away, a table for each pair, and what the numbers say."""
+    table = read_table(REFERENCE / config / "ood_table.csv")
+    found = [f"{title}:\n\n{shown}\n\n{words}" for title, shown, words in titled(table)]
+    return "\n\n".join([all_found(table), *found]) + "\n"
+
+
 def benchmark_block(name: str) -> str:
     """Ratios of a benchmark: median over interleaved rounds, lowest and highest round in brackets."""
     path = REFERENCE / "benchmarks" / f"{name}.csv"
@@ -156,6 +165,7 @@ BLOCKS = {
     "sites": sites_block,
     "questions": questions_block,
     "efficiency": efficiency_block,
+    "ood": ood_block,
     "benchmark": benchmark_block,
     "scores": scores_block,
 }

@@ -63,6 +63,31 @@ def encode_lines(
     return vocabulary, {split: renumber[drafts.pop(split)] for split in SPLITS}, characters
 
 
+def encode_with(vocabulary: Sequence[str], lines: Iterable[Sequence[str]], eos: bool) -> np.ndarray:
+    """Encode lines by a vocabulary that there is already; what it lacks becomes ``<unk>``.
+
+    Parameters
+    ----------
+    vocabulary : sequence of str
+        Symbol of each id, ``<unk>`` among them (and ``<eos>``, if that is asked for).
+    lines : iterable of lines
+    eos : bool
+        Append ``<eos>`` to every line.
+
+    Returns
+    -------
+    numpy.ndarray
+        int32, one-dimensional.
+    """
+    number = {symbol: i for i, symbol in enumerate(vocabulary)}
+    unknown, ids = number[UNKNOWN], array("i")
+    for line in lines:
+        ids.extend(number.get(symbol, unknown) for symbol in line)
+        if eos:
+            ids.append(number[END_OF_LINE])
+    return np.frombuffer(ids, dtype=np.intc).astype(np.int32, copy=False)
+
+
 def _number_lines(
     lines: Iterable[Sequence[str]], table: defaultdict[str, int], eos: bool
 ) -> tuple[np.ndarray, int, int]:

@@ -27,19 +27,25 @@ def commonest(labels: Sequence[float], task: Task) -> float:
     return float(np.bincount(np.asarray(labels), minlength=len(task.labels)).argmax())
 
 
-def evaluate(task: Task, data_dir: str | None) -> dict[str, dict[str, float]]:
+def evaluate(task: Task, data_dir: str | None, other_dir: str | None = None) -> dict[str, dict[str, float]]:
     """GLUE's metrics of that answer on each evaluation split, and ``glue_score`` under ``validation``.
+
+    Parameters
+    ----------
+    other_dir : str, optional
+        Folder with other rows to evaluate on; the answer is still that of the training split in ``data_dir``.
 
     Raises
     ------
     InputError
         If the task lacks a split.
     """
-    rows = load_task(task, data_dir)
-    for split in ("train", *task.evaluation_splits):
-        if split not in rows:
-            raise InputError(f"{task.name}: expected a split {split} in the data, found {', '.join(rows)}")
-    answer = commonest(rows["train"]["label"], task)
+    known = load_task(task, data_dir)
+    rows = known if other_dir is None else load_task(task, other_dir)
+    for split, found in (("train", known), *((split, rows) for split in task.evaluation_splits)):
+        if split not in found:
+            raise InputError(f"{task.name}: expected a split {split} in the data, found {', '.join(found)}")
+    answer = commonest(known["train"]["label"], task)
     metrics = {}
     for split in task.evaluation_splits:
         labels = np.asarray(rows[split]["label"])
@@ -62,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=os.environ.get(DATA_DIR_VARIABLE) or None,
         help=f"local folder with the data; {DATA_DIR_VARIABLE} sets the default; None: the Hugging Face hub",
     )
+    add("--evaluate_dir", help="folder with other rows to evaluate on, in the task's layout; None: those of --data_dir")
     add("--out", type=Path, help="metrics.json to write, with .run.json beside it; None: print only")
     add("--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated")
     return parser
@@ -72,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     labels, task = parse_labels(args.label), find_task(args.task_name)
     record = RunRecord("reproduction.majority", vars(args))
-    metrics = evaluate(task, args.data_dir)
+    metrics = evaluate(task, args.data_dir, args.evaluate_dir)
     for split, values in metrics.items():
         print(f"{task.name} {split}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
     if args.out is not None:

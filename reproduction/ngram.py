@@ -22,6 +22,7 @@ import numpy as np
 
 from attention_pruning.errors import InputError
 from reproduction.corpus import Corpus
+from reproduction.encoding import UNKNOWN
 from reproduction.metrics import LABELS, parse_labels, write_metrics
 from reproduction.training import RunRecord, run_main
 
@@ -123,8 +124,8 @@ def evaluate(corpus: Corpus) -> dict[str, dict[str, float]]:
     Returns
     -------
     dict
-        For ``valid`` and ``test``: ``perplexity`` and ``nll`` (nats a token) of the bigram, ``unigram_perplexity``, and
-        ``tokens``, the number of predictions.
+        For ``valid`` and ``test``: ``perplexity`` and ``nll`` (nats a token) of the bigram, ``unigram_perplexity``,
+        ``tokens``, the number of predictions, and ``unknown_share``, how many of the tokens are ``<unk>``.
     """
     model = KneserNeyBigram.fit(corpus.ids["train"], len(corpus.vocabulary))
     unigram_V = smoothed_unigram(np.bincount(corpus.ids["train"], minlength=len(corpus.vocabulary)))
@@ -140,6 +141,7 @@ def evaluate(corpus: Corpus) -> dict[str, dict[str, float]]:
             "nll": nll,
             "unigram_perplexity": math.exp(unigram_nll),
             "tokens": int(ids.size - 1),
+            "unknown_share": float((ids == corpus.vocabulary.index(UNKNOWN)).mean()),
         }
     return metrics
 

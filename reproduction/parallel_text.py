@@ -34,6 +34,7 @@ def write_pairs(
     splits: Mapping[str, Pairs],
     subwords: Subwords,
     extra: Mapping[str, Any],
+    parts: Sequence[str] = SPLITS,
 ) -> dict[str, Any]:
     """Write a corpus, whole or not at all: under a temporary name beside ``folder`` first.
 
@@ -47,6 +48,8 @@ def write_pairs(
         Learned on the training split.
     extra : mapping
         JSON values that describe where the text comes from and what was done to it.
+    parts : sequence of str
+        The splits to write: all that a training needs, or fewer.
 
     Returns
     -------
@@ -58,7 +61,7 @@ def write_pairs(
     InputError
         If a split is empty or missing, a sentence is blank or spans lines, or the folder cannot be written.
     """
-    _check(name, splits)
+    _check(name, splits, parts)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder to write the pairs to, found a file")
@@ -67,7 +70,7 @@ def write_pairs(
     (temporary / SUBWORD_FOLDER).mkdir(parents=True)
     try:
         digest = hashlib.sha256()
-        for split in SPLITS:
+        for split in parts:
             for language, lines in zip(languages, zip(*splits[split], strict=True), strict=True):
                 text = "".join(f"{line}\n" for line in lines)
                 digest.update(f"{split}.{language}\n{text}".encode())
@@ -78,7 +81,7 @@ def write_pairs(
         description = {
             "name": name,
             "languages": list(languages),
-            "pairs": {split: len(splits[split]) for split in SPLITS},
+            "pairs": {split: len(splits[split]) for split in parts},
             "subwords": subwords.description,
             "fingerprint": digest.hexdigest()[:16],
             **extra,
@@ -91,8 +94,8 @@ def write_pairs(
     return description
 
 
-def _check(name: str, splits: Mapping[str, Pairs]) -> None:
-    for split in SPLITS:
+def _check(name: str, splits: Mapping[str, Pairs], parts: Sequence[str]) -> None:
+    for split in parts:
         if not splits.get(split):
             raise InputError(f"{name}: expected sentence pairs for {split}, found none")
         for number, pair in enumerate(splits[split], 1):
@@ -116,6 +119,25 @@ def report(description: Mapping[str, Any]) -> tuple[str, str]:
     counts = ", ".join(f"{split} {number:,}" for split, number in description["pairs"].items())
     line = f"{description['name']} {'-'.join(description['languages'])}: {counts} pairs ({description['fingerprint']})"
     return description["fingerprint"], line
+
+
+def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``pairs.json`` of a prepared corpus says.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it is something else.
+    """
+    path = Path(folder) / DESCRIPTION_FILE
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        description["languages"], description["subwords"]
+    except OSError as error:
+        raise InputError(f"{path}: expected the description of sentence pairs, found: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected the description of sentence pairs, found something else") from error
+    return description
 
 
 def read_aligned(files: Sequence[str | os.PathLike[str]]) -> list[tuple[str, ...]]:

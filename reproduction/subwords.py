@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from attention_pruning import InputError
+
+PIECES_FILE, CODES_FILE = "sentencepiece.model", "code"
 
 
 class Subwords(Protocol):
@@ -72,7 +74,7 @@ class SentencePieces:
         return " ".join(self._processor.encode(line, out_type=str))
 
     def save(self, folder: Path) -> None:
-        (folder / "sentencepiece.model").write_bytes(self._model)
+        (folder / PIECES_FILE).write_bytes(self._model)
 
 
 class MosesBPE:
@@ -112,13 +114,36 @@ class MosesBPE:
     @property
     def description(self) -> dict[str, Any]:
         merges = self._codes.count("\n") - 1
-        return {"kind": "moses tokens, subword-nmt", "merges": merges, "lower_case": self._lower_case}
+        flags = {"lower_case": self._lower_case, "aggressive_dashes": self._aggressive}
+        return {"kind": "moses tokens, subword-nmt", "merges": merges, **flags}
 
     def cut(self, line: str, language: str) -> str:
         return self._bpe.process_line(moses_tokens(line, language, self._lower_case, self._aggressive))
 
     def save(self, folder: Path) -> None:
-        (folder / "code").write_text(self._codes, encoding="utf-8")
+        (folder / CODES_FILE).write_text(self._codes, encoding="utf-8")
+
+
+def load_subwords(folder: str | Path, description: Mapping[str, Any]) -> Subwords:
+    """Read what `Subwords.save` wrote.
+
+    Parameters
+    ----------
+    description : mapping
+        Its `Subwords.description`.
+
+    Raises
+    ------
+    InputError
+        If the folder has no such file.
+    """
+    pieces, codes = Path(folder) / PIECES_FILE, Path(folder) / CODES_FILE
+    if pieces.is_file():
+        return SentencePieces(pieces.read_bytes())
+    if codes.is_file():
+        flags = {name: bool(description.get(name)) for name in ("lower_case", "aggressive_dashes")}
+        return MosesBPE(codes.read_text(encoding="utf-8"), **flags)
+    raise InputError(f"{folder}: expected the subwords of a corpus, {PIECES_FILE} or {CODES_FILE}, found neither")
 
 
 _tokenizers: dict[str, Any] = {}

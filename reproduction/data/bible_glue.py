@@ -27,7 +27,7 @@ from attention_pruning import InputError
 from reproduction.data.bible import CANON, VERSIONS, book_of, split_books
 from reproduction.data.bible_pairs import CLAUSE_END, aligned_verses
 from reproduction.data.command import run_preparation
-from reproduction.data.glue import TASKS, Task
+from reproduction.data.glue import MRPC_FORMAT, TASKS, Task
 from reproduction.training import atomic_path, make_folder, run_main, write_json
 
 DESCRIPTION_FILE = "tasks.json"
@@ -189,13 +189,14 @@ def balanced(examples: Sequence[Example], limit: int | None, random: Random) -> 
 def file_lines(task: Task, split: str, examples: Sequence[Example]) -> Iterator[str]:
     """The lines of a file in the format of the task that the stand-in resembles; here the test set has labels too."""
     headerless = task.headerless is not None and split != "test"
-    if task.name == "Bible-Paraphrase":
+    with_ids = task.label_field == MRPC_FORMAT["label_field"]
+    if with_ids:
         yield "\t".join((task.label_field, "#1 ID", "#2 ID", *task.text_fields))
     elif not headerless:
         yield "\t".join(("index", *task.text_fields, task.label_field))
     for index, example in enumerate(examples):
         label = task.labels[example.label] if task.named_labels else str(example.label)
-        if task.name == "Bible-Paraphrase":
+        if with_ids:
             yield "\t".join((label, *map(str, example.verses), *example.sentences))
         elif headerless:
             yield "\t".join((str(example.verses[0]), label, "" if example.label else "*", *example.sentences))

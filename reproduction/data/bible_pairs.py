@@ -80,6 +80,19 @@ def is_fit(source: str, target: str, max_tokens: int) -> bool:
     return min(lengths) >= MIN_TOKENS and max(lengths) <= max_tokens and max(lengths) <= MAX_RATIO * min(lengths)
 
 
+def fit_pairs(
+    source: str, target: str, unit: str, max_tokens: int, lower_case: bool
+) -> list[tuple[int, tuple[str, str]]]:
+    """Chapter and sentences of every pair that is fit, in canonical order."""
+    found = []
+    for verse_id, *texts in aligned_verses(source, target):
+        texts = [text.lower() for text in texts] if lower_case else texts
+        for pair in clauses(*texts) if unit == "clause" else [tuple(texts)]:
+            if is_fit(*pair, max_tokens):
+                found.append((chapter_of(verse_id), pair))
+    return found
+
+
 def split_chapters(chapters: Sequence[int], seed: int) -> dict[str, set[int]]:
     """Draw about every 20th chapter for the test split and as many for validation.
 
@@ -119,12 +132,7 @@ def prepare(
             raise InputError(f"--{flag}: expected at least 1, found {limit}")
     if max_tokens < MIN_TOKENS:
         raise InputError(f"--max-tokens: expected at least {MIN_TOKENS}, found {max_tokens}")
-    found: list[tuple[int, tuple[str, str]]] = []
-    for verse_id, *texts in aligned_verses(source, target):
-        texts = [text.lower() for text in texts] if lower_case else texts
-        for pair in clauses(*texts) if unit == "clause" else [tuple(texts)]:
-            if is_fit(*pair, max_tokens):
-                found.append((chapter_of(verse_id), pair))
+    found = fit_pairs(source, target, unit, max_tokens, lower_case)
     chapters = split_chapters([chapter for chapter, _ in found], seed)
     limits = {"train": max_pairs, "valid": max_eval_pairs, "test": max_eval_pairs}
     splits = {}

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from random import Random
 from typing import Any
@@ -84,6 +84,15 @@ def draw(
     return asked
 
 
+def as_json(asked: Iterable[tuple[Passage, Sequence[Verse]]]) -> str:
+    """A file of SQuAD with these passages and questions, an article a book."""
+    articles: dict[int, list[dict[str, Any]]] = {}
+    for passage, chosen in asked:
+        articles.setdefault(book_of(passage[0][0]), []).append(paragraph(passage, chosen))
+    data = [{"title": f"Book {book}", "paragraphs": articles[book]} for book in sorted(articles)]
+    return json.dumps({"version": "1.1", "data": data}, ensure_ascii=False)
+
+
 def most_alike(asked: Sequence[tuple[Passage, Sequence[Verse]]]) -> float:
     """Share of the questions whose answer is the verse that has most words in common with the question."""
 
@@ -122,11 +131,7 @@ def prepare(
         of_split = [verse for verse in verses if any(book_of(verse[0]) in books[split] for split in splits)]
         limit = max_train if "train" in splits else max_eval
         asked = draw(list(passages(of_split, passage_words)), is_usable, questions, limit, random)
-        articles: dict[int, list[dict[str, Any]]] = {}
-        for passage, chosen in asked:
-            articles.setdefault(book_of(passage[0][0]), []).append(paragraph(passage, chosen))
-        data = [{"title": f"Book {book}", "paragraphs": articles[book]} for book in sorted(articles)]
-        text = json.dumps({"version": "1.1", "data": data}, ensure_ascii=False)
+        text = as_json(asked)
         digest.update(f"{file}\n{text}".encode())
         with atomic_path(folder / file) as temporary:
             temporary.write_text(text, encoding="utf-8")

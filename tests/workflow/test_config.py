@@ -118,6 +118,9 @@ def test_an_unknown_key_is_refused_by_name_wherever_it_stands(way: tuple[str, ..
         (("glue", "dataset", "tasks"), ["MRPC", "Poetry"]),
         (("squad", "lengths"), {"max_seq_length": "384"}),
         (("resources", "threads"), 0),
+        (("out_of_distribution", "names"), {"language_modelling": "bible-kjv-bbe"}),
+        (("out_of_distribution", "names"), {"RTE": "PAWS"}),
+        (("out_of_distribution", "limit"), 0),
         (("resources", "runtime"), {"translation": "2d"}),
         (("name",), "../elsewhere"),
     ],
@@ -326,6 +329,46 @@ def test_the_efficiency_table_is_planned_on_request(name: str, tmp_path: Path) -
     assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "efficiency" in line]
 
 
+def figure_models(config: dict[str, Any], experiment: str) -> int:
+    """How many models of an experiment there are, all seeds counted."""
+    pruning, seeds = config[experiment]["pruning"], config[experiment]["seeds"]
+    controls = len(pruning["controls"]) * len(pruning["control_taus"])
+    return (1 + len(pruning["taus"])) * len(seeds) + controls * len(pruning["control_seeds"] or seeds)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_is_planned_away_from_home_on_request(name: str, tmp_path: Path) -> None:
+    config, file = filled(read(name)), ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    names, limit = config["out_of_distribution"]["names"], config["out_of_distribution"]["limit"]
+    found = plan(tmp_path, "ood_table", *file).stdout.splitlines()
+    tasks = [task for task in config["glue"]["dataset"]["tasks"] if names.get(task)]
+    assert names["language_modelling"] and names["translation"] and names["squad"] and tasks
+    for experiment, script, places in (
+        ("language_modelling", "transformer-xl/eval.py", [names["language_modelling"]]),
+        ("translation", "fairseq/score_translations.py", [names["translation"]]),
+        ("glue", "run_glue.py --model_name_or_path", [names[task] for task in tasks]),
+        ("squad", "run_squad.py --model_name_or_path", [names["squad"]]),
+    ):
+        away = [line for line in found if script in line and any(f"evaluation@{place}" in line for place in places)]
+        if experiment in ("language_modelling", "translation"):
+            away = [line for line in found if script in line and f"/metrics@{places[0]}.json" in line]
+        assert len(away) == figure_models(config, experiment) * len(places), experiment
+    prepared = [line for line in found if "reproduction.data.other_" in line]
+    assert len(prepared) == 3 + len(tasks)
+    assert all((f"--limit {limit} " in f"{line} ") == (limit is not None) for line in prepared)
+    # the default target asks for none of it
+    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "reproduction.data.other_" in line]
+
+
+def test_what_has_no_name_is_not_evaluated_away(tmp_path: Path) -> None:
+    config = read("smoke")
+    config["out_of_distribution"]["names"] = {"squad": "bible-ylt-web"}
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(config))
+    found = plan(tmp_path, "ood_table", "--configfile", str(own)).stdout
+    assert "other_questions" in found and not any(word in found for word in ("other_text", "other_pairs", "other_tasks"))
+
+
 def test_controls_of_a_seed_that_no_model_has_are_refused(tmp_path: Path) -> None:
     config = read("smoke")
     config["translation"]["pruning"]["control_seeds"] = [1, 7]
@@ -426,14 +469,14 @@ def test_profiles_say_where_and_never_what(tmp_path: Path) -> None:
         for option in profile:
             assert f"--{option}" in options, option
         assert not {"configfile", "configfiles", "config"} & set(profile)
-    with_gpu = {
-        rule.partition(":")[0]
-        for file in (ROOT / "rules").glob("*.smk")
-        for rule in file.read_text().split("\nrule ")[1:]
-        if "gpu=job_resource" in rule
-    }
+    texts = [file.read_text() for file in (ROOT / "rules").glob("*.smk")]
+    rules = [rule for text in texts for rule in re.split(r"\n(?:use )?rule ", text)[1:]]
+    with_gpu = {rule.partition(":")[0] for rule in rules if "gpu=job_resource" in rule}
+    # A rule that is used as another one has its resources.
+    derived = [re.match(r"(\w+) as (\w+) with:", rule) for rule in rules]
+    with_gpu |= {match[2] for match in derived if match and match[1] in with_gpu}
     named = re.findall(r"- (\w+):slurm_partition=GPU", (ROOT / "profiles" / "slurm" / "config.yaml").read_text())
-    assert set(named) == with_gpu and len(with_gpu) == 9
+    assert set(named) == with_gpu and len(with_gpu) == 12
     # The default profile holds beside --profile, which would leave one GPU job at a time on a whole cluster.
     assert profiles["default"]["resources"] == ["gpu=1"]
     assert 'resource_scopes:\n    gpu="local",\n' in (ROOT / "Snakefile").read_text()
@@ -441,6 +484,9 @@ def test_profiles_say_where_and_never_what(tmp_path: Path) -> None:
 
 def test_every_rule_logs_measures_and_bounds_itself() -> None:
     for file in (ROOT / "rules").glob("*.smk"):
-        for rule in file.read_text().split("\nrule ")[1:]:
-            for directive in ("log:", "benchmark:", "threads:", "resources:", "mem_mb", "runtime", "message:"):
+        for rule in re.split(r"\n(?=(?:use )?rule )", file.read_text())[1:]:
+            directives = ["log:", "benchmark:", "message:"]
+            if not rule.startswith("use "):  # which has the bounds of the rule that it uses
+                directives += ["threads:", "resources:", "mem_mb", "runtime"]
+            for directive in directives:
                 assert directive in rule, f"{file.name}: {rule.partition(':')[0]}: {directive}"

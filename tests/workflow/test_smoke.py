@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from attention_pruning import PruneMask
+from reproduction.ood_table import read_table
 from reproduction.results import COLUMNS, read_csv
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,7 @@ def runs(experiment: str, dataset: str) -> dict[tuple[str, float, int], Path]:
 
 LM, MT = (CONFIG[name]["dataset"]["name"] for name in ("language_modelling", "translation"))
 TASKS = CONFIG["glue"]["dataset"]["tasks"]
+SQUAD_MODELS = [("dense", 0), *(("data", tau) for tau in CONFIG["squad"]["pruning"]["taus"])]
 SEEDS = CONFIG["language_modelling"]["seeds"]
 CONTROL_TAUS = CONFIG["language_modelling"]["pruning"]["control_taus"]
 RUNS = runs("language_modelling", LM)
@@ -81,7 +83,8 @@ def snakemake(folder: Path, *arguments: str, config: Path = SMOKE) -> subprocess
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the workflow has run."""
     folder = tmp_path_factory.mktemp("smoke")
-    found = snakemake(folder)
+    # At once: models that are evaluated away from home would be trained again if that were asked for later.
+    found = snakemake(folder, "figure", "ood_table")
     assert found.returncode == 0, found.stdout
     return folder
 
@@ -207,6 +210,29 @@ def test_the_figure_is_a_picture_of_these_numbers(finished: Path) -> None:
     leaves(finished / "results" / "smoke", "glue_tasks.png", "glue_tasks.csv", "glue_tasks.md")
 
 
+def test_every_model_is_in_the_table_of_models_away_from_home(finished: Path) -> None:
+    table = read_table(finished / "results" / "smoke" / "ood_table.csv")
+    names = CONFIG["out_of_distribution"]["names"]
+    places = {(LM, names["language_modelling"]), (MT, names["translation"])}
+    places |= {(task, names[task]) for task in TASKS} | {(CONFIG["squad"]["dataset"]["name"], names["squad"])}
+    assert set(zip(table["home"], table["away"], strict=True)) == places
+    for (experiment, home, away), rows in table.groupby(["experiment", "home", "away"]):
+        kept = rows[rows["tau"].notna()]
+        chosen = SQUAD_MODELS if experiment == "squad" else models(experiment)
+        assert set(zip(kept["variant"], kept["tau"], strict=True)) == set(chosen)
+        assert kept[["home_mean", "away_mean", "evaluated_away"]].notna().all().all(), experiment
+        assert len(rows) - len(kept) == (experiment != "squad")
+        # each mean is that of the metrics beside the model's own
+        row = kept[kept["variant"] == "dense"].iloc[0]
+        folder = finished / "runs" / "smoke" / experiment / home / "dense" / "tau0"
+        files = [folder / f"seed{seed}" / f"metrics@{away}.json" for seed in CONFIG[experiment]["seeds"]]
+        values = [json.loads(file.read_text())["metrics"][row["split"]][row["metric"]] for file in files]
+        assert row["away_mean"] == pytest.approx(np.mean(values)) and row["seeds"] == len(values)
+    assert table.loc[table["experiment"] == "language_modelling", "unknown_away"].between(0.01, 0.9).all()
+    text = (finished / "results" / "smoke" / "ood_table.md").read_text()
+    assert f"Of {len(places)} pairs, data-informed pruning hurts" in text
+
+
 def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
     found = snakemake(finished)
     assert found.returncode == 0
@@ -241,7 +267,7 @@ def test_the_report_is_one_file_with_everything_in_it_and_asks_for_nothing_else(
     folder = finished / "results" / "smoke"
     figures = ("ap_figure", "glue_tasks", "paper_comparison", "controls", "pattern_gallery", "structural_zeros")
     assert {f"results/smoke/{name}.png" for name in figures} <= set(shown)
-    tables = [f"{name}.csv" for name in ("metrics", "runs", "software", *figures[1:])]
+    tables = [f"{name}.csv" for name in ("metrics", "runs", "software", "ood_table", *figures[1:])]
     assert {f"results/smoke/{name}" for name in [*tables, "configuration.json"]} <= set(shown)
     for path, entry in shown.items():
         assert entry["caption"].strip() and set(entry["labels"]) == {"what", "as"}, path
