@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import brute_force
 from attention_pruning import AttentionPattern, InputError, PatternAccumulator, PruneMask
-from attention_pruning.baselines import random_scores, window_scores
+from attention_pruning.baselines import distance_scores, random_scores, window_scores
 from attention_pruning.loading import load_mask
 from attention_pruning.mask import parse_tau
 from attention_pruning.published import write_published
@@ -110,7 +110,7 @@ def test_a_larger_tau_prunes_a_superset(pattern, one, other, chosen, size):
 
 @law
 @given(patterns(), taus, choices, seeds)
-def test_random_and_window_masks_agree_with_loops(pattern, tau, chosen, seed):
+def test_controls_agree_with_loops(pattern, tau, chosen, seed):
     data = PruneMask.from_pattern(pattern, tau, **chosen)
     allowed = cell_set(data.allowed)
     for use, weights in (
@@ -120,6 +120,7 @@ def test_random_and_window_masks_agree_with_loops(pattern, tau, chosen, seed):
         for found, scores in (
             (PruneMask.random_like(data, seed, use), random_scores(data, seed)),
             (PruneMask.window_like(data, use), window_scores(data)),
+            (PruneMask.distance_like(data, pattern, use), distance_scores(data, pattern)),
         ):
             score = torch.stack([scores(layer) for layer in range(data.layers)]).numpy()
             assert cell_set(found.pruned) == brute_force.prune_as_much(
@@ -129,11 +130,12 @@ def test_random_and_window_masks_agree_with_loops(pattern, tau, chosen, seed):
 
 @law
 @given(patterns(), taus, choices, st.integers(1, 3), seeds)
-def test_random_and_window_masks_keep_what_they_are_like(pattern, tau, chosen, size, seed):
+def test_controls_keep_what_they_are_like(pattern, tau, chosen, size, seed):
     data = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen)
     for kind, make in (
         ("random", lambda: PruneMask.random_like(data, seed)),
         ("window", lambda: PruneMask.window_like(data)),
+        ("distance", lambda: PruneMask.distance_like(data, pattern)),
     ):
         try:
             found = make()
@@ -147,6 +149,7 @@ def test_random_and_window_masks_keep_what_they_are_like(pattern, tau, chosen, s
         assert {at[2:] for at in differs} <= allowed_blocks(data)
         assert (found.kind, found.seed) == (kind, seed if kind == "random" else None)
         origin = {"like_fingerprint": data.fingerprint, "like_in": "effective_sparsity"}
+        origin |= {"distances_fingerprint": pattern.fingerprint} if kind == "distance" else {}
         assert found.metadata == data.metadata | origin
         for name in ("site", "causal", "tau", "rule", "scope", "row_floor", "block_size"):
             assert getattr(found, name) == getattr(data, name)
@@ -175,7 +178,8 @@ def test_block_baselines_are_always_found_where_all_was_observed(queries, memory
         visible = PatternAccumulator(1, 1, *count.shape, "self", causal)._visible
         pattern = AttentionPattern(average * visible, count, "self", causal)
         data = PruneMask.from_pattern(pattern, tau, rule="allowed", block_size=size)
-        for found in (PruneMask.random_like(data, seed), PruneMask.window_like(data)):
+        by_distance = PruneMask.distance_like(data, pattern)
+        for found in (PruneMask.random_like(data, seed), PruneMask.window_like(data), by_distance):
             assert pruned_allowed(found) == pruned_allowed(data)
             assert found.empty_rows == 0
 
@@ -204,6 +208,72 @@ def test_a_window_is_a_band_around_the_diagonal():
     data = uniform_mask(8, 8, (64 - band) / 64, "enc-self", heads=2, row_floor="none")
     for head in PruneMask.window_like(data).pruned[0]:
         assert torch.equal(head, distance > 2)
+
+
+@law
+@given(patterns(), taus, choices, sizes)
+def test_distances_are_judged_by_the_mean_of_their_allowed_cells(pattern, tau, chosen, size):
+    data = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen)
+    average = pattern.pooled(size).average.numpy()
+    expected = brute_force.by_distance(average, cell_set(pattern.allowed), size)
+    scores = distance_scores(data, pattern)
+    found = torch.stack([scores(layer) for layer in range(data.layers)]).numpy()
+    assert found == pytest.approx(expected, rel=1e-12)
+    # equal along a diagonal to the last bit: what is equal is a tie
+    for i, j in np.ndindex(found.shape[2] - 1, found.shape[3] - 1):
+        assert (found[..., i, j] == found[..., i + 1, j + 1]).all()
+
+
+@law
+@given(patterns(), taus, choices, seeds)
+def test_only_the_means_of_distances_count(pattern, tau, chosen, seed):
+    data = PruneMask.from_pattern(pattern, tau, **chosen)
+    flat = AttentionPattern(
+        torch.stack([distance_scores(data, pattern)(layer) for layer in range(data.layers)]) * pattern.allowed,
+        pattern.count,
+        pattern.site,
+        pattern.causal,
+    )
+    exact = PruneMask.distance_like(data, pattern)
+    again = PruneMask.distance_like(data, flat)
+    kept = [distance_scores(data, flat)(layer) for layer in range(data.layers)]
+    # float32 may make two means equal, which changes the order among them; the attention that is kept is the same
+    for layer, score in enumerate(kept):
+        sums = [float((score * (~mask.pruned[layer] & pattern.allowed)).sum()) for mask in (exact, again)]
+        assert math.isclose(*sums, rel_tol=1e-5, abs_tol=1e-9)
+
+
+def test_a_mask_by_distance_keeps_what_a_head_attends_to_and_nothing_about_positions():
+    distance = torch.arange(6)[:, None] - torch.arange(6)
+    average = torch.full((1, 2, 6, 6), 0.1)
+    average[0, 0][distance == 0], average[0, 1][distance == 2] = 0.9, 0.8
+    average[0, :, :, 0] += 0.5  # every query looks at the first key, too: a column, and no distance
+    pattern = AttentionPattern(average, torch.ones(6, 6), "enc-self")
+    data = PruneMask.from_pattern(pattern, 0.73, "allowed", row_floor="none")
+    assert not data.pruned[0, :, :, 0].any()
+    found = PruneMask.distance_like(data, pattern)
+    kept = ~found.pruned[0]
+    assert int(kept.sum()) == 20 and kept[0][distance == 0].all() and kept[1][distance == 2].all()
+    assert found.pruned[0, :, 1:5, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 1}, "expected heads 2, that of pattern, found 1"),
+        ({"keys": 5}, "expected key_length 4, that of pattern, found 5"),
+        ({"site": "enc-dec"}, "expected site enc-self, that of pattern, found enc-dec"),
+        ({"unseen": 1}, "expected the allowed cells of pattern, found others"),
+    ],
+)
+def test_distances_of_other_attention_are_refused(changes, message):
+    def pattern(heads=2, keys=4, site="enc-self", unseen=0):
+        count = torch.ones(4, keys)
+        count[3, :unseen] = 0
+        return AttentionPattern(torch.rand(1, heads, 4, keys) * (count > 0), count, site)
+
+    with pytest.raises(InputError, match=message):
+        PruneMask.distance_like(PruneMask.from_pattern(pattern(), 0.5), pattern(**changes))
 
 
 def test_a_causal_window_follows_the_memory():
@@ -443,7 +513,9 @@ def test_bad_mask_files_are_refused(tmp_path):
         ),
         "header fields": lambda: save_file(tensors, path, header | {"more": "1"}),
         "write 0.9": lambda: save_file(tensors, path, header | {"tau": "90"}),
-        "kind: expected one of data, random, window": lambda: save_file(tensors, path, header | {"kind": '"best"'}),
+        "kind: expected one of data, random, window, dist": lambda: save_file(
+            tensors, path, header | {"kind": '"best"'}
+        ),
         r"pruned to be bools \[layer, head, query, key\], found torch.bool of \[4, 5\]": lambda: save_file(
             tensors | {"pruned": mask.pruned[0, 0].clone()}, path, header
         ),
