@@ -115,7 +115,7 @@ def window_scores(mask: PruneMask) -> Callable[[int], Tensor]:
 def distance_scores(mask: PruneMask, pattern: AttentionPattern) -> Callable[[int], Tensor]:
     """The pattern's mean along each diagonal, by head: layer -> float64 [H, q, k], equal where query - key is equal.
 
-    The mean is over the allowed cells of a diagonal; for a mask of blocks, over the allowed blocks of the pooled pattern.
+    The mean is over the allowed cells of a diagonal, or over the allowed blocks of the pooled pattern.
 
     Raises
     ------

@@ -7,7 +7,8 @@ a file under results/reference/:
     python -m reproduction.documents --check    # fail if one differs from its file
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG`` and ``tasks CONFIG`` (metrics.csv), ``sites CONFIG``
-(translation_sites.csv), ``questions CONFIG`` (squad.csv) and ``efficiency CONFIG`` (efficiency_table.csv);
+(translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv) and ``efficiency
+CONFIG`` (efficiency_table.csv);
 ``benchmark NAME`` (from results/reference/benchmarks/NAME.csv); and ``scores NAME`` (from the metrics.json of single
 runs, results/reference/NAME/*.json).
 """
@@ -26,6 +27,7 @@ from reproduction.captions import NAMES, spread, table_markdown
 from reproduction.curves import curve, select
 from reproduction.efficiency_table import STEPS, step_table
 from reproduction.figures import panels_of
+from reproduction.mask_figure import markdown as masks_markdown
 from reproduction.metrics import SPARSITIES
 from reproduction.results import read_csv, read_run
 from reproduction.site_figure import PANEL as SITES_PANEL
@@ -73,6 +75,11 @@ def sites_block(config: str) -> str:
             for point in line.itertuples()
         ]
     return "\n".join(lines) + "\n"
+
+
+def masks_block(config: str) -> str:
+    """Rules, scopes and controls of masks, a Markdown table an experiment."""
+    return masks_markdown(read_csv(REFERENCE / config / "mask_comparison.csv"))
 
 
 def questions_block(config: str) -> str:
@@ -152,6 +159,7 @@ BLOCKS = {
     "results": results_block,
     "tasks": tasks_block,
     "sites": sites_block,
+    "masks": masks_block,
     "questions": questions_block,
     "efficiency": efficiency_block,
     "benchmark": benchmark_block,
