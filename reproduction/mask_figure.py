@@ -10,7 +10,7 @@ attention, so each line says what it took. All comparisons are between models of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -82,7 +82,7 @@ def summary(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
             if own.empty:
                 continue
             first = own.iloc[0]
-            name = f"{first['rule']}, {first['scope']}" if variant in INFORMED else NAMES[variant]
+            name = f"{first['rule']} by {first['scope']}" if variant in INFORMED else NAMES[variant]
             known = {"tau": tau, "variant": variant, "name": name, "gap": gap(own, dense, panel)}
             found.append(known | curve(own, variant).iloc[0].drop("percent").to_dict())
     if not any(line["variant"] in INFORMED for line in found):
@@ -139,6 +139,7 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame, lines: pd.DataFrame, panel: Pane
         axes.scatter(single, [place] * len(single), **dots)
         mark = {"marker": style["marker"], "s": 46, "edgecolors": style["color"], "linewidths": 1.4, "zorder": 4}
         axes.scatter([line.mean], [place], **mark, **filled)
+    _leave_out_the_farthest(axes, places, lines, dense)
     axes.set_yticks(places, lines["name"])
     axes.set_ylim(places[-1] - 0.7, 0.7)
     taken = axes.secondary_yaxis("right")
@@ -154,13 +155,28 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame, lines: pd.DataFrame, panel: Pane
     taken.spines["right"].set_visible(False)
 
 
+def _leave_out_the_farthest(axes: Axes, places: list[float], lines: pd.DataFrame, dense: Any) -> None:
+    """Where random masks are so far off that the others run together, an arrow says where they are."""
+    near = lines[lines["variant"] != "random"]
+    low, high = min(near["low"].min(), dense.low), max(near["high"].max(), dense.high)
+    room = high - low
+    for place, line in zip(places, lines.itertuples(), strict=True):
+        if line.variant == "random" and not low - room <= line.mean <= high + room:
+            axes.set_xlim(low - 0.06 * room, high + 0.06 * room)
+            right = line.mean > high
+            edge, text = (1, f"{line.mean:.2f} \u2192") if right else (0, f"\u2190 {line.mean:.2f}")
+            style = {"color": STYLES["random"]["color"], "ha": "right" if right else "left", "va": "center"}
+            axes.text(edge, place, text, transform=axes.get_yaxis_transform(), **style)
+
+
 def caption(table: pd.DataFrame) -> str:
     """Return the caption of the figure: plain paragraphs, readable as Markdown and as reStructuredText."""
     parts = [
         f"How masks are made, configuration {table['config'].iloc[0]}: rule and scope of data-informed masks (filled: "
         "the experiment's own), below them controls that prune as much as the experiment's own. Dots are seeds, marks "
         "their means; dotted, with a band from the lowest to the highest seed, the dense model. On the right, the "
-        "share of the attention that masks took from the evaluated text. Differences are taken seed by seed."
+        "share of the attention that masks took from the evaluated text; an arrow stands for random masks that are far "
+        "off. Differences are taken seed by seed."
     ]
     for panel in panels_of(table):
         rows = select(table, panel)
@@ -180,13 +196,14 @@ def caption(table: pd.DataFrame) -> str:
 def _choices_found(rows: pd.DataFrame, lines: pd.DataFrame, panel: Panel) -> str:
     """Whether rules and scopes differ by more than seeds do."""
     informed = lines[lines["variant"].isin(INFORMED)].sort_values("mean", ascending=panel.better == "lower")
-    best, worst = informed.iloc[0], informed.iloc[-1]
-    if len(informed) == 1:
-        return f"{best['name']} reaches {spread(best, 2)}; no other rule or scope was trained."
-    found = gap(*(rows[rows["variant"] == line["variant"]] for line in (best, worst)), panel)
+    ranked = list(informed.itertuples())
+    best, worst = ranked[0], ranked[-1]
+    if len(ranked) == 1:
+        return f"{best.name} reaches {spread(best, 2)}; no other rule or scope was trained."
+    found = gap(*(rows[rows["variant"] == line.variant] for line in (best, worst)), panel)
     text = (
-        f"of {len(informed)} rules and scopes the best is {best['name']}, {spread(best, 2)}, the worst "
-        f"{worst['name']}, {spread(worst, 2)}"
+        f"of {len(ranked)} rules and scopes the best is {best.name}, {spread(best, 2)}, the worst {worst.name}, "
+        f"{spread(worst, 2)}"
     )
     seeded = informed[informed["seeds"] > 1]
     if found.seeds == 1 or seeded.empty:
@@ -216,14 +233,17 @@ def _controls_found(rows: pd.DataFrame, lines: pd.DataFrame, panel: Panel) -> st
     text = f"{name} minus {'; minus '.join(f'{NAMES[control]} {told(found)}' for control, found in gaps.items())}."
     if (found := gaps.get("distance")) is None:
         return text
+    pair = lines[lines["variant"].isin(["data", "distance"])]
     if found.seeds == 1:
         verdict = "One seed does not tell whether more than the distance matters."
-    elif found.better == found.seeds:
-        verdict = "So in every seed more than the distance mattered."
-    elif found.better:
-        verdict = "So seeds do not agree on whether more than the distance matters."
+    elif found.better not in (0, found.seeds):
+        verdict = "Seeds do not agree on whether more than the distance matters."
+    elif not found.better:
+        verdict = "In no seed did more than the distance matter."
+    elif abs(found.mean) > (pair["high"] - pair["low"]).max():
+        verdict = "So MORE than the distance mattered, and by more than seeds differ."
     else:
-        verdict = "So in no seed did more than the distance matter."
+        verdict = "In every seed more than the distance mattered, but by no more than seeds differ."
     return f"{text} {verdict}"
 
 
