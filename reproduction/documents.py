@@ -7,8 +7,8 @@ a file under results/reference/:
     python -m reproduction.documents --check    # fail if one differs from its file
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG`` and ``tasks CONFIG`` (metrics.csv), ``sites CONFIG``
-(translation_sites.csv), ``questions CONFIG`` (squad.csv), ``efficiency CONFIG`` (efficiency_table.csv) and
-``ood CONFIG`` (ood_table.csv);
+(translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv), ``efficiency
+CONFIG`` (efficiency_table.csv) and ``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (from results/reference/benchmarks/NAME.csv); and ``scores NAME`` (from the metrics.json of single
 runs, results/reference/NAME/*.json).
 """
@@ -27,6 +27,7 @@ from reproduction.captions import NAMES, spread, table_markdown
 from reproduction.curves import curve, select
 from reproduction.efficiency_table import STEPS, step_table
 from reproduction.figures import panels_of
+from reproduction.mask_figure import markdown as masks_markdown
 from reproduction.metrics import SPARSITIES
 from reproduction.ood_table import all_found, read_table, titled
 from reproduction.results import read_csv, read_run
@@ -75,6 +76,11 @@ def sites_block(config: str) -> str:
             for point in line.itertuples()
         ]
     return "\n".join(lines) + "\n"
+
+
+def masks_block(config: str) -> str:
+    """Rules, scopes and controls of masks, a Markdown table an experiment."""
+    return masks_markdown(read_csv(REFERENCE / config / "mask_comparison.csv"))
 
 
 def questions_block(config: str) -> str:
@@ -163,6 +169,7 @@ BLOCKS = {
     "results": results_block,
     "tasks": tasks_block,
     "sites": sites_block,
+    "masks": masks_block,
     "questions": questions_block,
     "efficiency": efficiency_block,
     "ood": ood_block,
