@@ -8,7 +8,7 @@ a file under results/reference/:
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG`` and ``tasks CONFIG`` (metrics.csv), ``sites CONFIG``
 (translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv), ``efficiency
-CONFIG`` (efficiency_table.csv) and ``ood CONFIG`` (ood_table.csv);
+CONFIG`` (efficiency_table.csv), ``entmax CONFIG`` (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (from results/reference/benchmarks/NAME.csv); and ``scores NAME`` (from the metrics.json of single
 runs, results/reference/NAME/*.json).
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from attention_pruning import InputError
+from reproduction import entmax_figure
 from reproduction.captions import NAMES, spread, table_markdown
 from reproduction.curves import curve, select
 from reproduction.efficiency_table import STEPS, step_table
@@ -112,6 +113,19 @@ def ood_block(config: str) -> str:
     return "\n\n".join([all_found(table), *found]) + "\n"
 
 
+def entmax_block(config: str) -> str:
+    """Softmax and entmax in translation, dense and pruned: BLEU, exact zeros, time per update."""
+    rows = entmax_figure.values(read_csv(REFERENCE / config / "entmax_comparison.csv"))
+    lines = ["| | tau | evaluated | BLEU, test | exact zeros | of the kept cells | time per update | seeds |"]
+    lines.append("|---|---:|---:|---|---:|---:|---:|---:|")
+    lines += [
+        f"| {line.normaliser} | {100 * line.tau:.0f}% | {100 * line.evaluated_sparsity:.1f}% | {spread(line, 2)} | "
+        f"{100 * line.zeros:.1f}% | {100 * line.kept_zeros:.1f}% | {line.times:.2f} | {line.seeds} |"
+        for line in entmax_figure.summary(rows).itertuples()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def benchmark_block(name: str) -> str:
     """Ratios of a benchmark: median over interleaved rounds, lowest and highest round in brackets."""
     path = REFERENCE / "benchmarks" / f"{name}.csv"
@@ -172,6 +186,7 @@ BLOCKS = {
     "masks": masks_block,
     "questions": questions_block,
     "efficiency": efficiency_block,
+    "entmax": entmax_block,
     "ood": ood_block,
     "benchmark": benchmark_block,
     "scores": scores_block,
