@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from block_sparse import BATCH, HEADS, SEED, SIZE, Attention, Shape, draw_layout, summarize
+from block_sparse_gpu_figure import draw
 from interleave import BenchmarkError
 from torch import Tensor
 
@@ -36,7 +37,7 @@ VARIANTS = ("dense", "masked", "flex", "ours")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 KINDS = ("forward", "forward+backward")
 SPARSITIES = (0.0, 0.5, 0.75, 0.9, 0.95)
-#: Where every variant and float32 are measured too.
+#: Where every variant and float32 are measured too; every variant also where a length has nothing sparser.
 IN_FULL = 0.9
 
 
@@ -126,7 +127,8 @@ def peak_memory(attention: Attention, inputs: list[Tensor]) -> float:
 
 def measure(case: Case, shape: Shape, inputs: list[Tensor], rounds: int, repeat: int) -> list[dict[str, str]]:
     """Rows of the csv for one shape."""
-    chosen = VARIANTS if shape.sparsity == IN_FULL else ("dense", "ours")
+    full = min(IN_FULL, case.shapes()[-1].sparsity)
+    chosen = VARIANTS if shape.sparsity == full else ("dense", "ours")
     attentions = {name: build(name, shape, inputs) for name in chosen}
     memory = {}
     for name, attention in attentions.items():
@@ -192,49 +194,6 @@ def write_csv(folder: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def draw_plot(rows: list[dict[str, str]], path: Path) -> None:
-    """Speed-up over torch's dense attention in bfloat16 against the sparsity, with the ideal line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    kept = [1 - sparsity for sparsity in SPARSITIES]
-    lengths = sorted({case.length for case in CASES})
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
-    for axis, kind in zip(axes, KINDS, strict=True):
-        for block, style in ((64, "-"), (128, ":")):
-            for index, length in enumerate(lengths):
-                wanted = {"dtype": "bf16", "kind": kind, "block": block, "length": length, "model": "ours"}
-                line = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-                if not line:  # a run that was cut short
-                    continue
-                times = [[float(row[f"{part}_dense"]) for row in line] for part in ("low", "times", "high")]
-                low, middle, high = (torch.tensor(part) for part in times)
-                axis.errorbar(
-                    [1 - row["sparsity"] for row in line],
-                    middle,
-                    torch.stack([middle - low, high - middle]),
-                    color=f"C{index}",
-                    linestyle=style,
-                    marker="o",
-                    markersize=3,
-                    capsize=2,
-                    label=f"L = {length}, block {block}",
-                )
-        axis.plot(kept, [1 / share for share in kept], "k--", linewidth=0.8, label="ideal: 1 / kept")
-        axis.axhline(1.0, color="grey", linewidth=0.8)
-        axis.set(xscale="log", yscale="log", xlabel="blocks pruned", title=f"{kind}, bfloat16")
-        axis.set_xticks(kept, [f"{sparsity:.0%}" for sparsity in SPARSITIES])
-        axis.minorticks_off()
-        axis.invert_xaxis()
-        axis.set_yticks([0.1, 0.25, 0.5, 1, 2, 4, 8, 16], ["0.1", "0.25", "0.5", "1", "2", "4", "8", "16"])
-    axes[0].set_ylabel("times torch's dense attention")
-    axes[0].legend(frameon=False, fontsize=7)
-    figure.suptitle(f"{rows[0].get('machine') or torch.cuda.get_device_name()}, torch {torch.__version__}", fontsize=9)
-    figure.savefig(path, dpi=150)
-
-
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -272,7 +231,7 @@ def main() -> int:
         return 2
     if args.out is not None:
         path = write_csv(args.out, rows)
-        draw_plot(rows, path.with_suffix(".png"))
+        draw(path)
         print(f"written: {path} and its .png")
     return 0
 

@@ -9,7 +9,8 @@ a file under results/reference/:
 Blocks are, from results/reference/CONFIG/, ``results CONFIG`` and ``tasks CONFIG`` (metrics.csv), ``sites CONFIG``
 (translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv), ``efficiency
 CONFIG`` (efficiency_table.csv), ``entmax CONFIG`` (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
-``benchmark NAME`` (from results/reference/benchmarks/NAME.csv); and ``scores NAME`` (from the metrics.json of single
+``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv) and ``speedups NAME`` (of one that prunes to
+several sparsities, a row for each shape); and ``scores NAME`` (from the metrics.json of single
 runs, results/reference/NAME/*.json).
 """
 
@@ -128,10 +129,7 @@ def entmax_block(config: str) -> str:
 
 def benchmark_block(name: str) -> str:
     """Ratios of a benchmark: median over interleaved rounds, lowest and highest round in brackets."""
-    path = REFERENCE / "benchmarks" / f"{name}.csv"
-    if not path.is_file():
-        raise InputError(f"{path}: expected the results of a benchmark, found no such file")
-    table = pd.read_csv(path)
+    table = read_benchmark(name)
     bases = [column.removeprefix("times_") for column in table if column.startswith("times_")]
     measured = next(column for column in MEASURED if column in table)
     digits = 0 if measured != "milliseconds" else 1 if table[measured].min() >= 1 else 3
@@ -152,11 +150,43 @@ def benchmark_block(name: str) -> str:
             cells.append("" if pd.isna(row["memory_mb"]) else f"{row['memory_mb']:.0f}")
         cells = [row["measurement"], row["model"], f"{row[measured]:.{digits}f}", *cells]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured_with(table)]) + "\n"
+
+
+def speedups_block(name: str) -> str:
+    """Times dense attention at every sparsity, a row for each shape; where measured, times masked attention, and MB."""
+    table = read_benchmark(name)
+    table["percent"] = (100 * table["sparsity"]).round().astype(int)
+    percents, models = sorted(table["percent"].unique()), ("dense", "masked", "ours")
+    full = int(table.loc[table["model"] == "masked", "percent"].mode().iloc[0])
+    heads = ["dense, ms", *(f"{x}%" for x in percents), f"{full}%, times masked", *(f"MB, {x}" for x in models)]
+    lines = ["| shape | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for (kind, dtype, length, block), rows in table.groupby(["kind", "dtype", "length", "block"]):
+        ours = rows[rows["model"] == "ours"].set_index("percent")
+        megabytes = rows.groupby("model")["memory_mb"].max()
+        cells = [f"{rows.loc[rows['model'] == 'dense', 'milliseconds'].median():.3f}"]
+        cells += [f"{ours['times_dense'][x]:.2f}" if x in ours.index else "" for x in percents]
+        against = ours["times_masked"].get(full)
+        cells.append("" if against is None or pd.isna(against) else f"{against:.2f}")
+        cells += [f"{megabytes[x]:.0f}" if x in megabytes else "" for x in models]
+        lines.append(f"| {dtype}, L {length}, block {block}, {kind} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured_with(table)]) + "\n"
+
+
+def read_benchmark(name: str) -> pd.DataFrame:
+    """The committed rows of a benchmark."""
+    path = REFERENCE / "benchmarks" / f"{name}.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: expected the results of a benchmark, found no such file")
+    return pd.read_csv(path)
+
+
+def measured_with(table: pd.DataFrame) -> str:
+    """When a benchmark ran, on what, and how often."""
     made = table.iloc[0]
     rounds = " to ".join(map(str, sorted({table["rounds"].min(), table["rounds"].max()})))
     threads = f", {made.threads} thread(s)" if "threads" in table else ""  # a GPU has none
-    how = f"torch {made.torch} on {made.machine}{threads}, {rounds} rounds"
-    return "\n".join([*lines, "", f"Measured {made.date} with {how}."]) + "\n"
+    return f"Measured {made.date} with torch {made.torch} on {made.machine}{threads}, {rounds} rounds."
 
 
 def scores_block(name: str) -> str:
@@ -189,6 +219,7 @@ BLOCKS = {
     "entmax": entmax_block,
     "ood": ood_block,
     "benchmark": benchmark_block,
+    "speedups": speedups_block,
     "scores": scores_block,
 }
 

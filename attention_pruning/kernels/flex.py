@@ -35,11 +35,10 @@ _masks: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], tuple[BlockMask, Te
 
 def refusal(call: Call) -> str | None:
     """What FlexAttention would need to compute a call, or None."""
-    needs_gradient = any(x is not None and x.requires_grad for x in (call.q, call.k, call.v, call.bias))
     on_cpu, size = call.q.device.type == "cpu", call.q.shape[-1]
     if call.dropout_p > 0.0:
         return f"no dropout, found {call.dropout_p}"
-    if on_cpu and torch.is_grad_enabled() and needs_gradient:
+    if on_cpu and call.needs_gradient:
         return "a GPU for gradients, found tensors on the CPU"
     if call.q.dtype not in DTYPES:
         return f"float32, bfloat16 or float16, found {call.q.dtype}"
@@ -151,19 +150,27 @@ def kernel_options(call: Call) -> dict[str, Any]:
     Their tiles must divide a block, and those of their own choice divide 128 only. Tiles can be asked for, but the
     backward pass compares its own choice with the mask's block before it reads what was asked for (torch 2.13).
     So masks of smaller blocks say 128, and the block that counts is given here.
+
+    A bias is fetched ahead with keys and values, a float for each score of a tile, and for that their own choice leaves
+    no room: an H100 has 227 KB of shared memory for a kernel, and tiles of 128 x 128 in three stages take 242. So tiles
+    are chosen here, and two stages, wherever there is a bias; they are to fit the 99 KB of consumer cards.
     """
     # The kernel for short queries has tiles of its own.
     options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
-    size, bytes_a_row = call.layout.block_size, call.q.shape[-1] * call.q.element_size()
-    if size >= WHOLE_BLOCK:
+    size, bytes_a_row = min(call.layout.block_size, WHOLE_BLOCK), call.q.shape[-1] * call.q.element_size()
+    if size < WHOLE_BLOCK:
+        options |= {"SPARSE_Q_BLOCK_SIZE": size, "SPARSE_KV_BLOCK_SIZE": size}
+    elif call.bias is None:
         return options
-    options |= {"SPARSE_Q_BLOCK_SIZE": size, "SPARSE_KV_BLOCK_SIZE": size}
     half, small = call.q.element_size() == 2, bytes_a_row <= 256
     options["fwd_BLOCK_M"] = min(size, 64 if bytes_a_row <= 512 else 32)
     options["fwd_BLOCK_N"] = min(size, 64 if half and small else 32 if bytes_a_row <= 512 else 16)
-    if half:  # in float32 they are 16
+    if call.bias is not None:
+        small = bytes_a_row <= 128
+        options["fwd_num_stages"] = 2
+    if half:  # in float32 they are 16, and nothing is fetched ahead
         options |= {f"bwd_BLOCK_{name}": min(size, 64 if small else 32) for name in ("M1", "N1", "M2", "N2")}
-        options["bwd_num_warps"] = 4
+        options |= {"bwd_num_warps": 4} | ({} if call.bias is None else {"bwd_num_stages": 2})
     return options
 
 

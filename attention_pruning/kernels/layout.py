@@ -239,6 +239,11 @@ class BlockLayout:
         return self.column.numel() / max(1, self.heads * int(block_any(visible, self.block_size).sum()))
 
     @cached_property
+    def keeps_everything(self) -> bool:
+        """Whether no cell is left out."""
+        return not len(self.bits) and bool(self.blocks.all())
+
+    @cached_property
     def has_empty_rows(self) -> bool:
         """Whether a query keeps no key at all."""
         return bool((~self.cells.any(-1)).any())
