@@ -225,23 +225,24 @@ def _shown(row: dict[str, float], what: str, places: int, sign: str = "") -> str
     return f"{mean:{sign}.{places}f} ({low:{sign}.{places}f} to {high:{sign}.{places}f})"
 
 
-def is_above_baseline(panel: Panel, rows: pd.DataFrame) -> bool:
-    """Whether the dense model is better away than what needs no attention; true where nobody measured that."""
+def fails_baseline(panel: Panel, rows: pd.DataFrame) -> str:
+    """What is said where the dense model is away no better than what needs no attention; else nothing."""
     floor = rows.loc[rows["variant"].isin(BASELINES), "away_mean"].dropna()
     dense = rows.loc[rows["variant"] == "dense", "away_mean"].iloc[0]
-    if floor.empty:
-        return True
-    return bool(dense < floor.iloc[0] if panel.better == "lower" else dense > floor.iloc[0])
+    if floor.empty or (dense < floor.iloc[0] if panel.better == "lower" else dense > floor.iloc[0]):
+        return ""
+    return f"Away the dense model ({dense:.1f}) is NOT better than the {panel.baseline} ({floor.iloc[0]:.1f})."
 
 
 def verdict(panel: Panel, rows: pd.DataFrame) -> str:
     """Where data-informed pruning hurts more: ``away``, ``home``, ``mixed``, ``unclear``, or ``untold``.
 
-    A tau counts where all seeds agree. Where the dense model is away no better than the baseline, there is no telling.
+    A tau counts where all seeds agree. There is no telling where the dense model classifies no better than by chance,
+    below which nothing falls, or scores nothing.
     """
-    if not is_above_baseline(panel, rows):
-        return "untold"
     data = rows[rows["variant"] == "data"]
+    if data["worse_away_mean"].isna().any() or (panel.experiment == "glue" and fails_baseline(panel, rows)):
+        return "untold"
     away, home = (data["worse_away_low"] > 0).any(), (data["worse_away_high"] < 0).any()
     return {(True, False): "away", (False, True): "home", (True, True): "mixed"}.get((away, home), "unclear")
 
@@ -249,37 +250,31 @@ def verdict(panel: Panel, rows: pd.DataFrame) -> str:
 def pair_found(panel: Panel, rows: pd.DataFrame) -> str:
     """A paragraph about one pair, worked out from its rows."""
     text = []
-    first = rows.iloc[0]
+    first, data = rows.iloc[0], rows[rows["variant"] == "data"]
     if pd.notna(first["unknown_away"]):
         shares = f"{100 * first['unknown_home']:.1f}% of the tokens at home and {100 * first['unknown_away']:.1f}% away"
         text.append(f"Unknown to the vocabulary: {shares}.")
-    if not is_above_baseline(panel, rows):
-        floor = rows.loc[rows["variant"].isin(BASELINES), "away_mean"].iloc[0]
-        dense = rows.loc[rows["variant"] == "dense", "away_mean"].iloc[0]
-        text.append(
-            f"Away from home the dense model ({dense:.1f}) is NOT better than the {panel.baseline} ({floor:.1f}): what "
-            "pruning takes from it there says little."
-        )
-    data = rows[rows["variant"] == "data"]
-    if data["worse_away_mean"].isna().any() or data.empty:
-        text.append("No change can be told from a dense model that scores nothing.")
-        return " ".join(text)
+    if caveat := fails_baseline(panel, rows):
+        text.append(caveat)
+    if verdict(panel, rows) == "untold":
+        return " ".join([*text, "What pruning costs such a model there cannot be told."])
     sign = 1 if panel.better == "lower" else -1
     home, away = (sign * data[f"change_{place}"].mean() for place in _PLACES)
     text.append(
         f"Averaged over the taus of data-informed masks, pruning makes {name_of(panel)} {_worse(home)} at home and "
         f"{_worse(away)} away."
     )
-    clear = {
-        "more away from home": data[data["worse_away_low"] > 0],
-        "less away from home": data[data["worse_away_high"] < 0],
-        "unclear, seeds disagree": data[(data["worse_away_low"] <= 0) & (data["worse_away_high"] >= 0)],
-    }
-    found = [f"{what} at {_taus(part)}" for what, part in clear.items() if not part.empty]
-    seeds = int(data["seeds"].min())
-    agree = f"{seeds} seeds agree by chance in {100 * 2 ** (1 - seeds):.0f}% of rows" if seeds > 1 else "of one seed"
-    text.append(f"It hurts {'; '.join(found)} ({agree}).")
+    more, less = data["worse_away_low"] > 0, data["worse_away_high"] < 0
+    parts = {"it costs more away": more, "it costs less away": less, "seeds do not agree": ~more & ~less}
+    found = "; ".join(f"{what} at {_taus(data[chosen])}" for what, chosen in parts.items() if chosen.any())
+    text.append(f"{found.capitalize()} ({_chance(data)}).")
     return " ".join(text)
+
+
+def _chance(data: pd.DataFrame) -> str:
+    """How much it means that all seeds agree."""
+    seeds = int(data["seeds"].min())
+    return f"{seeds} seeds agree by chance in {100 * 2 ** (1 - seeds):.0f}% of rows" if seeds > 1 else "one seed only"
 
 
 def _worse(change: float) -> str:
@@ -292,20 +287,26 @@ def _taus(rows: pd.DataFrame) -> str:
 
 def all_found(table: pd.DataFrame) -> str:
     """One answer from all pairs: does pruning hurt more away from home?"""
-    verdicts: dict[str, list[str]] = {}
-    for panel, rows in pairs(table):
-        first = rows.iloc[0]
-        verdicts.setdefault(verdict(panel, rows), []).append(f"{first['home']} to {first['away']}")
     words = {
-        "away": "more away",
-        "home": "less away",
-        "mixed": "more at some taus and less at others",
-        "unclear": "neither more nor less as far as all seeds agree",
-        "untold": "to no end that can be told, the dense model being no better there than the baseline",
+        "away": "more away in {}",
+        "home": "less away in {}",
+        "mixed": "more at some taus and less at others in {}",
+        "unclear": "neither more nor less as far as all seeds agree in {}",
+        "untold": "by what cannot be told in {}",
     }
-    found = [f"{words[kind]} in {len(names)} ({', '.join(names)})" for kind in words if (names := verdicts.get(kind))]
+    verdicts: dict[str, list[str]] = {kind: [] for kind in words}
+    doubtful, single = [], []
+    for panel, rows in pairs(table):
+        name = f"{rows['home'].iloc[0]} to {rows['away'].iloc[0]}"
+        verdicts[verdict(panel, rows)].append(name)
+        doubtful += [name] if fails_baseline(panel, rows) else []
+        single += [name] if rows["seeds"].max() == 1 else []
+    found = [f"{words[kind].format(len(names))} ({', '.join(names)})" for kind, names in verdicts.items() if names]
     total = sum(map(len, verdicts.values()))
-    return f"Does pruning hurt more away from home? Of {total} pairs, data-informed pruning hurts {'; '.join(found)}."
+    answer = f"Does pruning hurt more away from home? Of {total} pairs, data-informed pruning hurts {'; '.join(found)}."
+    if doubtful:
+        answer += f" Away, the dense model is no better than what needs no attention in: {', '.join(doubtful)}."
+    return answer + (f" One seed only: {', '.join(single)}." if single else "")
 
 
 def titled(table: pd.DataFrame) -> list[tuple[str, str, str]]:

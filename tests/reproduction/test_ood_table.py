@@ -93,14 +93,20 @@ def test_pruning_hurts_more_where_all_seeds_say_so(tmp_path: Path) -> None:
     assert verdict_of(tmp_path / "d", away=split) == "unclear"
     mixed = {(tau, seed): value * {0.0: 1, 0.5: 1.1, 0.9: 0.9}[tau] for (tau, seed), value in HOME.items()}
     assert verdict_of(tmp_path / "e", away=mixed) == "mixed"
-    # a dense model that is no better than counting words has nothing to lose
-    assert verdict_of(tmp_path / "f", floor=(150.0, 400.0)) == "untold"
+    # a dense model that is no better than counting words can still get worse
+    assert verdict_of(tmp_path / "f", floor=(150.0, 400.0)) == "away"
+    doubtful = all_found(tabulate(collect(write_models(tmp_path / "g", floor=(150.0, 400.0)))))
+    assert "no better than what needs no attention in: home-language_modelling to far." in doubtful
+    assert "no better" not in all_found(tabulate(collect(write_models(tmp_path / "h"))))
+    one = {key: value for key, value in HOME.items() if key[1] == 1}
+    assert "One seed only: home-" in all_found(tabulate(collect(write_models(tmp_path / "i", home=one))))
 
 
 def test_a_higher_score_is_better_where_it_is(tmp_path: Path) -> None:
     glue = {"experiment": "glue", "metric": "glue_score", "split": "validation", "floor": (50.0, 50.0)}
     assert verdict_of(tmp_path / "a", **glue) == "home"
     assert verdict_of(tmp_path / "b", **glue | {"floor": None}) == "home"
+    # below chance nothing falls
     assert verdict_of(tmp_path / "c", **glue | {"floor": (50.0, 900.0)}) == "untold"
 
 
@@ -109,7 +115,7 @@ def test_nothing_is_told_from_a_dense_model_that_scores_nothing(tmp_path: Path) 
     how = {"experiment": "glue", "metric": "glue_score", "split": "validation", "floor": None}
     table = tabulate(collect(write_models(tmp_path, away=away, **how)))
     assert table["worse_away_mean"].isna().all() and table["change_home"].notna().all()
-    assert "No change can be told" in as_markdown(table)
+    assert "What pruning costs such a model there cannot be told." in as_markdown(table)
 
 
 def test_the_command_writes_the_table_that_documents_show(
@@ -132,7 +138,7 @@ def test_the_command_writes_the_table_that_documents_show(
         in text
     )
     assert "Unknown to the vocabulary: 2.0% of the tokens at home and 25.0% away." in text
-    assert "It hurts more away from home at 50%, 90% (2 seeds agree by chance in 50% of rows)." in text
+    assert "It costs more away at 50%, 90% (2 seeds agree by chance in 50% of rows)." in text
     monkeypatch.setattr(documents, "REFERENCE", tmp_path)
     block = documents.ood_block("quick")
     assert answer in block and all(line in block for line in text.splitlines() if line.startswith("|"))
