@@ -33,6 +33,7 @@ include: "rules/bert_settings.smk"
 include: "rules/analysis_settings.smk"
 include: "rules/entmax_settings.smk"
 include: "rules/out_of_distribution_settings.smk"
+include: "rules/mask_comparison_settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"
 include: "rules/transformer_xl.smk"
@@ -42,6 +43,7 @@ include: "rules/report.smk"
 include: "rules/analysis.smk"
 include: "rules/entmax.smk"
 include: "rules/out_of_distribution.smk"
+include: "rules/mask_comparison.smk"
 
 
 rule figure:
@@ -79,6 +81,11 @@ rule translation_sites:
 rule entmax_comparison:
     input:
         f"results/{config['name']}/entmax_comparison.png",
+
+
+rule mask_comparison:
+    input:
+        f"results/{config['name']}/mask_comparison.png",
 
 
 rule glue:

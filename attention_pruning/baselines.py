@@ -1,7 +1,8 @@
-"""Masks to compare a data-informed mask with: as much pruned in every layer, chosen at random or by a diagonal band.
+"""Masks to compare a data-informed mask with: as much pruned in every layer, chosen with less knowledge of the data.
 
-Both give every block a score and prune the lowest ones of each layer, never the last block of a row. Letters in names:
-H heads, Q queries, K keys in cells; q, k the same in blocks.
+A random mask knows nothing, a window knows that near is useful, a mask by distance knows how much each head attends to
+each distance but not where. All give every block a score and prune the lowest ones of each layer, never the last block
+of a row. Letters in names: H heads, Q queries, K keys in cells; q, k the same in blocks; D distances.
 """
 
 from __future__ import annotations
@@ -15,9 +16,72 @@ from torch import Tensor
 from .blocks import block_any, block_sum, row_blocks
 from .errors import InputError
 from .rules import best_of, bounding_box, lowest
+from .sparsity import checked_counts
 
 if TYPE_CHECKING:
     from .mask import PruneMask
+    from .pattern import AttentionPattern
+
+
+def random_like(mask: PruneMask, seed: int, use_QK: Tensor | None = None) -> PruneMask:
+    """Prune as many allowed cells (blocks) of every layer as ``mask`` does, drawn uniformly with a recorded seed.
+
+    Under ``keep-best`` every row keeps its best-drawn cell. Unobserved cells stay as they are in ``mask``.
+
+    Parameters
+    ----------
+    use_QK : Tensor, optional
+        int64 [<= Q, <= K], such as the ``count`` of the pattern behind ``mask``: how often each cell was used. Then a
+        layer loses the same share of that *use*, to one cell, instead of the same number of cells: the two masks agree
+        in evaluated instead of effective sparsity.
+
+    Raises
+    ------
+    InputError
+        For a seed that is no whole number of at least 0, counts that are none or longer than the mask, or if the row
+        floor leaves too few blocks to choose from.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed: expected a whole number of at least 0, found {seed!r}")
+    return _like(mask, random_scores(mask, seed), use_QK, kind="random", seed=seed)
+
+
+def window_like(mask: PruneMask, use_QK: Tensor | None = None) -> PruneMask:
+    """Keep as many allowed cells (blocks) of every layer as ``mask`` does, those nearest to the diagonal.
+
+    See `window_scores` for where the diagonal lies, and `random_like` for ``use_QK``.
+
+    Raises
+    ------
+    InputError
+        For counts that are none or longer than the mask, or if the row floor leaves too few blocks to choose from.
+    """
+    return _like(mask, window_scores(mask), use_QK, kind="window")
+
+
+def distance_like(mask: PruneMask, pattern: AttentionPattern, use_QK: Tensor | None = None) -> PruneMask:
+    """Keep as many allowed cells (blocks) of every layer as ``mask`` does, at the distances that the heads attend to.
+
+    A data-informed mask that is no better than this one has learned which distances matter to which head, and nothing
+    about positions. See `distance_scores` for how a cell is judged, and `random_like` for ``use_QK``.
+
+    Raises
+    ------
+    InputError
+        For a pattern of another shape, site or choice of allowed cells than the mask's, counts that are none or longer
+        than the mask, or if the row floor leaves too few blocks to choose from.
+    """
+    found = _like(mask, distance_scores(mask, pattern), use_QK, kind="distance")
+    return found.with_pruned(found.pruned, metadata=found.metadata | {"distances_fingerprint": pattern.fingerprint})
+
+
+def _like(
+    mask: PruneMask, scores: Callable[[int], Tensor], use_QK: Tensor | None, *, kind: str, seed: int | None = None
+) -> PruneMask:
+    use_QK = None if use_QK is None else checked_counts(mask, use_QK) * mask.allowed
+    equal = "effective_sparsity" if use_QK is None else "evaluated_sparsity"
+    metadata = mask.metadata | {"like_fingerprint": mask.fingerprint, "like_in": equal}
+    return mask.with_pruned(prune_as_much(mask, scores, use_QK), kind=kind, seed=seed, metadata=metadata)
 
 
 def random_scores(mask: PruneMask, seed: int) -> Callable[[int], Tensor]:
@@ -46,6 +110,36 @@ def window_scores(mask: PruneMask) -> Callable[[int], Tensor]:
         along_k = twice_k
     score_qk = -(along_q[:, None] - along_k[None, :]).abs().double()
     return lambda layer: score_qk.expand(mask.pruned.shape[1:])
+
+
+def distance_scores(mask: PruneMask, pattern: AttentionPattern) -> Callable[[int], Tensor]:
+    """The pattern's mean along each diagonal, by head: layer -> float64 [H, q, k], equal where query - key is equal.
+
+    The mean is over the allowed cells of a diagonal, or over the allowed blocks of the pooled pattern.
+
+    Raises
+    ------
+    InputError
+        If the pattern does not describe the attention that the mask prunes.
+    """
+    for name in ("site", "causal", "layers", "heads", "query_length", "key_length"):
+        if (expected := getattr(mask, name)) != (found := getattr(pattern, name)):
+            raise InputError(f"{pattern.source}: expected {name} {expected}, that of {mask.source}, found {found}")
+    if not torch.equal(mask.allowed, pattern.allowed):
+        raise InputError(f"{pattern.source}: expected the allowed cells of {mask.source}, found others")
+    average_LHqk = pattern.pooled(mask.block_size).average
+    allowed_qk = block_any(mask.allowed, mask.block_size)
+    queries, keys = allowed_qk.shape
+    diagonal_qk = torch.arange(queries)[:, None] - torch.arange(keys) + keys - 1
+    number_D = torch.zeros(queries + keys - 1, dtype=torch.float64)
+    number_D.index_add_(0, diagonal_qk.flatten(), allowed_qk.flatten().double())
+
+    def scores(layer: int) -> Tensor:
+        sum_HD = torch.zeros(mask.heads, len(number_D), dtype=torch.float64)
+        sum_HD.index_add_(1, diagonal_qk.flatten(), (average_LHqk[layer].double() * allowed_qk).flatten(1))
+        return (sum_HD / number_D.clamp(min=1))[:, diagonal_qk]
+
+    return scores
 
 
 def _twice_centres(length: int, block_size: int) -> Tensor:

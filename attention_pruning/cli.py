@@ -58,17 +58,21 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
 def _add_mask(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "mask",
-        help="make a prune mask from a pattern, or a random or window mask like another mask",
+        help="make a prune mask from a pattern, or a control that prunes as much as another mask",
         description="Make a prune mask: from PATTERN and --tau, or of as many cells as another mask prunes, at random "
-        "(--random-like) or outside a diagonal band (--window-like).",
+        "(--random-like), outside a diagonal band (--window-like), or at the distances that PATTERN attends to least "
+        "(--distance-like).",
     )
-    command.add_argument("pattern", metavar="PATTERN", nargs="?", help="the pattern to prune (default: none)")
+    command.add_argument("pattern", metavar="PATTERN", nargs="?", help="the pattern to prune by (default: none)")
     command.add_argument("--random-like", metavar="MASK", help="prune as MASK does, at random (default: none)")
     command.add_argument("--window-like", metavar="MASK", help="prune as MASK does, far cells first (default: none)")
     command.add_argument(
+        "--distance-like", metavar="MASK", help="prune as MASK does, by distance alone; needs PATTERN (default: none)"
+    )
+    command.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="the .safetensors file to write (required)"
     )
-    command.add_argument("--tau", help="share to prune, a fraction such as 0.9 (required with PATTERN)")
+    command.add_argument("--tau", help="share to prune, a fraction such as 0.9 (required with PATTERN alone)")
     command.add_argument("--rule", choices=RULES, help="how tau becomes a mask (default: published)")
     command.add_argument("--scope", choices=SCOPES, help="what loses the share together (default: layer)")
     command.add_argument("--block-size", type=int, help="prune whole blocks of this side (default: the pattern's pool)")
@@ -84,7 +88,7 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--equal-use",
         metavar="PATTERN",
-        help="with --random-like or --window-like: prune as much of the attention that PATTERN observed as MASK does "
+        help="with a mask that others are made like: prune as much of the attention that PATTERN observed as MASK does "
         "(default: as many cells)",
     )
     _add_npy_flags(command)
@@ -144,36 +148,39 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _mask(arguments: argparse.Namespace) -> None:
-    sources = {
-        "PATTERN": arguments.pattern,
-        "--random-like": arguments.random_like,
-        "--window-like": arguments.window_like,
-    }
+    like = {f"--{kind}-like": getattr(arguments, f"{kind}_like") for kind in ("random", "window", "distance")}
+    sources = {"PATTERN": arguments.pattern, **like}
     given = [name for name, value in sources.items() if value is not None]
-    if len(given) != 1:
+    if given != ["PATTERN", "--distance-like"] and len(given) != 1:
         raise InputError(f"mask: expected one of {', '.join(sources)}, found {' and '.join(given) or 'none'}")
     output = Path(arguments.output)
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: expected the name of a .safetensors file to write, found another ending")
-    if output.exists() and output.samefile(sources[given[0]]):
+    if output.exists() and any(output.samefile(sources[name]) for name in given if Path(sources[name]).exists()):
         raise InputError(f"{output}: expected another file to write than the one to read, found the same")
-    for_pattern = ("tau", "rule", "scope", "block_size", "row_floor", "unobserved", "crop", "site", "causal", "layout")
-    if given == ["PATTERN"]:
-        _refuse_flags(arguments, ("seed", "equal_use"), "PATTERN")
-        mask = _mask_of_pattern(arguments)
-    elif given == ["--random-like"]:
-        _refuse_flags(arguments, for_pattern, "--random-like")
-        if arguments.seed is None:
-            raise InputError("mask: expected --seed with --random-like, found none")
-        mask = PruneMask.random_like(PruneMask.load(arguments.random_like), arguments.seed, _use(arguments))
-    else:
-        _refuse_flags(arguments, (*for_pattern, "seed"), "--window-like")
-        mask = PruneMask.window_like(PruneMask.load(arguments.window_like), _use(arguments))
+    mask = _mask_of_pattern(arguments) if given == ["PATTERN"] else _mask_like(arguments, given[-1], like[given[-1]])
     mask.save(arguments.output)
     print(
         f"{arguments.output}: {mask.kind} mask, tau {mask.tau:g}, effective sparsity {mask.effective_sparsity:.4f}, "
         f"{mask.empty_rows} empty rows"
     )
+
+
+def _mask_like(arguments: argparse.Namespace, kind: str, path: str) -> PruneMask:
+    """A control; ``kind`` is the flag that asks for it, with the ``path`` of the mask that it is like."""
+    refused = ["tau", "rule", "scope", "block_size", "row_floor", "unobserved", "crop"]
+    refused += [] if kind == "--distance-like" else ["site", "causal", "layout"]
+    _refuse_flags(arguments, (*refused, *([] if kind == "--random-like" else ["seed"])), kind)
+    if kind == "--random-like" and arguments.seed is None:
+        raise InputError("mask: expected --seed with --random-like, found none")
+    if kind == "--distance-like" and arguments.pattern is None:
+        raise InputError("mask: expected PATTERN with --distance-like, found none")
+    mask, use = PruneMask.load(path), _use(arguments)
+    if kind == "--random-like":
+        return PruneMask.random_like(mask, arguments.seed, use)
+    if kind == "--window-like":
+        return PruneMask.window_like(mask, use)
+    return PruneMask.distance_like(mask, load_pattern(arguments.pattern, **_file_flags(arguments)), use)
 
 
 def _refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], source: str) -> None:
@@ -187,6 +194,7 @@ def _use(arguments: argparse.Namespace) -> Tensor | None:
 
 
 def _mask_of_pattern(arguments: argparse.Namespace) -> PruneMask:
+    _refuse_flags(arguments, ("seed", "equal_use"), "PATTERN")
     if arguments.tau is None:
         raise InputError("mask: expected --tau with PATTERN, found none")
     pattern = load_pattern(arguments.pattern, **_file_flags(arguments))

@@ -5,14 +5,14 @@ Letters in names: H heads, Q queries, K keys in cells; q, k the same in blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import sparsity
-from .baselines import prune_as_much, random_scores, window_scores
+from .baselines import distance_like, random_like, window_like
 from .blocks import block_count, expand_blocks, require_block_size
 from .errors import InputError
 from .kernels.layout import BLOCK_SIZES, BlockLayout
@@ -24,7 +24,7 @@ from .structure import resolve_structure, visible_cells
 __all__ = ["KINDS", "MASK_FORMAT", "ROW_FLOORS", "RULES", "SCOPES", "UNOBSERVED", "PruneMask", "parse_tau"]
 
 MASK_FORMAT = "attention-pruning/mask/1"
-KINDS = ("data", "random", "window")
+KINDS = ("data", "random", "window", "distance")
 #: What a mask is beside its tensors, and what its file's header says.
 _FIELDS = ("site", "causal", "tau", "rule", "scope", "row_floor", "block_size", "kind", "seed", "metadata")
 
@@ -32,7 +32,7 @@ _FIELDS = ("site", "causal", "tau", "rule", "scope", "row_floor", "block_size", 
 class PruneMask:
     """One fixed global prune mask: what attention never computes, whatever the input.
 
-    Made by :meth:`from_pattern`, :meth:`random_like`, :meth:`window_like` or :meth:`load`.
+    Made by :meth:`from_pattern`, :meth:`random_like`, :meth:`window_like`, :meth:`distance_like` or :meth:`load`.
 
     Attributes
     ----------
@@ -46,10 +46,11 @@ class PruneMask:
     tau : float
         The share that was asked for, alias :attr:`nominal_sparsity`.
     rule, scope, row_floor : str
-        How it was made, see ``rules.prune_by_rule``. Random and window masks keep those of the mask they are like.
+        How it was made, see ``rules.prune_by_rule``. Masks of other kinds than data keep those of the mask
+        they are like.
     block_size : int
         Side of the square blocks that are pruned whole; 1 = single cells.
-    kind : {"data", "random", "window"}
+    kind : {"data", "random", "window", "distance"}
     seed : int or None
         Of a random mask.
     metadata : dict
@@ -175,54 +176,15 @@ class PruneMask:
             source=pattern.source,
         )
 
-    @classmethod
-    def random_like(cls, mask: PruneMask, seed: int, use_QK: Tensor | None = None) -> PruneMask:
-        """Prune as many allowed cells (blocks) of every layer as ``mask`` does, drawn uniformly with a recorded seed.
+    # As much pruned, chosen by something else; baselines.py explains each.
+    random_like = staticmethod(random_like)
+    window_like = staticmethod(window_like)
+    distance_like = staticmethod(distance_like)
 
-        Under ``keep-best`` every row keeps its best-drawn cell. Unobserved cells stay as they are in ``mask``.
-
-        Parameters
-        ----------
-        use_QK : Tensor, optional
-            int64 [<= Q, <= K], such as the ``count`` of the pattern behind ``mask``: how often each cell was used. Then
-            a layer loses the same share of that *use*, to one cell, instead of the same number of cells: the two masks
-            agree in evaluated instead of effective sparsity.
-
-        Raises
-        ------
-        InputError
-            For a seed that is no whole number of at least 0, counts that are none or longer than the mask, or if the
-            row floor leaves too few blocks to choose from.
-        """
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"seed: expected a whole number of at least 0, found {seed!r}")
-        return cls._like(mask, random_scores(mask, seed), use_QK, kind="random", seed=seed)
-
-    @classmethod
-    def window_like(cls, mask: PruneMask, use_QK: Tensor | None = None) -> PruneMask:
-        """Keep as many allowed cells (blocks) of every layer as ``mask`` does, those nearest to the diagonal.
-
-        See ``baselines.window_scores`` for where the diagonal lies, and :meth:`random_like` for ``use_QK``.
-
-        Raises
-        ------
-        InputError
-            For counts that are none or longer than the mask, or if the row floor leaves too few blocks to choose from.
-        """
-        return cls._like(mask, window_scores(mask), use_QK, kind="window", seed=None)
-
-    @classmethod
-    def _like(
-        cls, mask: PruneMask, scores: Callable[[int], Tensor], use_QK: Tensor | None, *, kind: str, seed: int | None
-    ) -> PruneMask:
-        use_QK = None if use_QK is None else sparsity.checked_counts(mask, use_QK) * mask.allowed
-        pruned = prune_as_much(mask, scores, use_QK)
-        metadata = mask.metadata | {
-            "like_fingerprint": mask.fingerprint,
-            "like_in": "effective_sparsity" if use_QK is None else "evaluated_sparsity",
-        }
-        fields = {name: getattr(mask, name) for name in _FIELDS} | {"kind": kind, "seed": seed, "metadata": metadata}
-        return cls(pruned, mask.allowed, **fields, source=mask.source)
+    def with_pruned(self, pruned: Tensor, **changes: object) -> PruneMask:
+        """A mask that prunes something else and is as this one otherwise, but for ``changes`` of its fields."""
+        fields = {name: getattr(self, name) for name in _FIELDS} | changes
+        return type(self)(pruned, self.allowed, **fields, source=self.source)
 
     # What it is
 

@@ -44,7 +44,8 @@ def install() -> None:
     3. fairseq's inference fast path of the encoder layer crashes on today's torch and knows no masks: it is never
        taken.
 
-    And one for ``interactive.py``, whose sources fairseq pads on the left whatever the task says.
+    And two where fairseq is at odds with itself: ``interactive.py`` gets sources padded as the task says, and a
+    checkpoint that is copied from another is there whole or not at all, as one that is written.
 
     Raises
     ------
@@ -58,6 +59,7 @@ def install() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
     _require_fairseq()
 
+    from fairseq.file_io import PathManager
     from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
     from fairseq.tasks.translation import TranslationTask
 
@@ -67,6 +69,8 @@ def install() -> None:
         TransformerEncoderLayerBase.__init__ = _without_fast_path(TransformerEncoderLayerBase.__init__)
     if not hasattr(TranslationTask.build_dataset_for_inference, "__wrapped__"):
         TranslationTask.build_dataset_for_inference = _padded_as_told(TranslationTask.build_dataset_for_inference)
+    if not hasattr(PathManager.copy, "__wrapped__"):
+        PathManager.copy = staticmethod(_whole_copies(PathManager))
     utils.import_user_module(argparse.Namespace(user_dir=str(PLUGIN)))
 
 
@@ -114,5 +118,20 @@ def _padded_as_told(build: Callable) -> Callable:
         dataset = build(self, *args, **kwargs)
         dataset.left_pad_source = self.cfg.left_pad_source
         return dataset
+
+    return wrapper
+
+
+def _whole_copies(manager: type) -> Callable:
+    copy = manager.copy
+
+    @functools.wraps(copy)
+    def wrapper(source: str, target: str, overwrite: bool = False) -> Any:
+        if not manager.supports_rename(target):
+            return copy(source, target, overwrite)
+        # An interruption in the midst of checkpoint_last.pt would leave nothing to go on from.
+        copied = copy(source, f"{target}.tmp", overwrite=True)
+        manager.rename(f"{target}.tmp", target)
+        return copied
 
     return wrapper

@@ -9,7 +9,13 @@ import pandas as pd
 
 from reproduction.curves import VARIANTS, Panel, baseline, curve, numbers, select
 
-NAMES = {"dense": "dense", "data": "data-informed", "random": "random", "window": "fixed window"}
+NAMES = {
+    "dense": "dense",
+    "data": "data-informed",
+    "random": "random",
+    "window": "fixed window",
+    "distance": "by distance",
+}
 
 
 def caption(table: pd.DataFrame, panels: Sequence[Panel]) -> str:

@@ -1,4 +1,4 @@
-"""Draw controls: data-informed masks against random ones and plain windows, by the attention that the text really lost.
+"""Draw controls: data-informed masks against less informed ones, by the attention that the text really lost.
 
     python -m reproduction.controls_figure --metrics results/quick/metrics.csv --out results/quick/controls.png
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
 
 CONTROLS = tuple(variant for variant in VARIANTS if variant != "data")
+#: What a caption calls the masks of each control.
+KINDS = {
+    "random": "random ones",
+    "window": "a fixed window around the diagonal",
+    "distance": "masks that know the pattern by distance alone",
+}
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -44,9 +50,7 @@ def draw(table: pd.DataFrame) -> Figure:
         for axes, panel in zip(places, panels, strict=True):
             _draw_panel(axes, select(table, panel), panel)
         shown = {
-            label: handle
-            for axes in places
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            label: handle for axes in places for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), edgecolor="none")
     return figure
@@ -113,13 +117,14 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
 
 def caption(table: pd.DataFrame) -> str:
     """Return the caption of the figure: plain paragraphs, readable as Markdown and as reStructuredText."""
+    compared = differences(table)
+    beside = [KINDS[control] for control in CONTROLS if (compared["against"] == control).any()]
     parts = [
         f"Does the pattern matter, or only how much is kept? Configuration {table['config'].iloc[0]}: data-informed "
-        "masks beside random ones and beside a fixed window around the diagonal, by the share of the attention that "
+        f"masks beside {', '.join(beside) or 'the dense model'}, by the share of the attention that "
         "the evaluated text lost (each cell weighed by how often the text uses it). Dots are seeds, lines their means "
         "from the dense model (dotted) on; each marker is a tau."
     ]
-    compared = differences(table)
     for panel in panels_of(table):
         rows = compared[compared["experiment"] == panel.experiment]
         found = [
@@ -143,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     return run_figure(
         "controls_figure",
-        "Draw data-informed masks against random ones and windows.",
+        "Draw data-informed masks against random ones, windows and masks by distance.",
         argv,
         draw=draw,
         caption=caption,

@@ -12,7 +12,7 @@ from reproduction.metrics import SPARSITIES
 from reproduction.results import BASELINES
 
 #: Variants that a panel draws, in the order of its legend. Dense is the point at 0.
-VARIANTS = ("data", "random", "window")
+VARIANTS = ("data", "random", "window", "distance")
 REFERENCE_COLUMNS = ("panel", "dataset", "metric", "direction", "percent_pruned", "value", "source")
 
 

@@ -7,9 +7,10 @@ a file under results/reference/:
     python -m reproduction.documents --check    # fail if one differs from its file
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG`` and ``tasks CONFIG`` (metrics.csv), ``sites CONFIG``
-(translation_sites.csv), ``questions CONFIG`` (squad.csv), ``efficiency CONFIG`` (efficiency_table.csv) and
-``ood CONFIG`` (ood_table.csv);
-``benchmark NAME`` (from results/reference/benchmarks/NAME.csv); and ``scores NAME`` (from the metrics.json of single
+(translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv), ``efficiency
+CONFIG`` (efficiency_table.csv), ``entmax CONFIG`` (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
+``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv) and ``speedups NAME`` (of one that prunes to
+several sparsities, a row for each shape); and ``scores NAME`` (from the metrics.json of single
 runs, results/reference/NAME/*.json).
 """
 
@@ -23,10 +24,12 @@ from pathlib import Path
 import pandas as pd
 
 from attention_pruning import InputError
+from reproduction import entmax_figure
 from reproduction.captions import NAMES, spread, table_markdown
 from reproduction.curves import curve, select
 from reproduction.efficiency_table import STEPS, step_table
 from reproduction.figures import panels_of
+from reproduction.mask_figure import markdown as masks_markdown
 from reproduction.metrics import SPARSITIES
 from reproduction.ood_table import all_found, read_table, titled
 from reproduction.results import read_csv, read_run
@@ -77,6 +80,11 @@ def sites_block(config: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def masks_block(config: str) -> str:
+    """Rules, scopes and controls of masks, a Markdown table an experiment."""
+    return masks_markdown(read_csv(REFERENCE / config / "mask_comparison.csv"))
+
+
 def questions_block(config: str) -> str:
     """Exact match, F1 and seconds of the models that answer questions: means over seeds."""
     table = read_csv(REFERENCE / config / "squad.csv")
@@ -106,15 +114,26 @@ def ood_block(config: str) -> str:
     return "\n\n".join([all_found(table), *found]) + "\n"
 
 
+def entmax_block(config: str) -> str:
+    """Softmax and entmax in translation, dense and pruned: BLEU, exact zeros, time per update."""
+    rows = entmax_figure.values(read_csv(REFERENCE / config / "entmax_comparison.csv"))
+    lines = ["| | tau | evaluated | BLEU, test | exact zeros | of the kept cells | time per update | seeds |"]
+    lines.append("|---|---:|---:|---|---:|---:|---:|---:|")
+    lines += [
+        f"| {line.normaliser} | {100 * line.tau:.0f}% | {100 * line.evaluated_sparsity:.1f}% | {spread(line, 2)} | "
+        f"{100 * line.zeros:.1f}% | {100 * line.kept_zeros:.1f}% | {line.times:.2f} | {line.seeds} |"
+        for line in entmax_figure.summary(rows).itertuples()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def benchmark_block(name: str) -> str:
     """Ratios of a benchmark: median over interleaved rounds, lowest and highest round in brackets."""
-    path = REFERENCE / "benchmarks" / f"{name}.csv"
-    if not path.is_file():
-        raise InputError(f"{path}: expected the results of a benchmark, found no such file")
-    table = pd.read_csv(path)
+    table = read_benchmark(name)
     bases = [column.removeprefix("times_") for column in table if column.startswith("times_")]
     measured = next(column for column in MEASURED if column in table)
-    digits, remembered = int(measured == "milliseconds"), "memory_mb" in table
+    digits = 0 if measured != "milliseconds" else 1 if table[measured].min() >= 1 else 3
+    remembered = "memory_mb" in table
     lines = [
         f"| measurement | model | {MEASURED[measured]} |"
         + "".join(f" times {base} |" for base in bases)
@@ -131,10 +150,43 @@ def benchmark_block(name: str) -> str:
             cells.append("" if pd.isna(row["memory_mb"]) else f"{row['memory_mb']:.0f}")
         cells = [row["measurement"], row["model"], f"{row[measured]:.{digits}f}", *cells]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured_with(table)]) + "\n"
+
+
+def speedups_block(name: str) -> str:
+    """Times dense attention at every sparsity, a row for each shape; where measured, times masked attention, and MB."""
+    table = read_benchmark(name)
+    table["percent"] = (100 * table["sparsity"]).round().astype(int)
+    percents, models = sorted(table["percent"].unique()), ("dense", "masked", "ours")
+    full = int(table.loc[table["model"] == "masked", "percent"].mode().iloc[0])
+    heads = ["dense, ms", *(f"{x}%" for x in percents), f"{full}%, times masked", *(f"MB, {x}" for x in models)]
+    lines = ["| shape | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for (kind, dtype, length, block), rows in table.groupby(["kind", "dtype", "length", "block"]):
+        ours = rows[rows["model"] == "ours"].set_index("percent")
+        megabytes = rows.groupby("model")["memory_mb"].max()
+        cells = [f"{rows.loc[rows['model'] == 'dense', 'milliseconds'].median():.3f}"]
+        cells += [f"{ours['times_dense'][x]:.2f}" if x in ours.index else "" for x in percents]
+        against = ours["times_masked"].get(full)
+        cells.append("" if against is None or pd.isna(against) else f"{against:.2f}")
+        cells += [f"{megabytes[x]:.0f}" if x in megabytes else "" for x in models]
+        lines.append(f"| {dtype}, L {length}, block {block}, {kind} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured_with(table)]) + "\n"
+
+
+def read_benchmark(name: str) -> pd.DataFrame:
+    """The committed rows of a benchmark."""
+    path = REFERENCE / "benchmarks" / f"{name}.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: expected the results of a benchmark, found no such file")
+    return pd.read_csv(path)
+
+
+def measured_with(table: pd.DataFrame) -> str:
+    """When a benchmark ran, on what, and how often."""
     made = table.iloc[0]
     rounds = " to ".join(map(str, sorted({table["rounds"].min(), table["rounds"].max()})))
-    how = f"torch {made.torch} on {made.machine}, {made.threads} thread(s), {rounds} rounds"
-    return "\n".join([*lines, "", f"Measured {made.date} with {how}."]) + "\n"
+    threads = f", {made.threads} thread(s)" if "threads" in table else ""  # a GPU has none
+    return f"Measured {made.date} with torch {made.torch} on {made.machine}{threads}, {rounds} rounds."
 
 
 def scores_block(name: str) -> str:
@@ -161,10 +213,13 @@ BLOCKS = {
     "results": results_block,
     "tasks": tasks_block,
     "sites": sites_block,
+    "masks": masks_block,
     "questions": questions_block,
     "efficiency": efficiency_block,
+    "entmax": entmax_block,
     "ood": ood_block,
     "benchmark": benchmark_block,
+    "speedups": speedups_block,
     "scores": scores_block,
 }
 

@@ -32,6 +32,7 @@ STYLES = {
     "data": {"color": "#0072B2", "marker": "o", "label": "data-informed (AP)"},
     "random": {"color": "#D55E00", "marker": "s", "label": "random"},
     "window": {"color": "#009E73", "marker": "^", "label": "fixed window"},
+    "distance": {"color": "#E69F00", "marker": "v", "label": "by distance"},
     "dense": {"color": "#000000", "marker": "D", "label": "dense"},
     "baseline": {"color": "#666666"},
     "published": {"color": "#A34B7F", "marker": "X", "label": "published"},

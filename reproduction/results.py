@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from attention_pruning import InputError
+from attention_pruning.rules import RULES, SCOPES
 from reproduction.metrics import LABELS, SPARSITIES
 from reproduction.training import atomic_path, run_main
 
@@ -29,6 +30,7 @@ COLUMNS = (
     "variant",
     "sites",
     "rule",
+    "scope",
     "block_size",
     "tau",
     "effective_sparsity",
@@ -43,7 +45,11 @@ EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
 #: with one: each kind says more about itself than the one before.
 BASELINES = ("kneser-ney", "copy", "majority")
 DENSE = ("dense", "entmax-dense")
-MASKED = ("data", "random", "window", "entmax-data", "block")
+#: Data-informed masks of another rule or scope than the configuration's, such as ``allowed-head``.
+CHOICES = tuple(f"{rule}-{scope}" for rule in RULES for scope in SCOPES)
+MASKED = ("data", "random", "window", "distance", "entmax-data", "block", *CHOICES)
+#: The scope of a mask whose metrics name none: it was the only one before they did.
+SCOPE = "layer"
 _ALWAYS = ("config", "experiment", "dataset", "variant")
 _ATTENTION = ("sites", "tau", "seed", *SPARSITIES)
 _MASK = ("rule", "block_size")
@@ -52,14 +58,14 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "block_size": int,
     "tau": (int, float),
     **dict.fromkeys(SPARSITIES, (int, float)),
-    **dict.fromkeys(("config", "experiment", "dataset", "variant", "sites", "rule"), str),
+    **dict.fromkeys(("config", "experiment", "dataset", "variant", "sites", "rule", "scope"), str),
 }
 #: Columns that say what a value is the value of: no two rows agree in all of them.
-_KEY = ["config", "experiment", "dataset", "split", "variant", "sites", "rule", "block_size", "tau", "seed", "metric"]
+_KEY = [name for name in COLUMNS if name not in (*SPARSITIES, "value")]
 
 
 def read_run(path: str | Path) -> list[dict[str, Any]]:
-    """Read one metrics.json as rows of the table.
+    """Read one metrics.json as rows of the table. Masks of metrics without a scope have that of `SCOPE`.
 
     Parameters
     ----------
@@ -85,7 +91,10 @@ def read_run(path: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: expected JSON, found something else ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object of labels and metrics, found {type(content).__name__}")
+    content.setdefault("scope")
     check_labels(path, content)
+    if content["variant"] in MASKED and content["scope"] is None:
+        content["scope"] = SCOPE
     evaluation = path.stem.partition("@")[2]
     labels = {name: content[name] for name in COLUMNS if name in content}
     rows = []
@@ -118,6 +127,8 @@ def check_labels(path: Path, content: dict[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, kind):
             wanted = kind.__name__ if isinstance(kind, type) else "number"
             raise InputError(f"{path}: {name}: expected {wanted} for variant {variant!r}, found {value!r}")
+        if name == "scope" and value not in SCOPES:
+            raise InputError(f"{path}: scope: expected one of {', '.join(SCOPES)}, found {value!r}")
         if name in ("tau", *SPARSITIES) and not 0 <= value <= 1:
             raise InputError(f"{path}: {name}: expected a fraction in [0, 1], found {value!r}")
 
@@ -170,7 +181,7 @@ def write_csv(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def read_csv(path: str | Path) -> pd.DataFrame:
-    """Read a table written by `write_csv`.
+    """Read a table written by `write_csv`; one without scopes is read as `read_run` reads metrics without one.
 
     Raises
     ------
@@ -186,6 +197,8 @@ def read_csv(path: str | Path) -> pd.DataFrame:
         raise InputError(f"{path}: expected a table of metrics, found no such file") from error
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected a table of metrics, found something else ({error})") from error
+    if list(table.columns) == [name for name in COLUMNS if name != "scope"]:
+        table.insert(COLUMNS.index("scope"), "scope", table["variant"].isin(MASKED).map({True: SCOPE, False: math.nan}))
     if list(table.columns) != list(COLUMNS):
         raise InputError(f"{path}: expected the columns {','.join(COLUMNS)}, found {','.join(map(str, table.columns))}")
     if table.empty:

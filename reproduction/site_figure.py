@@ -34,7 +34,7 @@ SITES = {
     "dec-self": {"color": "#009E73", "marker": "^", "label": "decoder self-attention"},
     "enc-dec": {"color": "#D55E00", "marker": "D", "label": "encoder-decoder attention"},
 }
-CONTROLS = ("random", "window")
+CONTROLS = ("random", "window", "distance")
 
 
 def lines_of(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:

@@ -77,14 +77,14 @@ rule draw_controls:
             "results/{config}/controls.png",
             caption=figure_caption("controls"),
             category="Controls",
-            labels={"what": "Data-informed, random and window masks", "as": "figure"},
+            labels={"what": "Data-informed masks and controls", "as": "figure"},
         ),
         caption="results/{config}/controls.md",
         numbers=report(
             "results/{config}/controls.csv",
             caption=figure_caption("controls"),
             category="Controls",
-            labels={"what": "Data-informed, random and window masks", "as": "table"},
+            labels={"what": "Data-informed masks and controls", "as": "table"},
         ),
     log:
         "results/{config}/logs/controls.log",

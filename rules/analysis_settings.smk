@@ -38,7 +38,7 @@ def report_files():
     figures = ["ap_figure", "paper_comparison", "glue_tasks", "controls", "pattern_gallery", "structural_zeros"]
     names = [f"{name}.png" for name in figures]
     names += ["metrics.csv", "configuration.json", "runs.csv"]
-    on_request = ("translation_sites.png", "entmax_comparison.png", "squad.csv", "ood_table.csv")
+    on_request = ("translation_sites.png", "entmax_comparison.png", "mask_comparison.png", "ood_table.csv", "squad.csv")
     names += [name for name in on_request if os.path.exists(f"{RESULTS}/{name}")]
     return [f"{RESULTS}/{name}" for name in names]
 

@@ -9,7 +9,7 @@ rule mask:
     benchmark:
         f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
     wildcard_constraints:
-        variant="data|block|entmax-data",
+        variant=f"data|block|entmax-data|{CHOICE}",
     conda:
         "../envs/transformer-xl.yaml"
     threads: 1
@@ -49,4 +49,33 @@ rule control_mask:
         "Mask: {wildcards.experiment}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.site}"
     shell:
         "python -m attention_pruning.cli mask --{wildcards.variant}-like {input.like:q} {params.flags}"
+        " --output {output:q} > {log:q} 2>&1"
+
+
+rule distance_mask:
+    # The control that knows the pattern, averaged over all positions of a distance.
+    input:
+        pattern=dense_pattern,
+        like=f"{FOLDER}/data/tau{{tau}}/seed{{seed}}/mask{{site}}.safetensors",
+        observed=observed_pattern,
+    output:
+        f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.safetensors",
+    log:
+        f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.log",
+    benchmark:
+        f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
+    wildcard_constraints:
+        variant="distance",
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=job_resource("mem_mb"),
+        runtime=job_runtime("small"),
+    params:
+        flags=control_flags,
+    message:
+        "Mask: {wildcards.experiment}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.site}"
+    shell:
+        "python -m attention_pruning.cli mask {input.pattern:q} --distance-like {input.like:q} {params.flags}"
         " --output {output:q} > {log:q} 2>&1"

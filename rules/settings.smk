@@ -1,6 +1,7 @@
 # What the rules of all experiments share: folders, flags, labels. No rules here.
 import json
 import os
+import re
 import shlex
 import sys
 
@@ -24,6 +25,8 @@ DATASETS = [
 ]
 # The models that nothing is pruned from.
 DENSE_VARIANTS = ("dense", "entmax-dense")
+# A data-informed mask of another rule and scope than the experiment's.
+CHOICE = "(published|allowed)-(layer|head|row|model)"
 # Sites of attention in translation; elsewhere there is one, which paths do not name.
 SITES = ["enc-self", "dec-self", "enc-dec"]
 
@@ -32,7 +35,7 @@ wildcard_constraints:
     config=config["name"],
     experiment="language_modelling|translation|glue|squad",
     dataset="|".join(DATASETS),
-    variant="dense|data|random|window|block|entmax-dense|entmax-data",
+    variant=f"dense|data|random|window|distance|block|entmax-dense|entmax-data|{CHOICE}",
     # The only site that is pruned, in the name of a model; the site of a pattern or mask.
     sites=f"(@({'|'.join(SITES)}))?",
     site=f"(-({'|'.join(SITES)}))?",
@@ -81,7 +84,10 @@ def run_labels(wildcards, experiment, sites):
     """Labels of a model's evaluation. A dense model has no rule and no blocks."""
     known = {name: wildcards[name] for name in ("config", "dataset", "variant", "tau", "seed")}
     if wildcards.variant not in DENSE_VARIANTS:
-        known |= {"rule": config[experiment]["pruning"]["rule"], "block_size": block_size(wildcards, experiment)}
+        known |= {**rule_and_scope(wildcards.variant, experiment), "block_size": block_size(wildcards, experiment)}
+        # Metrics without a scope mean "layer". To say so, too, would have every model that there is evaluated again.
+        if known["scope"] == "layer":
+            del known["scope"]
     return labels(experiment=experiment, sites=sites, **known)
 
 
@@ -100,10 +106,18 @@ def block_size(wildcards, experiment):
     return own["efficiency" if wildcards.get("variant") == "block" else "pruning"]["block_size"]
 
 
+def rule_and_scope(variant, experiment):
+    """Rule and scope of a mask: those in the variant's name, or else the experiment's."""
+    names = ("rule", "scope")
+    if re.fullmatch(CHOICE, variant):
+        return dict(zip(names, variant.split("-"), strict=True))
+    return {name: config[experiment]["pruning"][name] for name in names}
+
+
 def mask_flags(wildcards):
     """Flags of a data-informed mask. The published rule takes the whole array of a Transformer-XL, hence no crop."""
     pruning = config[wildcards.experiment]["pruning"]
-    options = {name: pruning[name] for name in ("rule", "scope", "row_floor")}
+    options = {**rule_and_scope(wildcards.variant, wildcards.experiment), "row_floor": pruning["row_floor"]}
     options["block_size"] = block_size(wildcards, wildcards.experiment)
     return flags({**options, "no_crop": wildcards.experiment == "language_modelling"}, dashes=True)
 

@@ -14,6 +14,14 @@ EMPTY_ROWS = ("zero", "uniform")
 #: Above this share of kept blocks "auto" takes torch's fused attention. benchmarks/block_sparse.py found the kernel no
 #: slower even when nothing is pruned, but with blocks of 16 not faster either (1.02 times, the AVX-512 build).
 DENSEST = {16: 0.95, 32: 1.0, 64: 1.0, 128: 1.0}
+#: On a GPU the choice is between FlexAttention and torch's fused attention under a mask. The fewest scores (batch x
+#: heads x queries x keys) that FlexAttention is taken for, by bytes of a number: below, the CPU's preparation of a call
+#: takes longer than masked attention. From results/reference/benchmarks/block_sparse_gpu.csv (one H100): with 16 bits
+#: 8 x 12 x 1024 x 1024 lose whatever is pruned, 2048 and 4096 win; float32 was measured at 1024 alone.
+LEAST_SCORES_GPU = {2: 2**28, 4: 2**26}
+#: And the greatest share of kept blocks, by bytes and whether there are gradients. In float32 a line through the times
+#: at 0% and 90% meets the time of masked attention at a share of 0.41, with gradients 0.16.
+DENSEST_GPU = {(2, False): 1.0, (2, True): 1.0, (4, False): 0.4, (4, True): 0.15}
 
 
 def block_sparse_attention(
@@ -55,7 +63,8 @@ def block_sparse_attention(
         ``masked_attention``. A row that sees nothing gives zeros.
     backend : {"auto", "block_sparse", "flex", "reference"}
         The compiled kernel (CPU), FlexAttention (GPU; on a CPU inference only), or plain torch. "auto" takes what was
-        measured to be fastest: torch's fused attention where too little is pruned.
+        measured to be fastest: torch's fused attention where too little is pruned, and on a GPU where sequences are
+        short.
     dropout_seed : int, optional
         64 bits; drawn from torch's generator by default.
 
@@ -85,7 +94,9 @@ def block_sparse_attention(
         bias=bias,
     )
     out, empty = _attend(call, backend)
-    return reference.fill_empty_rows(call, out, empty) if empty_rows == "uniform" and empty.any() else out
+    # On a GPU nobody looks whether there are any: the answer would have to be waited for.
+    fill = empty_rows == "uniform" and (empty.device.type != "cpu" or bool(empty.any()))
+    return reference.fill_empty_rows(call, out, empty) if fill else out
 
 
 def _attend(call: Call, backend: str) -> tuple[Tensor, Tensor]:
@@ -107,13 +118,24 @@ def _attend(call: Call, backend: str) -> tuple[Tensor, Tensor]:
 
 
 def _attend_fastest(call: Call) -> tuple[Tensor, Tensor]:
-    if call.layout.density > DENSEST[call.layout.block_size]:
-        return reference.attend_fused(call)
     if call.q.device.type == "cuda":
-        from . import flex
+        if flex_pays(call):
+            from . import flex
 
-        if flex.refusal(call) is None:
-            return flex.attend(call)
-    elif native.refusal(call) is None and native.library() is not None:
+            if flex.refusal(call) is None:
+                return flex.attend(call)
+        return reference.attend_fused(call)
+    sparse = call.layout.density <= DENSEST[call.layout.block_size]
+    if sparse and native.refusal(call) is None and native.library() is not None:
         return native.attend(call)
     return reference.attend_fused(call)
+
+
+def flex_pays(call: Call) -> bool:
+    """Whether FlexAttention was measured to be faster on a GPU than what computes otherwise."""
+    if call.hides_nothing and call.bias is None:
+        return False  # the other needs no mask either
+    size, scores = call.q.element_size(), call.q.shape[:3].numel() * call.k.shape[2]
+    if size not in LEAST_SCORES_GPU or scores < LEAST_SCORES_GPU[size]:
+        return False
+    return call.layout.density <= DENSEST_GPU[size, call.needs_gradient]

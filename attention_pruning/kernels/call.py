@@ -91,6 +91,17 @@ class Call:
             bias=bias,
         )
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether there will be a backward pass."""
+        tensors = (self.q, self.k, self.v, self.bias)
+        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+    @property
+    def hides_nothing(self) -> bool:
+        """Whether every score counts, as far as is known without a look at the padding."""
+        return self.layout.keeps_everything and not self.causal and self.key_seen is None
+
     def kept(self) -> Tensor:
         """bool [H, L, S]: cells that the layout keeps, on the device of the queries."""
         return self.layout.cells_on(self.q.device)[:, : self.q.shape[2], : self.k.shape[2]]

@@ -121,11 +121,26 @@ class BlockLayout:
             kept_HQK = kept_HQK & visible_cells(query_length, key_length, True)
         some_Hqk = block_any(kept_HQK, block_size)
         partial_Hqk = some_Hqk & block_any(~kept_HQK, block_size)  # cells beyond the lengths are neither kept nor not
+        bits = _pack(kept_HQK, partial_Hqk, block_size)
+        return cls._assemble(some_Hqk, partial_Hqk, bits, block_size, query_length, key_length, causal)
+
+    @classmethod
+    def _assemble(
+        cls,
+        some_Hqk: Tensor,
+        partial_Hqk: Tensor,
+        bits: Tensor,
+        block_size: int,
+        query_length: int,
+        key_length: int,
+        causal: bool,
+    ) -> BlockLayout:
+        """From the blocks that are kept, those of them that are kept in part, and the bits of these."""
         part = torch.full(some_Hqk.shape, WHOLE, dtype=torch.int32)
         part[partial_Hqk] = torch.arange(int(partial_Hqk.sum()), dtype=torch.int32)
         ends = some_Hqk.sum(-1).flatten().cumsum(0)
         starts = F.pad(ends, (1, 0)).int()
-        rows = torch.arange(heads)[:, None] * some_Hqk.shape[1] + torch.arange(some_Hqk.shape[1] + 1)
+        rows = torch.arange(len(some_Hqk))[:, None] * some_Hqk.shape[1] + torch.arange(some_Hqk.shape[1] + 1)
         return cls(
             block_size,
             query_length,
@@ -133,7 +148,7 @@ class BlockLayout:
             row_start=starts[rows],
             column=some_Hqk.nonzero()[:, 2].int(),
             part=part[some_Hqk],
-            bits=_pack(kept_HQK, partial_Hqk, block_size),
+            bits=bits,
             causal=causal,
         )
 
@@ -161,7 +176,10 @@ class BlockLayout:
         if list(kept_Hqk.shape[1:]) != expected:
             found = list(kept_Hqk.shape[1:])
             raise InputError(f"layout: expected {expected} blocks for {query_length} x {key_length}, found {found}")
-        return cls.from_cells(expand_blocks(kept_Hqk, block_size, query_length, key_length), block_size, causal)
+        if causal or kept_Hqk.dtype != torch.bool or block_size not in BLOCK_SIZES:
+            return cls.from_cells(expand_blocks(kept_Hqk, block_size, query_length, key_length), block_size, causal)
+        whole, bits = kept_Hqk.cpu(), torch.zeros(0, block_size, block_size // 8, dtype=torch.uint8)
+        return cls._assemble(whole, torch.zeros_like(whole), bits, block_size, query_length, key_length, causal)
 
     # What it is
 
@@ -176,6 +194,13 @@ class BlockLayout:
         kept = torch.zeros(heads, q, block_count(self.key_length, self.block_size), dtype=torch.bool)
         kept.flatten(0, 1)[self._rows, self.column.long()] = True
         return kept
+
+    @cached_property
+    def whole_blocks(self) -> Tensor:
+        """bool [H, q, k]: what is kept whole."""
+        whole = torch.zeros_like(self.blocks)
+        whole.flatten(0, 1)[self._rows, self.column.long()] = self.part == WHOLE
+        return whole
 
     @property
     def _rows(self) -> Tensor:
@@ -212,6 +237,11 @@ class BlockLayout:
         """Kept blocks / blocks with a visible cell, over all heads: the share of computation that is left."""
         visible = visible_cells(self.query_length, self.key_length, self.causal)
         return self.column.numel() / max(1, self.heads * int(block_any(visible, self.block_size).sum()))
+
+    @cached_property
+    def keeps_everything(self) -> bool:
+        """Whether no cell is left out."""
+        return not len(self.bits) and bool(self.blocks.all())
 
     @cached_property
     def has_empty_rows(self) -> bool:

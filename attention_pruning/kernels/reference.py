@@ -38,14 +38,15 @@ def attend(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def attend_fused(call: Call) -> tuple[Tensor, Tensor]:
-    """The same by torch's fused attention, for layouts that keep nearly everything; dropout is torch's own."""
-    counts = kept_and_visible(call)
-    empty = ~counts.any(-1, keepdim=True)
-    mask = None
+    """The same by torch's fused attention, under a mask unless nothing is hidden; dropout is torch's own."""
+    counts, mask = kept_and_visible(call), None
     if call.bias is not None:
-        mask = call.bias.to(call.q.dtype).expand(*call.q.shape[:3], call.k.shape[2])
-        mask = mask.masked_fill(~(counts | empty), -math.inf)
-    elif not counts.all():
+        bias = call.bias.to(call.q.dtype).expand(*call.q.shape[:3], call.k.shape[2])
+        counts = counts & (bias != -math.inf)  # a row with nothing else would be NaN
+    empty = ~counts.any(-1, keepdim=True)
+    if call.bias is not None:
+        mask = bias.masked_fill(~counts, -math.inf).masked_fill(empty, 0.0)
+    elif not (counts.all() if counts.device.type == "cpu" else call.hides_nothing):  # a GPU's answer is waited for
         mask = counts | empty
     out = F.scaled_dot_product_attention(
         call.q, call.k, call.v, attn_mask=mask, dropout_p=call.dropout_p, scale=call.scale

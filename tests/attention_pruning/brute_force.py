@@ -55,6 +55,17 @@ def pooled(average, allowed, size):
     return result
 
 
+def by_distance(average, allowed, size):
+    """Mean of each (layer, head) over the blocks with an allowed cell and the same query - key, for each block."""
+    blocks = blocks_of(allowed, size)
+    result = np.zeros(average.shape)
+    for layer, head, i, j in np.ndindex(average.shape):
+        values = [float(average[layer, head, q, k]) for q, k in blocks if q - k == i - j]
+        if values:
+            result[layer, head, i, j] = sum(values) / len(values)
+    return result
+
+
 def group_of(at, scope):
     layer, head, query, _ = at
     return {"layer": layer, "head": (layer, head), "row": (layer, head, query), "model": None}[scope]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from attention_pruning import AttentionPattern
+from attention_pruning import AttentionPattern, PatternAccumulator, PruneMask
 
 #: For every property test of this folder: no deadline (the machine may be busy), and few enough examples to stay quick.
 law = settings(deadline=None, max_examples=80)
@@ -14,6 +15,8 @@ law = settings(deadline=None, max_examples=80)
 taus = st.one_of(
     st.sampled_from([0.0, 0.1, 0.2, 0.29, 0.5, 0.57, 0.9, 1.0]), st.integers(0, 100).map(lambda n: n / 100)
 )
+sizes = st.integers(1, 3)
+seeds = st.integers(0, 2**31)
 choices = st.fixed_dictionaries(
     {
         "rule": st.sampled_from(["published", "allowed"]),
@@ -55,3 +58,11 @@ def patterns(draw, longest=7, unobserved=True):
 def cell_set(mask_QK):
     """The (query, key) tuples of a bool tensor, or those of any other number of axes."""
     return {tuple(index) for index in mask_QK.nonzero().tolist()}
+
+
+def uniform_mask(queries, keys, tau, site, causal=None, heads=1, **chosen):
+    """The mask of a pattern of noise, seen everywhere."""
+    average = torch.rand(1, heads, queries, keys, generator=torch.Generator().manual_seed(1)) + 0.01
+    visible = PatternAccumulator(1, 1, queries, keys, site, causal)._visible
+    pattern = AttentionPattern(average * visible, torch.ones(queries, keys), site, causal)
+    return PruneMask.from_pattern(pattern, tau, rule="allowed", **chosen)

@@ -114,6 +114,23 @@ def test_auto_skips_blocks_where_that_pays(monkeypatch, block, share, taken):
     torch.testing.assert_close(found, block_sparse_attention(*inputs(), layout(share, block), backend="reference"))
 
 
+@pytest.mark.parametrize("low", [-torch.inf, torch.finfo(torch.float32).min], ids=["-inf", "the lowest float32"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_attention_gives_zeros_where_a_bias_hides_all_that_is_kept(monkeypatch, dtype, low):
+    """As the kernel and the reference do; the lowest float32 is beyond bfloat16."""
+    monkeypatch.setattr(attention, "DENSEST", dict.fromkeys(attention.DENSEST, -1.0))
+    bias = torch.randn(1, 3, 100, 130, generator=torch.Generator().manual_seed(4))
+    bias[:, 1, 5] = -torch.inf
+    bias[:, 2, :, 7] = low
+    leaves = inputs(gradients=True, dtype=dtype)
+    found = block_sparse_attention(*leaves, layout(), bias=bias)
+    found.float().sum().backward()
+    wanted = block_sparse_attention(*(x.float() for x in leaves), layout(), bias=bias, backend="reference")
+    torch.testing.assert_close(found.float(), wanted, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-4)
+    assert found[:, 1, 5].eq(0).all()
+    assert all(x.grad.isfinite().all() for x in leaves)
+
+
 def test_flex_refuses_what_it_cannot_compute():
     with pytest.raises(InputError, match="backend flex: expected no dropout"):
         block_sparse_attention(*inputs(), layout(), dropout_p=0.1, backend="flex")

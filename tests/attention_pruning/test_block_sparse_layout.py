@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attention_pruning import AttentionPattern, BlockLayout, InputError, PruneMask, block_sparse_attention
+from attention_pruning.blocks import block_any, expand_blocks
 from attention_pruning.kernels import native
 from attention_pruning.structure import visible_cells
 from strategies import law
@@ -44,6 +45,18 @@ def test_a_layout_holds_its_cells(mask, causal):
         part = int(layout.part[int(layout.row_start[h, q]) + found.index(k)])
         assert (part == -1) == bool(inside.all())
     assert layout.has_empty_rows == bool((~(kept & visible).any(-1)).any())
+
+
+@law
+@given(cell_masks(), st.booleans())
+def test_whole_blocks_make_the_layout_of_their_cells(mask, causal):
+    kept, block = mask
+    blocks = block_any(kept, block)
+    found = BlockLayout.from_blocks(blocks, block, *kept.shape[1:], causal)
+    expected = BlockLayout.from_cells(expand_blocks(blocks, block, *kept.shape[1:]), block, causal)
+    for field in dataclasses.fields(BlockLayout):
+        one, other = getattr(found, field.name), getattr(expected, field.name)
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 @law

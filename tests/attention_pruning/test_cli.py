@@ -115,6 +115,10 @@ def test_mask_makes_baselines(folder, pattern):
     assert run("mask", "--window-like", "mask.safetensors", *equal) == 0
     made = PruneMask.load("equal.safetensors")
     assert made.fingerprint == PruneMask.window_like(data, pattern.count).fingerprint
+    assert run("mask", "pattern.safetensors", "--distance-like", "mask.safetensors", *equal) == 0
+    made = PruneMask.load("equal.safetensors")
+    assert made.fingerprint == PruneMask.distance_like(data, pattern, pattern.count).fingerprint
+    assert made.kind == "distance"
     assert run("mask", "pattern.safetensors", "--tau", "0.5", *equal) == 2
 
 
@@ -203,11 +207,24 @@ def test_help_explains_every_flag_with_its_default(command, capsys):
         ("mask pattern.safetensors --tau 0.5 -o out.npy", "out.npy: expected the name of a .safetensors file"),
         ("mask pattern.safetensors --tau 0.5 -o no/out.safetensors", "no/out.safetensors: expected a folder"),
         ("mask mask.safetensors --tau 0.5 -o out.safetensors", "mask.safetensors: expected a file of format"),
-        ("mask --tau 0.5 -o out.safetensors", "expected one of PATTERN, --random-like, --window-like, found none"),
+        ("mask --tau 0.5 -o out.safetensors", "--window-like, --distance-like, found none"),
         (
             "mask pattern.safetensors --window-like mask.safetensors -o out.safetensors",
             "found PATTERN and --window-like",
         ),
+        (
+            "mask --distance-like mask.safetensors -o out.safetensors",
+            "expected PATTERN with --distance-like, found none",
+        ),
+        (
+            "mask pattern.safetensors --distance-like mask.safetensors --tau 0.5 -o out.safetensors",
+            "expected no --tau with --distance-like",
+        ),
+        (
+            "mask --window-like mask.safetensors --distance-like mask.safetensors -o out.safetensors",
+            "found --window-like and --distance-like",
+        ),
+        ("mask pattern.safetensors --distance-like mask.safetensors -o mask.safetensors", "expected another file"),
         ("mask --random-like mask.safetensors -o out.safetensors", "expected --seed with --random-like, found none"),
         ("mask --random-like mask.safetensors --seed -1 -o out.safetensors", "seed: expected a whole number"),
         (

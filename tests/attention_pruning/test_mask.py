@@ -1,4 +1,4 @@
-"""Laws of PruneMask: rules, scopes, blocks, row floor, baselines, sparsities, files; and of load_mask."""
+"""Laws of PruneMask: rules, scopes, blocks, row floor, sparsities, files; and of load_mask."""
 
 from __future__ import annotations
 
@@ -14,29 +14,15 @@ from safetensors.torch import save_file
 
 import brute_force
 from attention_pruning import AttentionPattern, InputError, PatternAccumulator, PruneMask
-from attention_pruning.baselines import random_scores, window_scores
 from attention_pruning.loading import load_mask
 from attention_pruning.mask import parse_tau
 from attention_pruning.published import write_published
-from strategies import cell_set, choices, law, patterns, taus
-
-sizes = st.integers(1, 3)
-seeds = st.integers(0, 2**31)
+from strategies import cell_set, choices, law, patterns, seeds, sizes, taus, uniform_mask
 
 
 def cells(mask):
     """Every pruned (layer, head, query, key)."""
     return cell_set(torch.stack([mask.cells(layer) for layer in range(mask.layers)]))
-
-
-def allowed_blocks(mask):
-    return brute_force.blocks_of(cell_set(mask.allowed), mask.block_size)
-
-
-def pruned_allowed(mask):
-    """By layer, how many allowed blocks are pruned."""
-    found = [at[0] for at in cell_set(mask.pruned) if at[2:] in allowed_blocks(mask)]
-    return [found.count(layer) for layer in range(mask.layers)]
 
 
 @law
@@ -109,121 +95,6 @@ def test_a_larger_tau_prunes_a_superset(pattern, one, other, chosen, size):
 
 
 @law
-@given(patterns(), taus, choices, seeds)
-def test_random_and_window_masks_agree_with_loops(pattern, tau, chosen, seed):
-    data = PruneMask.from_pattern(pattern, tau, **chosen)
-    allowed = cell_set(data.allowed)
-    for use, weights in (
-        (None, dict.fromkeys(allowed, 1)),
-        (pattern.count, {at: int(pattern.count[at]) for at in allowed}),
-    ):
-        for found, scores in (
-            (PruneMask.random_like(data, seed, use), random_scores(data, seed)),
-            (PruneMask.window_like(data, use), window_scores(data)),
-        ):
-            score = torch.stack([scores(layer) for layer in range(data.layers)]).numpy()
-            assert cell_set(found.pruned) == brute_force.prune_as_much(
-                cell_set(data.pruned), score, allowed, data.row_floor, weights
-            )
-
-
-@law
-@given(patterns(), taus, choices, st.integers(1, 3), seeds)
-def test_random_and_window_masks_keep_what_they_are_like(pattern, tau, chosen, size, seed):
-    data = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen)
-    for kind, make in (
-        ("random", lambda: PruneMask.random_like(data, seed)),
-        ("window", lambda: PruneMask.window_like(data)),
-    ):
-        try:
-            found = make()
-        except InputError as error:  # ragged blocks can share a row's last block in the data, and not by chance
-            assert size > 1 and data.row_floor == "keep-best" and "all that leave every row a block" in str(error)
-            continue
-        assert pruned_allowed(found) == pruned_allowed(data)
-        assert found.empty_rows == 0 or data.row_floor == "none"
-        assert torch.equal(found.allowed, data.allowed)
-        differs = cell_set(found.pruned ^ data.pruned)
-        assert {at[2:] for at in differs} <= allowed_blocks(data)
-        assert (found.kind, found.seed) == (kind, seed if kind == "random" else None)
-        origin = {"like_fingerprint": data.fingerprint, "like_in": "effective_sparsity"}
-        assert found.metadata == data.metadata | origin
-        for name in ("site", "causal", "tau", "rule", "scope", "row_floor", "block_size"):
-            assert getattr(found, name) == getattr(data, name)
-
-
-def test_controls_of_equal_use_count_a_rare_position_for_what_it_is():
-    count = torch.full((4, 4), 10)
-    count[3], count[:, 3] = 1, 1  # a sentence in ten is four tokens long
-    average = torch.rand(1, 2, 4, 4) + torch.eye(4)
-    average[..., :, 3] = 0
-    data = PruneMask.from_pattern(AttentionPattern(average, count, "enc-self"), 0.25, "allowed", row_floor="none")
-    assert data.effective_sparsity == 0.25 and data.evaluated_sparsity(count) == 4 / 97
-    found = PruneMask.random_like(data, 3, count)
-    assert abs(found.evaluated_sparsity(count) - 4 / 97) <= 10 / (2 * 97)
-    assert found.effective_sparsity < 0.25
-    with pytest.raises(InputError, match="expected whole counts"):
-        PruneMask.window_like(data, count.float())
-
-
-@law
-@given(st.integers(1, 6), st.integers(0, 6), st.integers(1, 4), taus, seeds)
-def test_block_baselines_are_always_found_where_all_was_observed(queries, memory, size, tau, seed):
-    average = torch.rand(2, 2, queries, queries + memory, generator=torch.Generator().manual_seed(seed))
-    count = torch.ones(queries, queries + memory)
-    for causal in (False, True):
-        visible = PatternAccumulator(1, 1, *count.shape, "self", causal)._visible
-        pattern = AttentionPattern(average * visible, count, "self", causal)
-        data = PruneMask.from_pattern(pattern, tau, rule="allowed", block_size=size)
-        for found in (PruneMask.random_like(data, seed), PruneMask.window_like(data)):
-            assert pruned_allowed(found) == pruned_allowed(data)
-            assert found.empty_rows == 0
-
-
-def uniform_mask(queries, keys, tau, site, causal=None, heads=1, **chosen):
-    average = torch.rand(1, heads, queries, keys, generator=torch.Generator().manual_seed(1)) + 0.01
-    visible = PatternAccumulator(1, 1, queries, keys, site, causal)._visible
-    pattern = AttentionPattern(average * visible, torch.ones(queries, keys), site, causal)
-    return PruneMask.from_pattern(pattern, tau, rule="allowed", **chosen)
-
-
-def test_a_random_mask_is_fixed_by_its_seed_and_uniform():
-    data = uniform_mask(30, 30, 0.5, "enc-self")
-    masks = [PruneMask.random_like(data, seed) for seed in range(200)]
-    assert PruneMask.random_like(data, 7).fingerprint == masks[7].fingerprint
-    assert len({mask.fingerprint for mask in masks}) == 200
-    often = torch.stack([mask.pruned for mask in masks]).double().mean(0)
-    # 900 shares of 200 draws at 1/2: mean exactly 1/2, each within 5.5 standard deviations of sqrt(1/4/200)
-    assert abs(float(often.mean()) - data.effective_sparsity) < 1e-12
-    assert float((often - 0.5).abs().max()) < 5.5 * math.sqrt(0.25 / 200)
-
-
-def test_a_window_is_a_band_around_the_diagonal():
-    distance = (torch.arange(8)[:, None] - torch.arange(8)).abs()
-    band = int((distance <= 2).sum())
-    data = uniform_mask(8, 8, (64 - band) / 64, "enc-self", heads=2, row_floor="none")
-    for head in PruneMask.window_like(data).pruned[0]:
-        assert torch.equal(head, distance > 2)
-
-
-def test_a_causal_window_follows_the_memory():
-    queries, memory = 4, 3
-    distance = torch.arange(queries)[:, None] + memory - torch.arange(queries + memory)
-    data = uniform_mask(queries, queries + memory, 1.0, "self", causal=True)  # keep-best: one cell of a row stays
-    window = PruneMask.window_like(data)
-    assert torch.equal(~window.pruned[0, 0] & window.visible, distance == 0)
-
-
-def test_a_cross_attention_window_joins_the_corners_of_what_was_observed():
-    count = torch.zeros(6, 9)
-    count[:3, :6] = 1  # three queries, six keys observed: query q looks at keys 2q and 2q + 1
-    pattern = AttentionPattern(torch.rand(1, 1, 6, 9) * count, count, "enc-dec")
-    window = PruneMask.window_like(PruneMask.from_pattern(pattern, 0.67, rule="allowed", row_floor="none"))
-    expected = torch.arange(6)[:, None] == torch.arange(9) // 2
-    assert torch.equal(~window.pruned[0, 0] & window.allowed, expected & window.allowed)
-
-
-@law
 @given(patterns(), taus, choices, sizes, st.data())
 def test_evaluated_sparsity_weighs_cells_by_their_use(pattern, tau, chosen, size, data):
     mask = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen)
@@ -258,11 +129,12 @@ def test_a_slice_is_the_part_of_the_mask_and_dense_beyond_it(pattern, size, data
 
 
 @law
-@given(patterns(), taus, choices, sizes, st.sampled_from(["data", "random"]))
+@given(patterns(), taus, choices, sizes, st.sampled_from(["data", "random", "distance"]))
 def test_saved_and_loaded_is_the_same(tmp_path_factory, pattern, tau, chosen, size, kind):
     path = tmp_path_factory.mktemp("mask") / "mask.safetensors"
     mask = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen | {"row_floor": "none"})
-    mask = mask if kind == "data" else PruneMask.random_like(mask, 11)
+    if kind != "data":
+        mask = PruneMask.random_like(mask, 11) if kind == "random" else PruneMask.distance_like(mask, pattern)
     mask.save(path)
     content = path.read_bytes()
     loaded = PruneMask.load(path)
@@ -378,12 +250,6 @@ def test_masks_that_cannot_be_made_are_refused(arguments, message):
         PruneMask.from_pattern(**{"pattern": PATTERN, "tau": 0.5} | arguments)
 
 
-@pytest.mark.parametrize("seed", [-1, 0.5, "1", True, None])
-def test_a_random_mask_needs_a_whole_seed(seed):
-    with pytest.raises(InputError, match="seed: expected a whole number of at least 0"):
-        PruneMask.random_like(PruneMask.from_pattern(PATTERN, 0.5), seed)
-
-
 @pytest.mark.parametrize(
     ("count", "message"),
     [
@@ -443,7 +309,9 @@ def test_bad_mask_files_are_refused(tmp_path):
         ),
         "header fields": lambda: save_file(tensors, path, header | {"more": "1"}),
         "write 0.9": lambda: save_file(tensors, path, header | {"tau": "90"}),
-        "kind: expected one of data, random, window": lambda: save_file(tensors, path, header | {"kind": '"best"'}),
+        "kind: expected one of data, random, window, dist": lambda: save_file(
+            tensors, path, header | {"kind": '"best"'}
+        ),
         r"pruned to be bools \[layer, head, query, key\], found torch.bool of \[4, 5\]": lambda: save_file(
             tensors | {"pruned": mask.pruned[0, 0].clone()}, path, header
         ),

@@ -1,6 +1,8 @@
 """How command lines of ours become fairseq's."""
 
 import ast
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +88,23 @@ def test_only_fairseqs_dataclasses_become_hashable():
         value: int = 0
 
     assert Ours.__hash__ is None and hash(CommonConfig()) is not None
+
+
+def test_a_copied_checkpoint_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
+    shims.install()
+    from fairseq.file_io import PathManager
+
+    source, target = tmp_path / "checkpoint_1_20.pt", tmp_path / "checkpoint_last.pt"
+    source.write_text("the new one")
+    assert PathManager.copy(str(source), str(target), overwrite=True)
+    assert target.read_text() == "the new one"
+
+    def interrupted(source, target):
+        Path(target).write_text("the n")
+        raise KeyboardInterrupt
+
+    target.write_text("the old one")
+    monkeypatch.setattr(shutil, "copyfile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        PathManager.copy(str(source), str(target), overwrite=True)
+    assert target.read_text() == "the old one"

@@ -9,9 +9,12 @@ import pytest
 
 from attention_pruning import InputError
 from reproduction import documents
+from reproduction.captions import NAMES
 from reproduction.documents import REFERENCE, REPOSITORY, filled, main, results_block
+from reproduction.mask_figure import markdown
 from reproduction.metrics import SPARSITIES, write_metrics
 from reproduction.results import read_csv, write_csv
+from test_mask_figure import made_up as made_up_masks
 from test_site_figure import made_up as made_up_sites
 from test_task_figure import made_up as made_up_tasks
 
@@ -36,12 +39,18 @@ def test_means_in_the_table_are_those_of_the_csv():
     means = chosen.groupby(["variant", "tau"], dropna=False)["value"].mean()
     first = results_block("quick").split("\n\n")[0]
     cells = [[cell.strip() for cell in line.split("|")] for line in first.splitlines()[2:]]
-    names = {"dense": "dense", "data": "data-informed", "random": "random", "window": "fixed window"}
     expected = {
-        (names[variant], f"{100 * tau:.0f}%"): value for (variant, tau), value in means.items() if variant in names
+        (NAMES[variant], f"{100 * tau:.0f}%"): value for (variant, tau), value in means.items() if variant in NAMES
     }
-    found = {(row[1], row[2]): float(row[5].split()[0]) for row in cells if row[1] in names.values()}
+    found = {(row[1], row[2]): float(row[5].split()[0]) for row in cells if row[1] in NAMES.values()}
     assert found == {key: pytest.approx(value, abs=0.00501) for key, value in expected.items()}
+
+
+def test_the_block_of_masks_is_the_table_of_their_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "REFERENCE", tmp_path)
+    (tmp_path / "quick").mkdir()
+    write_csv(made_up_masks(), tmp_path / "quick" / "mask_comparison.csv")
+    assert documents.masks_block("quick") == markdown(made_up_masks())
 
 
 def test_blocks_of_sites_tasks_and_questions_show_means_of_their_tables(tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ from reproduction.results import COLUMNS, write_csv
 PANEL, TRANSLATION, GLUE = PANELS
 SEEDS = (1, 2, 3)
 TAUS = {"dense": (0.0,), "data": (0.2, 0.4, 0.6, 0.8, 0.9), "random": (0.8, 0.9), "window": (0.8, 0.9)}
-WORSE = {"dense": 0.0, "data": 3.0, "random": 9.0, "window": 5.0}
+TAUS["distance"] = TAUS["window"]
+WORSE = {"dense": 0.0, "data": 3.0, "random": 9.0, "window": 5.0, "distance": 4.0}
 
 
 def made_up(bigram: float | None = 70.5, seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
@@ -238,15 +239,15 @@ def test_a_seed_without_a_dense_model_is_refused() -> None:
     lost = table[(table["variant"] != "dense") | (table["seed"] != 2)]
     with pytest.raises(InputError, match="expected a dense model of each seed, found none of seed 2"):
         relative(select(lost, PANEL))
-    with pytest.raises(InputError, match="of the dense model, found only data, kneser-ney, random, window"):
+    with pytest.raises(InputError, match="of the dense model, found only data, distance, kneser-ney, random, window"):
         draw(table[table["variant"] != "dense"], read_reference(REFERENCE))
 
 
 def test_controls_of_one_seed_are_drawn_without_a_spread_and_the_caption_says_so() -> None:
     table = made_up()
-    one = table[~table["variant"].isin(["random", "window"]) | (table["seed"] == 2)]
+    one = table[~table["variant"].isin(["random", "window", "distance"]) | (table["seed"] == 2)]
     # A single tau has a bar for its spread, several have a band; the dense model of three seeds keeps its bar.
-    for kept, bars in ((one[one["variant"].ne("random") | one["tau"].eq(0.9)], 1), (table[table["tau"] != 0.8], 3)):
+    for kept, bars in ((one[one["variant"].ne("random") | one["tau"].eq(0.9)], 1), (table[table["tau"] != 0.8], 4)):
         assert len(drawn(kept)[0].containers) == bars
     assert lines(drawn(one)[0])[STYLES["random"]["label"]][1] == [values(one, "random", tau)[0] for tau in (0.8, 0.9)]
     assert "; seeds 1, 2, 3 (controls: 2); rule" in caption(one, [PANEL])

@@ -25,6 +25,7 @@ def run(**changes: Any) -> dict[str, Any]:
         "variant": "data",
         "sites": "self",
         "rule": "published",
+        "scope": "head",
         "block_size": 1,
         "tau": 0.8,
         "seed": 1,
@@ -40,13 +41,14 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-DENSE = {"variant": "dense", "tau": 0, "rule": None, "block_size": None, **dict.fromkeys(SPARSITIES, 0.0)}
-COUNTED = {"variant": "kneser-ney", **dict.fromkeys((*SPARSITIES, "sites", "rule", "block_size", "tau", "seed"))}
+OF_MASKS = ("rule", "scope", "block_size")
+DENSE = {"variant": "dense", "tau": 0, **dict.fromkeys(OF_MASKS), **dict.fromkeys(SPARSITIES, 0.0)}
+COUNTED = {"variant": "kneser-ney", **dict.fromkeys((*SPARSITIES, *OF_MASKS, "sites", "tau", "seed"))}
 
 
 def test_the_columns_are_those_of_the_architecture() -> None:
     assert ",".join(COLUMNS) == (
-        "config,experiment,dataset,split,variant,sites,rule,block_size,tau,effective_sparsity,evaluated_sparsity,"
+        "config,experiment,dataset,split,variant,sites,rule,scope,block_size,tau,effective_sparsity,evaluated_sparsity,"
         "block_sparsity,seed,metric,value"
     )
     assert set(COLUMNS) == {*LABELS, *SPARSITIES, "split", "metric", "value"}
@@ -72,7 +74,26 @@ def test_a_further_evaluation_is_a_metric_of_its_own(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("field", ["metrics", *LABELS, *SPARSITIES])
+@pytest.mark.parametrize(("changes", "scope"), [({}, "layer"), (DENSE, None), (COUNTED, None)])
+def test_masks_of_metrics_without_a_scope_were_made_by_layer(tmp_path: Path, changes: Any, scope: str | None) -> None:
+    content = run(**changes)
+    for name, without in (("null", {"scope": None}), ("none", {})):
+        old = {key: value for key, value in content.items() if key != "scope"} | without
+        rows = read_run(write(tmp_path / name / "metrics.json", old))
+        assert {row["scope"] for row in rows} == {scope}
+    table = collect([tmp_path / "none" / "metrics.json"])
+    table.drop(columns="scope").to_csv(tmp_path / "old.csv", index=False)
+    found = read_csv(tmp_path / "old.csv")
+    assert tuple(found.columns) == COLUMNS and found["value"].tolist() == table["value"].tolist()
+    assert found["scope"].dropna().tolist() == ([] if scope is None else [scope] * len(table))
+
+
+def test_the_same_model_with_another_scope_is_another_run(tmp_path: Path) -> None:
+    paths = [write(tmp_path / scope / "metrics.json", run(scope=scope)) for scope in ("head", "row")]
+    assert set(collect(paths)["scope"]) == {"head", "row"}
+
+
+@pytest.mark.parametrize("field", ["metrics", *(name for name in LABELS if name != "scope"), *SPARSITIES])
 def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
     content = run()
     del content[field]
@@ -88,6 +109,7 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
         ({"variant": "sparse"}, "variant: expected one of .*, found 'sparse'"),
         ({"experiment": "poetry"}, "experiment: expected one of .*, found 'poetry'"),
         ({"rule": None}, "rule: expected str for variant 'data', found None"),
+        ({"scope": "column"}, "scope: expected one of layer, head, row, model, found 'column'"),
         ({"block_size": None}, "block_size: expected int for variant 'data', found None"),
         ({"seed": None}, "seed: expected int for variant 'data', found None"),
         ({"seed": "1"}, "seed: expected int .*, found '1'"),

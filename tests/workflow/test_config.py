@@ -20,7 +20,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from attention_pruning.kernels.layout import BLOCK_SIZES
-from attention_pruning.mask import ROW_FLOORS, RULES, SCOPES
+from attention_pruning.mask import KINDS, ROW_FLOORS, RULES, SCOPES
+from reproduction.curves import VARIANTS
 from reproduction.data import bible, bible_glue, bible_pairs, bible_squad, iwslt14, multi30k, wikitext, wmt17
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,9 @@ def test_an_unknown_key_is_refused_by_name_wherever_it_stands(way: tuple[str, ..
         (("translation", "site_taus"), [80]),
         (("translation", "entmax"), {"taus": ["50%"]}),
         (("translation", "pruning", "controls_equal"), "nominal_sparsity"),
+        (("translation", "mask_comparison"), {"choices": [{"rule": "published"}]}),
+        (("translation", "mask_comparison"), {"choices": [{"rule": "published", "scope": "column"}]}),
+        (("translation", "mask_comparison"), {"controls": ["data"]}),
         (("translation", "pruning", "control_seeds"), []),
         (("glue", "dataset", "tasks"), ["MRPC", "Poetry"]),
         (("squad", "lengths"), {"max_seq_length": "384"}),
@@ -250,10 +254,11 @@ def test_keys_of_fine_tuning_are_the_scripts_flags_with_the_same_defaults(script
 
 def test_the_choices_of_pruning_are_the_librarys() -> None:
     assert tuple(definition("efficiency")["block_size"]["enum"]) == BLOCK_SIZES
-    pruning = definition("pruning")
-    assert tuple(pruning["rule"]["enum"]) == RULES
-    assert tuple(pruning["scope"]["enum"]) == SCOPES
-    assert tuple(pruning["row_floor"]["enum"]) == ROW_FLOORS
+    choices = SCHEMA["$defs"]
+    assert tuple(choices["rule"]["enum"]) == RULES
+    assert tuple(choices["scope"]["enum"]) == SCOPES
+    assert tuple(definition("pruning")["row_floor"]["enum"]) == ROW_FLOORS
+    assert ("data", *choices["control"]["enum"]) == KINDS == VARIANTS
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -311,6 +316,47 @@ def test_the_comparison_with_entmax_is_planned_on_request(name: str, tmp_path: P
     assert all(("--use_entmax" in line) == ("/entmax-dense/" in line) for line in averaged)
     assert len([line for line in found if "fairseq/inspect_checkpoint.py" in line]) == len(trained)
     assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "entmax" in line]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_comparison_of_masks_is_planned_on_request(name: str, tmp_path: Path) -> None:
+    config, file = filled(read(name)), ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    found = plan(tmp_path, f"results/{name}/mask_comparison.png", *file).stdout.splitlines()
+    for experiment, script, sites in (
+        ("language_modelling", "transformer-xl/train.py", 1),
+        ("translation", "fairseq/train.py", 3),
+    ):
+        pruning, own = config[experiment]["pruning"], config[experiment]["mask_comparison"]
+        seeds, control_seeds = (len(config[experiment]["seeds"]), len(pruning["control_seeds"] or []))
+        of_figure = control_seeds or seeds
+        others = [way for way in own["choices"] if (way["rule"], way["scope"]) != (pruning["rule"], pruning["scope"])]
+        models = {f"{way['rule']}-{way['scope']}": seeds for way in others} | {"data": seeds}
+        models |= {control: of_figure if control in pruning["controls"] else seeds for control in own["controls"]}
+        trained = [line for line in found if script in line]
+        for variant, number in models.items():
+            assert sum(f"/{variant}/tau" in line for line in trained) == number * len(own["taus"]), variant
+        assert len(trained) == seeds + sum(models.values()) * len(own["taus"])
+        masks = [line for line in found if "cli mask" in line and f"/{experiment}/" in line]
+        assert len(masks) == sum(models.values()) * len(own["taus"]) * sites
+        for way in others:
+            flags = f" --rule {way['rule']} --scope {way['scope']} "
+            made = [line for line in masks if f"/{way['rule']}-{way['scope']}/tau" in line]
+            assert made and all(flags in line for line in made)
+        by_distance = [line for line in masks if "/pattern" in line and " --distance-like " in line]
+        assert len(by_distance) == models["distance"] * len(own["taus"]) * sites
+        by_use = pruning["controls_equal"] == "evaluated_sparsity"
+        assert all(("--equal-use" in line) == by_use for line in by_distance)
+    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "distance" in line or "-head/" in line]
+
+
+def test_a_scope_is_said_where_it_is_not_the_one_that_is_meant_without(tmp_path: Path) -> None:
+    file = ("--configfile", str(ROOT / "config" / "smoke.yaml"))
+    found = plan(tmp_path, "results/smoke/mask_comparison.png", *file).stdout.splitlines()
+    evaluated = [line for line in found if "transformer-xl/eval.py" in line or "score_translations.py" in line]
+    for variant, labels in (("allowed-row", "rule=allowed --label scope=row"), ("published-head", "scope=head")):
+        own = [line for line in evaluated if f" --label variant={variant} " in line]
+        assert own and all(f"{labels} --label block_size=1" in line for line in own)
+    assert not [line for line in evaluated if "scope=layer" in line]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -278,6 +278,36 @@ def test_the_report_is_one_file_with_everything_in_it_and_asks_for_nothing_else(
     assert configuration["language_modelling"]["training"]["optim"] == "adam"  # a default
 
 
+def test_rules_scopes_and_controls_are_compared_on_request_and_then_shown(finished: Path) -> None:
+    found = snakemake(finished, "mask_comparison")
+    assert found.returncode == 0, found.stdout
+    folder = finished / "results" / "smoke"
+    leaves(folder, "mask_comparison.png", "mask_comparison.md")
+    table = read_csv(folder / "mask_comparison.csv")
+    own = CONFIG["translation"]["mask_comparison"]
+    bleu = table[table["metric"] == "bleu"]
+    # What the experiment does anyhow is not trained again under another name.
+    assert set(bleu["variant"]) == {"dense", "data", "published-head", *own["controls"]}
+    perplexity = table[(table["metric"] == "perplexity") & (table["split"] == "test")]
+    made = perplexity[perplexity["rule"].notna()].groupby("variant")[["rule", "scope"]].agg(set)
+    assert made.loc["allowed-row"].tolist() == [{"allowed"}, {"row"}]
+    assert made.loc["distance"].tolist() == made.loc["data"].tolist() == [{"published"}, {"layer"}]
+    for seed in SEEDS:
+        (tau,) = CONFIG["language_modelling"]["mask_comparison"]["taus"]
+        masks = {
+            kind: PruneMask.load(finished / EXPERIMENT / kind / f"tau{tau:g}" / f"seed{seed}" / "mask.safetensors")
+            for kind in ("data", "distance", "allowed-row")
+        }
+        assert masks["distance"].kind == "distance"
+        assert masks["distance"].layer_sparsity == masks["data"].layer_sparsity
+        assert (masks["allowed-row"].rule, masks["allowed-row"].scope) == ("allowed", "row")
+    shown = snakemake(finished, "everything", "--dry-run")
+    assert shown.returncode == 0 and "Nothing to be done" in shown.stdout
+    # Neither the figure's models nor their scores were made anew.
+    again = snakemake(finished, "--dry-run")
+    assert "Nothing to be done" in again.stdout
+
+
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     while not path.exists():
         assert process.poll() is None, "the workflow ended before it could be interrupted"

@@ -1,0 +1,22 @@
+# Rules, scopes and controls of masks against each other: the files that the comparison needs. No rules here.
+
+
+def comparison_models(experiment):
+    """(variant, tau) of every model in the comparison: dense; then by tau data-informed, other choices, controls."""
+    own = config[experiment]["mask_comparison"]
+    choices = ["{rule}-{scope}".format(**choice) for choice in own["choices"]]
+    # The experiment's own rule and scope are those of the variant data, which its figure has already.
+    others = [choice for choice in choices if rule_and_scope(choice, experiment) != rule_and_scope("data", experiment)]
+    return [("dense", 0), *((variant, tau) for tau in own["taus"] for variant in ["data", *others, *own["controls"]])]
+
+
+def comparison_metrics():
+    """Metrics of each of them, language modelling first."""
+    found = []
+    for experiment in ("language_modelling", "translation"):
+        dataset = config[experiment]["dataset"]["name"]
+        found += model_files(experiment, dataset, comparison_models(experiment), "metrics.json")
+    return found
+
+
+COMPARISON_METRICS = comparison_metrics()

@@ -1,0 +1,210 @@
+"""Laws of the controls: random, window and distance masks prune as much as the mask that they are like."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import brute_force
+from attention_pruning import AttentionPattern, InputError, PatternAccumulator, PruneMask
+from attention_pruning.baselines import distance_scores, random_scores, window_scores
+from strategies import cell_set, choices, law, patterns, seeds, sizes, taus, uniform_mask
+
+
+def allowed_blocks(mask):
+    return brute_force.blocks_of(cell_set(mask.allowed), mask.block_size)
+
+
+def pruned_allowed(mask):
+    """By layer, how many allowed blocks are pruned."""
+    found = [at[0] for at in cell_set(mask.pruned) if at[2:] in allowed_blocks(mask)]
+    return [found.count(layer) for layer in range(mask.layers)]
+
+
+@law
+@given(patterns(), taus, choices, seeds)
+def test_controls_agree_with_loops(pattern, tau, chosen, seed):
+    data = PruneMask.from_pattern(pattern, tau, **chosen)
+    allowed = cell_set(data.allowed)
+    for use, weights in (
+        (None, dict.fromkeys(allowed, 1)),
+        (pattern.count, {at: int(pattern.count[at]) for at in allowed}),
+    ):
+        for found, scores in (
+            (PruneMask.random_like(data, seed, use), random_scores(data, seed)),
+            (PruneMask.window_like(data, use), window_scores(data)),
+            (PruneMask.distance_like(data, pattern, use), distance_scores(data, pattern)),
+        ):
+            score = torch.stack([scores(layer) for layer in range(data.layers)]).numpy()
+            assert cell_set(found.pruned) == brute_force.prune_as_much(
+                cell_set(data.pruned), score, allowed, data.row_floor, weights
+            )
+
+
+@law
+@given(patterns(), taus, choices, st.integers(1, 3), seeds)
+def test_controls_keep_what_they_are_like(pattern, tau, chosen, size, seed):
+    data = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen)
+    for kind, make in (
+        ("random", lambda: PruneMask.random_like(data, seed)),
+        ("window", lambda: PruneMask.window_like(data)),
+        ("distance", lambda: PruneMask.distance_like(data, pattern)),
+    ):
+        try:
+            found = make()
+        except InputError as error:  # ragged blocks can share a row's last block in the data, and not by chance
+            assert size > 1 and data.row_floor == "keep-best" and "all that leave every row a block" in str(error)
+            continue
+        assert pruned_allowed(found) == pruned_allowed(data)
+        assert found.empty_rows == 0 or data.row_floor == "none"
+        assert torch.equal(found.allowed, data.allowed)
+        differs = cell_set(found.pruned ^ data.pruned)
+        assert {at[2:] for at in differs} <= allowed_blocks(data)
+        assert (found.kind, found.seed) == (kind, seed if kind == "random" else None)
+        origin = {"like_fingerprint": data.fingerprint, "like_in": "effective_sparsity"}
+        origin |= {"distances_fingerprint": pattern.fingerprint} if kind == "distance" else {}
+        assert found.metadata == data.metadata | origin
+        for name in ("site", "causal", "tau", "rule", "scope", "row_floor", "block_size"):
+            assert getattr(found, name) == getattr(data, name)
+
+
+def test_controls_of_equal_use_count_a_rare_position_for_what_it_is():
+    count = torch.full((4, 4), 10)
+    count[3], count[:, 3] = 1, 1  # a sentence in ten is four tokens long
+    average = torch.rand(1, 2, 4, 4) + torch.eye(4)
+    average[..., :, 3] = 0
+    data = PruneMask.from_pattern(AttentionPattern(average, count, "enc-self"), 0.25, "allowed", row_floor="none")
+    assert data.effective_sparsity == 0.25 and data.evaluated_sparsity(count) == 4 / 97
+    found = PruneMask.random_like(data, 3, count)
+    assert abs(found.evaluated_sparsity(count) - 4 / 97) <= 10 / (2 * 97)
+    assert found.effective_sparsity < 0.25
+    with pytest.raises(InputError, match="expected whole counts"):
+        PruneMask.window_like(data, count.float())
+
+
+@law
+@given(st.integers(1, 6), st.integers(0, 6), st.integers(1, 4), taus, seeds)
+def test_block_baselines_are_always_found_where_all_was_observed(queries, memory, size, tau, seed):
+    average = torch.rand(2, 2, queries, queries + memory, generator=torch.Generator().manual_seed(seed))
+    count = torch.ones(queries, queries + memory)
+    for causal in (False, True):
+        visible = PatternAccumulator(1, 1, *count.shape, "self", causal)._visible
+        pattern = AttentionPattern(average * visible, count, "self", causal)
+        data = PruneMask.from_pattern(pattern, tau, rule="allowed", block_size=size)
+        by_distance = PruneMask.distance_like(data, pattern)
+        for found in (PruneMask.random_like(data, seed), PruneMask.window_like(data), by_distance):
+            assert pruned_allowed(found) == pruned_allowed(data)
+            assert found.empty_rows == 0
+
+
+def test_a_random_mask_is_fixed_by_its_seed_and_uniform():
+    data = uniform_mask(30, 30, 0.5, "enc-self")
+    masks = [PruneMask.random_like(data, seed) for seed in range(200)]
+    assert PruneMask.random_like(data, 7).fingerprint == masks[7].fingerprint
+    assert len({mask.fingerprint for mask in masks}) == 200
+    often = torch.stack([mask.pruned for mask in masks]).double().mean(0)
+    # 900 shares of 200 draws at 1/2: mean exactly 1/2, each within 5.5 standard deviations of sqrt(1/4/200)
+    assert abs(float(often.mean()) - data.effective_sparsity) < 1e-12
+    assert float((often - 0.5).abs().max()) < 5.5 * math.sqrt(0.25 / 200)
+
+
+def test_a_window_is_a_band_around_the_diagonal():
+    distance = (torch.arange(8)[:, None] - torch.arange(8)).abs()
+    band = int((distance <= 2).sum())
+    data = uniform_mask(8, 8, (64 - band) / 64, "enc-self", heads=2, row_floor="none")
+    for head in PruneMask.window_like(data).pruned[0]:
+        assert torch.equal(head, distance > 2)
+
+
+@law
+@given(patterns(), taus, choices, sizes)
+def test_distances_are_judged_by_the_mean_of_their_allowed_cells(pattern, tau, chosen, size):
+    data = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen)
+    average = pattern.pooled(size).average.numpy()
+    expected = brute_force.by_distance(average, cell_set(pattern.allowed), size)
+    scores = distance_scores(data, pattern)
+    found = torch.stack([scores(layer) for layer in range(data.layers)]).numpy()
+    assert found == pytest.approx(expected, rel=1e-12)
+    # equal along a diagonal to the last bit: what is equal is a tie
+    for i, j in np.ndindex(found.shape[2] - 1, found.shape[3] - 1):
+        assert (found[..., i, j] == found[..., i + 1, j + 1]).all()
+
+
+@law
+@given(patterns(), taus, choices, seeds)
+def test_only_the_means_of_distances_count(pattern, tau, chosen, seed):
+    data = PruneMask.from_pattern(pattern, tau, **chosen)
+    flat = AttentionPattern(
+        torch.stack([distance_scores(data, pattern)(layer) for layer in range(data.layers)]) * pattern.allowed,
+        pattern.count,
+        pattern.site,
+        pattern.causal,
+    )
+    exact = PruneMask.distance_like(data, pattern)
+    again = PruneMask.distance_like(data, flat)
+    kept = [distance_scores(data, flat)(layer) for layer in range(data.layers)]
+    # float32 may make two means equal, which changes the order among them; the attention that is kept is the same
+    for layer, score in enumerate(kept):
+        sums = [float((score * (~mask.pruned[layer] & pattern.allowed)).sum()) for mask in (exact, again)]
+        assert math.isclose(*sums, rel_tol=1e-5, abs_tol=1e-9)
+
+
+def test_a_mask_by_distance_keeps_what_a_head_attends_to_and_nothing_about_positions():
+    distance = torch.arange(6)[:, None] - torch.arange(6)
+    average = torch.full((1, 2, 6, 6), 0.1)
+    average[0, 0][distance == 0], average[0, 1][distance == 2] = 0.9, 0.8
+    average[0, :, :, 0] += 0.5  # every query looks at the first key, too: a column, and no distance
+    pattern = AttentionPattern(average, torch.ones(6, 6), "enc-self")
+    data = PruneMask.from_pattern(pattern, 0.73, "allowed", row_floor="none")
+    assert not data.pruned[0, :, :, 0].any()
+    found = PruneMask.distance_like(data, pattern)
+    kept = ~found.pruned[0]
+    assert int(kept.sum()) == 20 and kept[0][distance == 0].all() and kept[1][distance == 2].all()
+    assert found.pruned[0, :, 1:5, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 1}, "expected heads 2, that of pattern, found 1"),
+        ({"keys": 5}, "expected key_length 4, that of pattern, found 5"),
+        ({"site": "enc-dec"}, "expected site enc-self, that of pattern, found enc-dec"),
+        ({"unseen": 1}, "expected the allowed cells of pattern, found others"),
+    ],
+)
+def test_distances_of_other_attention_are_refused(changes, message):
+    def pattern(heads=2, keys=4, site="enc-self", unseen=0):
+        count = torch.ones(4, keys)
+        count[3, :unseen] = 0
+        return AttentionPattern(torch.rand(1, heads, 4, keys) * (count > 0), count, site)
+
+    with pytest.raises(InputError, match=message):
+        PruneMask.distance_like(PruneMask.from_pattern(pattern(), 0.5), pattern(**changes))
+
+
+def test_a_causal_window_follows_the_memory():
+    queries, memory = 4, 3
+    distance = torch.arange(queries)[:, None] + memory - torch.arange(queries + memory)
+    data = uniform_mask(queries, queries + memory, 1.0, "self", causal=True)  # keep-best: one cell of a row stays
+    window = PruneMask.window_like(data)
+    assert torch.equal(~window.pruned[0, 0] & window.visible, distance == 0)
+
+
+def test_a_cross_attention_window_joins_the_corners_of_what_was_observed():
+    count = torch.zeros(6, 9)
+    count[:3, :6] = 1  # three queries, six keys observed: query q looks at keys 2q and 2q + 1
+    pattern = AttentionPattern(torch.rand(1, 1, 6, 9) * count, count, "enc-dec")
+    window = PruneMask.window_like(PruneMask.from_pattern(pattern, 0.67, rule="allowed", row_floor="none"))
+    expected = torch.arange(6)[:, None] == torch.arange(9) // 2
+    assert torch.equal(~window.pruned[0, 0] & window.allowed, expected & window.allowed)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "1", True, None])
+def test_a_random_mask_needs_a_whole_seed(seed):
+    with pytest.raises(InputError, match="seed: expected a whole number of at least 0"):
+        PruneMask.random_like(uniform_mask(4, 4, 0.5, "self"), seed)
