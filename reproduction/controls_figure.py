@@ -50,7 +50,9 @@ def draw(table: pd.DataFrame) -> Figure:
         for axes, panel in zip(places, panels, strict=True):
             _draw_panel(axes, select(table, panel), panel)
         shown = {
-            label: handle for axes in places for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            label: handle
+            for axes in places
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), edgecolor="none")
     return figure

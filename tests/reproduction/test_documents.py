@@ -89,6 +89,31 @@ def test_the_efficiency_block_shows_the_table_that_was_committed(tmp_path, monke
     assert "| 90 | 88.9 |  | 12.50 | 0.73 | 1.23 | 1.24 | 99.2 |" in training
 
 
+def test_speedups_have_a_row_for_each_shape_and_a_column_for_each_sparsity(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "REFERENCE", tmp_path)
+    with pytest.raises(InputError, match="some.csv: expected the results of a benchmark, found no such file"):
+        documents.speedups_block("some")
+    shape = {"kind": "forward", "dtype": "bf16", "length": 1024, "block": 64}
+    made = {"rounds": 7, "date": "2026-01-02", "torch": "2", "machine": "a card"}
+    numbers = ["model", "sparsity", "milliseconds", "times_dense", "times_masked", "memory_mb"]
+    rows = [
+        ("dense", 0.0, 2.0, 1.0, None, 10),
+        ("ours", 0.0, 4.0, 0.5, None, 11),
+        ("dense", 0.9, 2.0, 1.0, 2.0, 10),
+        ("masked", 0.9, 4.0, 0.5, 1.0, 90),
+        ("ours", 0.9, 1.0, 2.0, 4.0, 11),
+    ]
+    table = [shape | made | dict(zip(numbers, row, strict=True)) for row in rows]
+    table += [row | {"length": 256} for row in table[:2]]
+    (tmp_path / "benchmarks").mkdir()
+    pd.DataFrame(table).to_csv(tmp_path / "benchmarks" / "some.csv")
+    block = documents.speedups_block("some")
+    assert "| shape | dense, ms | 0% | 90% | 90%, times masked | MB, dense | MB, masked | MB, ours |" in block
+    assert "| bf16, L 256, block 64, forward | 2.000 | 0.50 |  |  | 10 |  | 11 |" in block
+    assert "| bf16, L 1024, block 64, forward | 2.000 | 0.50 | 2.00 | 4.00 | 10 | 90 | 11 |" in block
+    assert block.endswith("Measured 2026-01-02 with torch 2 on a card, 7 rounds.\n")
+
+
 def test_scores_are_those_of_the_test_set_or_else_of_the_validation_set(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "REFERENCE", tmp_path)
     labels = {"config": "c", "experiment": "glue", "dataset": "d", "variant": "dense", "sites": "self", "tau": 0}
