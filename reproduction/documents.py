@@ -6,9 +6,10 @@ a file under results/reference/:
     python -m reproduction.documents            # write all blocks anew
     python -m reproduction.documents --check    # fail if one differs from its file
 
-Blocks are, from results/reference/CONFIG/, ``results CONFIG`` and ``tasks CONFIG`` (metrics.csv), ``sites CONFIG``
-(translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv), ``efficiency
-CONFIG`` (efficiency_table.csv), ``entmax CONFIG`` (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
+Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG`` and ``tasks CONFIG`` (metrics.csv),
+``sites CONFIG`` (translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv),
+``efficiency CONFIG`` (efficiency_table.csv), ``entmax CONFIG`` (entmax_comparison.csv) and ``ood CONFIG``
+(ood_table.csv);
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv) and ``speedups NAME`` (of one that prunes to
 several sparsities, a row for each shape); and ``scores NAME`` (from the metrics.json of single
 runs, results/reference/NAME/*.json).
@@ -25,13 +26,15 @@ import pandas as pd
 
 from attention_pruning import InputError
 from reproduction import entmax_figure
-from reproduction.captions import NAMES, spread, table_markdown
-from reproduction.curves import curve, select
+from reproduction.captions import NAMES, name_of, spread, table_markdown
+from reproduction.curves import curve, read_reference, select
 from reproduction.efficiency_table import STEPS, step_table
+from reproduction.figures import REFERENCE as PUBLISHED
 from reproduction.figures import panels_of
 from reproduction.mask_figure import markdown as masks_markdown
 from reproduction.metrics import SPARSITIES
 from reproduction.ood_table import all_found, read_table, titled
+from reproduction.paper_comparison import comparison
 from reproduction.results import read_csv, read_run
 from reproduction.site_figure import PANEL as SITES_PANEL
 from reproduction.site_figure import SITES, lines_of
@@ -62,6 +65,23 @@ def tasks_block(config: str) -> str:
     """The numbers of every task of GLUE by itself, a Markdown table each."""
     table = read_csv(REFERENCE / config / "metrics.csv")
     return "\n".join(table_markdown(part, [panel]) for panel, part in task_panels(table))
+
+
+def paper_block(config: str) -> str:
+    """Change from the dense model at every tau, here and in the paper."""
+    table = read_csv(REFERENCE / config / "metrics.csv")
+    compared = comparison(table, read_reference(PUBLISHED))
+    lines = ["| | tau | effective | change here | seeds | change published |", "|---|---:|---:|---|---:|---:|"]
+    for panel in panels_of(table):
+        for line in compared[(compared["experiment"] == panel.experiment) & (compared["percent"] > 0)].itertuples():
+            here, there = " | | ", ""
+            if pd.notna(line.change):
+                spread_here = f" ({line.low:+.1f}% to {line.high:+.1f}%)" if line.seeds > 1 else ""
+                here = f"{line.effective:.1f}% | {line.change:+.1f}%{spread_here} | {line.seeds}"
+            if pd.notna(line.published_change):
+                there = f"{line.published_change:+.1f}%"
+            lines.append(f"| {panel.title}, {name_of(panel)} | {line.percent:.0f}% | {here} | {there} |")
+    return "\n".join(lines) + "\n"
 
 
 def sites_block(config: str) -> str:
@@ -211,6 +231,7 @@ def scores_block(name: str) -> str:
 
 BLOCKS = {
     "results": results_block,
+    "paper": paper_block,
     "tasks": tasks_block,
     "sites": sites_block,
     "masks": masks_block,

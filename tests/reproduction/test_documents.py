@@ -11,9 +11,11 @@ from attention_pruning import InputError
 from reproduction import documents
 from reproduction.captions import NAMES
 from reproduction.documents import REFERENCE, REPOSITORY, filled, main, results_block
+from reproduction.entmax_figure import summary, values
 from reproduction.mask_figure import markdown
 from reproduction.metrics import SPARSITIES, write_metrics
 from reproduction.results import read_csv, write_csv
+from test_entmax_figure import made_up as made_up_entmax
 from test_mask_figure import made_up as made_up_masks
 from test_site_figure import made_up as made_up_sites
 from test_task_figure import made_up as made_up_tasks
@@ -44,6 +46,34 @@ def test_means_in_the_table_are_those_of_the_csv():
     }
     found = {(row[1], row[2]): float(row[5].split()[0]) for row in cells if row[1] in NAMES.values()}
     assert found == {key: pytest.approx(value, abs=0.00501) for key, value in expected.items()}
+
+
+def test_changes_stand_beside_the_published_ones():
+    table = read_csv(REFERENCE / "quick" / "metrics.csv")
+    paper = pd.read_csv(REPOSITORY / "reproduction" / "paper_reference.csv")
+    paper = paper[paper["panel"] == "translation"].set_index("percent_pruned")["value"]
+    rows = table[(table["metric"] == "bleu") & (table["split"] == "test") & (table["sites"] == "all")]
+    scores = rows.set_index(["variant", "tau", "seed"])["value"]
+    changes = [100 * (scores["data", 0.6, seed] / scores["dense", 0, seed] - 1) for seed in (1, 2)]
+    found = next(line for line in documents.paper_block("quick").splitlines() if "BLEU | 60%" in line)
+    here, seeds, there = (cell.strip() for cell in found.split("|")[4:7])
+    assert here == f"{sum(changes) / 2:+.1f}% ({min(changes):+.1f}% to {max(changes):+.1f}%)" and seeds == "2"
+    assert there == f"{100 * (paper[60] / paper[0] - 1):+.1f}%"
+
+
+def test_the_entmax_block_shows_the_summary_of_its_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "REFERENCE", tmp_path)
+    table = made_up_entmax()
+    write_csv(table, tmp_path / "quick" / "entmax_comparison.csv")
+    expected = summary(values(table))
+    lines = documents.entmax_block("quick").splitlines()[2:]
+    assert len(lines) == len(expected)
+    for line, row in zip(lines, expected.itertuples(), strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[:2] == [row.normaliser, f"{100 * row.tau:.0f}%"]
+        assert float(cells[3].split()[0]) == pytest.approx(row.mean, abs=0.0051)
+        shares = [100 * row.zeros, 100 * row.kept_zeros]
+        assert [float(cell.rstrip("%")) for cell in cells[4:6]] == pytest.approx(shares, abs=0.051)
 
 
 def test_the_block_of_masks_is_the_table_of_their_figure(tmp_path, monkeypatch):
