@@ -50,7 +50,7 @@ rule figure:
     default_target: True
     input:
         "results/ap_figure.png",
-        f"results/{config['name']}/glue_tasks.png",
+        TASK_FIGURE,
     message:
         "Done: {input}"
 

@@ -1,11 +1,23 @@
 # Figures about patterns, and what the report holds: files and flags. No rules here.
 RESULTS = f"results/{config['name']}"
+FIGURE_METRICS = [
+    file
+    for experiment, files in {
+        "language_modelling": LANGUAGE_MODELLING_METRICS,
+        "translation": TRANSLATION_METRICS,
+        "glue": GLUE_METRICS,
+    }.items()
+    if experiment in EXPERIMENTS
+    for file in files
+]
+TASK_FIGURE = [f"{RESULTS}/glue_tasks.png"] if "glue" in EXPERIMENTS else []
 # Titles of the sites whose patterns are drawn, and where their patterns are; of the tasks of GLUE the first.
-DRAWN_SITES = {
+ALL_SITES = {
     "Language model, self": ("language_modelling", LM["dataset"]["name"], ""),
     **{f"Translation, {site}": ("translation", MT["dataset"]["name"], f"-{site}") for site in SITES},
     f"{GLUE['dataset']['tasks'][0]}, self": ("glue", GLUE["dataset"]["tasks"][0], ""),
 }
+DRAWN_SITES = {title: place for title, place in ALL_SITES.items() if place[0] in EXPERIMENTS}
 
 
 def site_files(experiment, dataset, site):
@@ -35,12 +47,12 @@ def configuration_text():
 
 def report_files():
     """What `make report` shows. What is drawn only on request is in it once it has been."""
-    figures = ["ap_figure", "paper_comparison", "glue_tasks", "controls", "pattern_gallery", "structural_zeros"]
+    figures = ["ap_figure", "paper_comparison", "controls", "pattern_gallery", "structural_zeros"]
     names = [f"{name}.png" for name in figures]
     names += ["metrics.csv", "configuration.json", "runs.csv"]
     on_request = ("translation_sites.png", "entmax_comparison.png", "mask_comparison.png", "ood_table.csv", "squad.csv")
     names += [name for name in on_request if os.path.exists(f"{RESULTS}/{name}")]
-    return [f"{RESULTS}/{name}" for name in names]
+    return [*TASK_FIGURE, *(f"{RESULTS}/{name}" for name in names)]
 
 
 REPORT_FILES = report_files()

@@ -13,7 +13,7 @@ def comparison_models(experiment):
 def comparison_metrics():
     """Metrics of each of them, language modelling first."""
     found = []
-    for experiment in ("language_modelling", "translation"):
+    for experiment in [name for name in ("language_modelling", "translation") if name in EXPERIMENTS]:
         dataset = config[experiment]["dataset"]["name"]
         found += model_files(experiment, dataset, comparison_models(experiment), "metrics.json")
     return found

@@ -48,7 +48,7 @@ def places():
     found += [("translation", MT["dataset"]["name"], OTHER_NAMES["translation"])]
     found += [("glue", task, OTHER_NAMES.get(task)) for task in GLUE["dataset"]["tasks"]]
     found += [("squad", SQUAD["dataset"]["name"], OTHER_NAMES["squad"])]
-    return [place for place in found if place[2]]
+    return [place for place in found if place[0] in EXPERIMENTS and place[2]]
 
 
 def ood_metrics():

@@ -1,9 +1,7 @@
 # From the metrics of all runs to one table, and from that to the figure.
 rule metrics:
     input:
-        LANGUAGE_MODELLING_METRICS,
-        TRANSLATION_METRICS,
-        GLUE_METRICS,
+        FIGURE_METRICS,
     output:
         report(
             "results/{config}/metrics.csv",

@@ -12,6 +12,7 @@ os.environ.update(
 )
 
 LM, MT = config["language_modelling"], config["translation"]
+EXPERIMENTS = config["experiments"]
 
 # Where the runs of an experiment are, and within that a model, and the dense model that it was made from.
 FOLDER = "runs/{config}/{experiment}/{dataset}"
