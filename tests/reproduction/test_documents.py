@@ -27,10 +27,11 @@ def test_every_block_of_every_document_is_up_to_date():
     assert main(["--check"]) == 0
 
 
-def test_the_readme_shows_the_reference_figure_and_its_numbers():
+def test_the_readme_shows_the_reference_figures_and_their_numbers():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert "(results/reference/quick/ap_figure.png)" in text and "<!-- numbers results quick -->" in text
-    assert results_block("quick") in text
+    for config in ("small", "quick"):
+        assert f"(results/reference/{config}/ap_figure.png)" in text and f"<!-- numbers results {config} -->" in text
+        assert results_block(config) in text
     for folder in REFERENCE.glob("*/metrics.csv"):
         assert {path.name for path in folder.parent.iterdir()} >= {"ap_figure.png", "ap_figure.md"}
 
