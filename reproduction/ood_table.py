@@ -303,7 +303,8 @@ def all_found(table: pd.DataFrame) -> str:
         single += [name] if rows["seeds"].max() == 1 else []
     found = [f"{words[kind].format(len(names))} ({', '.join(names)})" for kind, names in verdicts.items() if names]
     total = sum(map(len, verdicts.values()))
-    answer = f"Does pruning hurt more away from home? Of {total} pairs, data-informed pruning hurts {'; '.join(found)}."
+    several = f"{total} pair{'s' if total > 1 else ''}"
+    answer = f"Does pruning hurt more away from home? Of {several}, data-informed pruning hurts {'; '.join(found)}."
     if doubtful:
         answer += f" Away, the dense model is no better than what needs no attention in: {', '.join(doubtful)}."
     return answer + (f" One seed only: {', '.join(single)}." if single else "")
