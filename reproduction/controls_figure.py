@@ -54,7 +54,8 @@ def draw(table: pd.DataFrame) -> Figure:
             for axes in places
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), edgecolor="none")
+        columns = min(len(shown), 2 * len(panels))  # what the width of the panels has room for
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, edgecolor="none")
     return figure
 
 

@@ -77,6 +77,13 @@ def test_lines_run_from_dense_through_the_means_of_both_axes() -> None:
     assert len(dots) == 2 * (1 + len(VALUES))
 
 
+def test_the_legend_of_a_single_panel_is_not_cut_off() -> None:
+    figure = draw(made_up())
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1
+
+
 def test_the_command_writes_picture_caption_and_table(tmp_path: Path) -> None:
     table = pd.concat([made_up(), made_up("translation", "bleu")], ignore_index=True)
     write_csv(table, tmp_path / "metrics.csv")
