@@ -27,7 +27,7 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction import entmax_figure
 from reproduction.captions import NAMES, name_of, spread, table_markdown
-from reproduction.curves import curve, read_reference, select
+from reproduction.curves import Panel, curve, published, read_reference, relative, select
 from reproduction.efficiency_table import STEPS, step_table
 from reproduction.figures import REFERENCE as PUBLISHED
 from reproduction.figures import panels_of
@@ -47,6 +47,11 @@ REFERENCE = REPOSITORY / "results" / "reference"
 _COUNTS = ("sentences", "sequences", "questions", "tokens", "seconds", "eval_seconds", "batch_seconds")
 #: What a benchmark measured, by its column, and what a table calls it.
 MEASURED = {"tokens_per_second": "tokens/s", "milliseconds": "ms"}
+#: What models that answer questions are scored by.
+QUESTIONS = [
+    Panel("squad", "Questions", metric, "validation", label, "higher", baseline="")
+    for metric, label in (("exact_match", "Exact match"), ("f1", "F1"))
+]
 _BLOCK = re.compile(r"(<!-- numbers (?P<name>\S+) (?P<argument>\S+) -->\n).*?<!-- end numbers -->", re.DOTALL)
 
 
@@ -106,15 +111,23 @@ def masks_block(config: str) -> str:
 
 
 def questions_block(config: str) -> str:
-    """Exact match, F1 and seconds of the models that answer questions: means over seeds."""
+    """Exact match and F1 of the models that answer questions, and the change of F1 beside the published one.
+
+    The seconds in the file are not shown: other jobs ran at the same time. `efficiency_block` has those to compare.
+    """
     table = read_csv(REFERENCE / config / "squad.csv")
-    table = table[table["metric"].isin(["exact_match", "f1", "eval_seconds"])]
-    lines = ["| model | tau | evaluated | exact match | F1 | seconds | seeds |", "|---|---:|---:|---:|---:|---:|---:|"]
-    for (tau, variant), rows in table.groupby(["tau", "variant"]):
-        values = rows.groupby("metric")["value"].mean()
-        cells = f"{values['exact_match']:.1f} | {values['f1']:.1f} | {values['eval_seconds']:.1f}"
-        share = f"{100 * tau:.0f}% | {100 * rows['evaluated_sparsity'].mean():.1f}%"
-        lines.append(f"| {NAMES[variant]} | {share} | {cells} | {rows['seed'].nunique()} |")
+    reference = read_reference(PUBLISHED)
+    exact, f1 = (select(table, panel) for panel in QUESTIONS)
+    paper = published(reference[reference["metric"] == "f1"], QUESTIONS[1]).set_index("percent")["change"].round(1)
+    lines = ["| model | tau | evaluated | exact match | F1 | change of F1 | published | seeds |"]
+    lines.append("|---|---:|---:|---|---|---:|---:|---:|")
+    for variant in (name for name in NAMES if name in set(f1["variant"])):
+        curves = [curve(rows, variant) for rows in (exact, f1, relative(f1))]
+        for match, score, change in zip(*(line.itertuples() for line in curves), strict=True):
+            there = f"{paper[score.percent]:+.1f}%" if score.percent in paper and variant == "data" else ""
+            model = f"{NAMES[variant]} | {score.percent:.0f}% | {score.evaluated:.1f}%"
+            scores = f"{spread(match)} | {spread(score)} | {change.mean:+.1f}%"
+            lines.append(f"| {model} | {scores} | {there} | {score.seeds} |")
     return "\n".join(lines) + "\n"
 
 

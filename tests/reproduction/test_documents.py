@@ -27,11 +27,17 @@ def test_every_block_of_every_document_is_up_to_date():
     assert main(["--check"]) == 0
 
 
-def test_the_readme_shows_the_reference_figures_and_their_numbers():
+def test_the_readme_opens_with_the_real_benchmarks_beside_the_paper():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    opening = text[: text.index("## ")]
+    assert "(results/reference/small/ap_figure.png)" in opening and documents.paper_block("small") in opening
+    assert "](docs/results.md)" in opening
+
+
+def test_the_results_show_the_reference_figures_and_their_numbers():
+    text = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
     for config in ("small", "quick"):
-        assert f"(results/reference/{config}/ap_figure.png)" in text and f"<!-- numbers results {config} -->" in text
-        assert results_block(config) in text
+        assert f"(../results/reference/{config}/ap_figure.png)" in text and results_block(config) in text
     for folder in REFERENCE.glob("*/metrics.csv"):
         assert {path.name for path in folder.parent.iterdir()} >= {"ap_figure.png", "ap_figure.md"}
 
@@ -96,12 +102,12 @@ def test_blocks_of_sites_tasks_and_questions_show_means_of_their_tables(tmp_path
     assert "| A | tau | effective |" in documents.tasks_block("quick")
     assert "| data-informed | 50% | 0.0% | 0.0% | 56.50 (56.00 to 57.00) |" in documents.tasks_block("quick")
     rows = made_up_tasks({"bible-qa": 60.0})
-    rows = rows[rows["variant"] != "majority"].assign(experiment="squad")
+    rows = rows[rows["variant"] != "majority"].assign(experiment="squad").replace({"tau": {0.5: 0.9}})
     parts = [rows.assign(metric=metric, value=rows["value"] + shift) for metric, shift in METRICS.items()]
     write_csv(pd.concat(parts), folder / "squad.csv")
     dense, data = documents.questions_block("quick").splitlines()[2:]
-    assert dense == "| dense | 0% | 0.0% | 61.5 | 71.5 | 66.5 | 2 |"
-    assert data == "| data-informed | 50% | 0.0% | 56.5 | 66.5 | 61.5 | 2 |"
+    assert dense == "| dense | 0% | 0.0% | 61.5 (61.0 to 62.0) | 71.5 (71.0 to 72.0) | +0.0% |  | 2 |"
+    assert data == "| data-informed | 90% | 0.0% | 56.5 (56.0 to 57.0) | 66.5 (66.0 to 67.0) | -7.0% | -1.5% | 2 |"
 
 
 def test_the_efficiency_block_shows_the_table_that_was_committed(tmp_path, monkeypatch):
