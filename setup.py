@@ -16,8 +16,8 @@ KERNELS = Path("attention_pruning/kernels")
 BUILDS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     BUILDS["avx2"] = ["-march=x86-64-v3"]
-    # Tiles are used for bfloat16 alone, and only where the processor says that it has them.
-    BUILDS["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mamx-tile", "-mamx-bf16"]
+    # Pairs and tiles are used for bfloat16 alone, and only where the processor says that it has them.
+    BUILDS["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 # Errors of the mathematical functions and floating-point traps are not looked at; NaN and infinity keep their meaning.
 FLAGS = ["-std=gnu++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-fvisibility=hidden", "-g0"]
 

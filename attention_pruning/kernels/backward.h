@@ -127,8 +127,8 @@ void load_queries(
     const Element* q = head_of<Element>(p.q, batch, head) + first * p.q.row_stride;
     const Element* g = head_of<Element>(to.out, batch, head) + first * to.out.row_stride;
     const Element* out = head_of<Element>(p.out, batch, head) + first * p.out.row_stride;
-    copy_rows(q, p.q.row_stride, queries, p.size, block, padded, space.q);
-    copy_rows(g, to.out.row_stride, queries, p.size, block, padded, space.g);
+    copy_rows(q, p.q.row_stride, queries, p.size, block, padded, space.q, block * p.q.row_stride);
+    copy_rows(g, to.out.row_stride, queries, p.size, block, padded, space.g, block * to.out.row_stride);
     transpose(space.q, padded, block, padded, space.q_t, block, p.scale * kLog2E);
     transpose(space.g, padded, block, padded, space.g_t, block, 1.0f);
     const float* log_sum = p.log_sum + (batch * p.heads + head) * p.queries + first;
@@ -136,6 +136,7 @@ void load_queries(
         space.log_sum[row] = row < queries ? log_sum[row] : INFINITY;  // 2^(x - inf) = 0: beyond the end is nothing
         space.delta[row] = 0.0f;
         if (row >= queries) continue;
+        prefetch_row(out + (row + block) * p.out.row_stride, p.size);
         copy_row(out + row * p.out.row_stride, p.size, padded, space.out);
         Vector product = splat(0.0f);
         for (int64_t d = 0; d < padded; d += kLanes) product += load(space.out + d) * load(space.g + row * padded + d);
@@ -173,19 +174,17 @@ void backward_block(
         float* ds = space.ds;
         for (int64_t n = 0; n < count; n++, ds += block * block) {
             const Visit& visit = here[n];
-            const float* k = space.k.block(visit.column);
-            block_products<Element>(k, space.k.row_stride(), visit, space.q_t, p.size, block, space.p);
-            const float* v = space.v.block(visit.column);
-            block_products<Element>(v, space.v.row_stride(), visit, space.g_t, p.size, block, ds);
+            block_products<Element>(space.k.left(visit.column), visit, space.q_t, p.size, block, space.p);
+            block_products<Element>(space.v.left(visit.column), visit, space.g_t, p.size, block, ds);
             if (p.bias) add_bias(p, batch, head, query_block, visit, space.p);
             if (!visit.whole) visibility.hide(visit, query_block, -INFINITY, space.p);
             score_gradients(p, visit, space, dropout, ds);
             if (to.bias) write_bias_gradient(p, to, batch, head, query_block, visit, ds);
             space.v_sums.add(visit, {space.p, block, 1}, g_right);
             space.k_sums.add(visit, {ds, block, 1}, q_right);
-            space.k_blocks.push_back(k);
+            space.k_blocks.push_back(space.k.block(visit.column));
         }
-        const Right keys = {space.k_blocks.data(), count, block, here[count - 1].keys, space.k.row_stride()};
+        const Right keys = space.k.right(space.k_blocks.data(), count, here[count - 1].keys);
         multiply_as<Element>(queries, padded, {space.ds, 1, block}, keys, space.q_sums, padded, start > 0);
     }
     for (int64_t row = 0; row < queries; row++)

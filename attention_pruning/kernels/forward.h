@@ -105,7 +105,7 @@ void forward_block(const Problem& p, int64_t batch, int64_t head, int64_t query_
         return;
     }
     const Element* q = head_of<Element>(p.q, batch, head) + first * p.q.row_stride;
-    copy_rows(q, p.q.row_stride, queries, p.size, block, padded, space.q);
+    copy_rows(q, p.q.row_stride, queries, p.size, block, padded, space.q, block * p.q.row_stride);
     transpose(space.q, padded, block, padded, space.q_t, block, p.scale * kLog2E);
     for (int64_t i = 0; i < block; i++) space.maximum[i] = -1e30f;  // finite: a row of -inf alone must not give NaN
     Dropout dropout(p);
@@ -118,14 +118,13 @@ void forward_block(const Problem& p, int64_t batch, int64_t head, int64_t query_
         space.v_blocks.clear();
         float* scores = space.scores;
         for (int64_t n = 0; n < count; n++, scores += block * block) {
-            const float* k = space.k.block(here[n].column);
-            block_products<Element>(k, space.k.row_stride(), here[n], space.q_t, p.size, block, scores);
+            block_products<Element>(space.k.left(here[n].column), here[n], space.q_t, p.size, block, scores);
             if (p.bias) add_bias(p, batch, head, query_block, here[n], scores);
             if (!here[n].whole) visibility.hide(here[n], query_block, -INFINITY, scores);
             space.v_blocks.push_back(space.v.block(here[n].column));
         }
         online_softmax(space, block, here, count, start == 0, dropout);
-        const Right values = {space.v_blocks.data(), count, block, here[count - 1].keys, space.v.row_stride()};
+        const Right values = space.v.right(space.v_blocks.data(), count, here[count - 1].keys);
         multiply_as<Element>(queries, padded, {space.scores, 1, block}, values, space.out, padded, start > 0);
     }
     for (int64_t row = 0; row < queries; row++) {

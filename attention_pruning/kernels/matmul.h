@@ -6,10 +6,17 @@
 
 #include "vector.h"
 
+/// What a number of A and a vector of B add to a vector of C; Pairs in pairs.h is the other kind.
+struct Floats {
+    static INLINE Vector spread(const float* a) { return splat(*a); }
+    static INLINE Vector add_product(Vector c, Vector a, Vector b) { return c + a * b; }
+};
+
 /// A[row][k] at data + row * row_stride + k * k_stride. Either order is fine, so nothing is ever transposed for it.
 struct Left {
     const float* data;
     int64_t row_stride, k_stride;
+    bool in_pairs = false;  // two brain floats in the place of a float (pairs.h); the strides count such places
 };
 
 /// Rows of B: some blocks of `block` rows each, the last perhaps shorter. k runs through them one after the other.
@@ -17,10 +24,11 @@ struct Right {
     const float* const* blocks;
     int64_t count, block, last;
     int64_t row_stride;
+    bool in_pairs = false;  // a row holds the pairs of two rows; `block` and `last` count the latter
 };
 
 /// `rows` x `vectors` vectors of C. Both are constants, so that all of `c` lives in registers.
-template <int rows, int vectors>
+template <typename Numbers, int rows, int vectors>
 INLINE void multiply_tile(Left a, Right b, int64_t b_column, float* to, int64_t to_stride, bool accumulate) {
     Vector c[rows][vectors];
 #pragma GCC unroll 32
@@ -37,9 +45,9 @@ INLINE void multiply_tile(Left a, Right b, int64_t b_column, float* to, int64_t 
             for (int j = 0; j < vectors; j++) b_k[j] = load(b_row + j * kLanes);
 #pragma GCC unroll 32
             for (int i = 0; i < rows; i++) {
-                const Vector a_ik = splat(a_k[i * a.row_stride]);
+                const Vector a_ik = Numbers::spread(a_k + i * a.row_stride);
 #pragma GCC unroll 8
-                for (int j = 0; j < vectors; j++) c[i][j] += a_ik * b_k[j];
+                for (int j = 0; j < vectors; j++) c[i][j] = Numbers::add_product(c[i][j], a_ik, b_k[j]);
             }
             a_k += a.k_stride;
             b_row += b.row_stride;
@@ -52,14 +60,14 @@ INLINE void multiply_tile(Left a, Right b, int64_t b_column, float* to, int64_t 
 }
 
 /// All rows of C for `vectors` vectors of its columns.
-template <int vectors>
+template <typename Numbers, int vectors>
 void multiply_columns(int64_t rows, Left a, Right b, int64_t b_column, float* to, int64_t to_stride, bool accumulate) {
     // As many accumulators as leave registers for a row of B and a number of A.
     constexpr int tall = std::min(kRegisters * 3 / 4 / vectors, 16);
     int64_t row = 0;
     const auto tile = [&](auto height) {
         const Left a_here = {a.data + row * a.row_stride, a.row_stride, a.k_stride};
-        multiply_tile<decltype(height)::value, vectors>(
+        multiply_tile<Numbers, decltype(height)::value, vectors>(
             a_here, b, b_column, to + row * to_stride, to_stride, accumulate
         );
         row += height;
@@ -73,16 +81,17 @@ void multiply_columns(int64_t rows, Left a, Right b, int64_t b_column, float* to
 }
 
 /// C[rows][columns] = A B, plus C with `accumulate`; columns are a multiple of kLanes.
-inline void multiply(
+template <typename Numbers>
+void multiply(
     int64_t rows, int64_t columns, Left a, Right b, float* to, int64_t to_stride, bool accumulate
 ) {
     constexpr int wide = kRegisters == 32 ? 4 : 2;
     int64_t column = 0;
     for (; columns - column >= wide * kLanes; column += wide * kLanes)
-        multiply_columns<wide>(rows, a, b, column, to + column, to_stride, accumulate);
+        multiply_columns<Numbers, wide>(rows, a, b, column, to + column, to_stride, accumulate);
     if (wide > 2)
         for (; columns - column >= 2 * kLanes; column += 2 * kLanes)
-            multiply_columns<2>(rows, a, b, column, to + column, to_stride, accumulate);
+            multiply_columns<Numbers, 2>(rows, a, b, column, to + column, to_stride, accumulate);
     for (; columns - column >= kLanes; column += kLanes)
-        multiply_columns<1>(rows, a, b, column, to + column, to_stride, accumulate);
+        multiply_columns<Numbers, 1>(rows, a, b, column, to + column, to_stride, accumulate);
 }

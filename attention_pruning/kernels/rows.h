@@ -11,7 +11,7 @@
 #endif
 
 #include "problem.h"
-#include "vector.h"
+#include "products.h"
 
 INLINE int64_t thread_number() {
 #if defined(_OPENMP)
@@ -38,6 +38,13 @@ INLINE Element* head_of(const Array& array, int64_t batch, int64_t head) {
     return (Element*)array.data + batch * array.batch_stride + head * array.head_stride;
 }
 
+/// Ask for a row that is needed later. Where the heads of a row lie side by side, the rows of a head are far apart, and
+/// no processor guesses where the next one is. Beyond the end of an array nothing is read: asking never faults.
+template <typename Element>
+INLINE void prefetch_row(const Element* row, int64_t size) {
+    for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(Element)) __builtin_prefetch(row + d, 0, 2);
+}
+
 /// Copy `size` numbers and fill up to `padded` with zeros.
 template <typename Element>
 INLINE void copy_row(const Element* from, int64_t size, int64_t padded, float* to) {
@@ -47,12 +54,16 @@ INLINE void copy_row(const Element* from, int64_t size, int64_t padded, float* t
     for (; d < padded; d++) to[d] = 0.0f;
 }
 
-/// `rows` rows, then zeros up to `padded_rows`.
+/// `rows` rows, then zeros up to `padded_rows`. Those that lie `ahead` numbers further come next and are asked for.
 template <typename Element>
 void copy_rows(
-    const Element* from, int64_t stride, int64_t rows, int64_t size, int64_t padded_rows, int64_t padded, float* to
+    const Element* from, int64_t stride, int64_t rows, int64_t size, int64_t padded_rows, int64_t padded, float* to,
+    int64_t ahead
 ) {
-    for (int64_t r = 0; r < rows; r++) copy_row(from + r * stride, size, padded, to + r * padded);
+    for (int64_t r = 0; r < rows; r++) {
+        prefetch_row(from + r * stride + ahead, size);
+        copy_row(from + r * stride, size, padded, to + r * padded);
+    }
     std::memset(to + rows * padded, 0, (padded_rows - rows) * padded * sizeof(float));
 }
 
@@ -60,12 +71,11 @@ void copy_rows(
 /// somebody reads them. The kernel is bound by memory, and this saves reading each line before it is written.
 inline bool should_stream(const Problem& p, const Array& to, int64_t rows) {
     constexpr int64_t line = 64, caches = 4 << 20;
-    const int64_t units = (int64_t)(intptr_t)to.data / 4 | to.batch_stride | to.head_stride | to.row_stride | p.size;
-    const bool whole_lines = (intptr_t)to.data % 4 == 0 && units % (line / 4) == 0;
-    return !p.bfloat16 && whole_lines && p.batch * p.heads * rows * p.size * 4 > caches;
+    const int64_t bytes = p.bfloat16 ? sizeof(BFloat16) : sizeof(float);
+    const int64_t steps = bytes * (to.batch_stride | to.head_stride | to.row_stride | p.size);
+    const bool whole_lines = ((intptr_t)to.data | steps) % line == 0;
+    return whole_lines && p.batch * p.heads * rows * p.size * bytes > caches;
 }
-
-INLINE void stream(BFloat16* to, Vector x) { store(to, x); }
 
 template <typename Element>
 INLINE void write_row(const float* from, int64_t size, float factor, Element* to, bool streams) {
@@ -87,35 +97,84 @@ class HeadRows {
           size_(p.size),
           padded_(round_up(p.size, kLanes)),
           block_(p.layout.block),
+          in_pairs_(reads_pairs<Element>() && whole_pairs(array, p.size)),
           // Rows far apart would each cost a page of address translation every time they are read.
           in_place_(std::is_same<Element, float>::value && size_ == padded_ && array.row_stride == size_),
+          asked_(p.layout.key_blocks),
           copied_(p.layout.key_blocks),
           copy_(in_place_ ? 0 : rows_ * padded_) {}
 
     void start(int64_t batch, int64_t head) {
         from_ = head_of<const Element>(array_, batch, head);
+        std::fill(asked_.begin(), asked_.end(), 0);
         std::fill(copied_.begin(), copied_.end(), 0);
     }
 
-    const float* block(int64_t number) {
-        const int64_t first = number * block_;
-        if (in_place_) return (const float*)from_ + first * array_.row_stride;
-        float* to = copy_ + first * padded_;
+    /// A block as the left side of a product over the size of a head.
+    Left left(int64_t number) {
+        if (!in_pairs_) return {floats(number), padded_, 1};
+        const Element* rows = first_row(number);
+        if (!asked_[number]) {
+            for (int64_t r = 0; r < count(number); r++) prefetch_row(next_head(rows + r * array_.row_stride), size_);
+            asked_[number] = 1;
+        }
+        return {(const float*)rows, array_.row_stride / 2, 1, true};
+    }
+
+    /// A block for the right side of a product over its rows.
+    const float* block(int64_t number) { return in_pairs_ ? pairs(number) : floats(number); }
+
+    /// Such a right side, of `count` blocks of which the last has `last` rows.
+    Right right(const float* const* blocks, int64_t count, int64_t last) const {
+        return {blocks, count, block_, last, padded_, in_pairs_};
+    }
+
+  private:
+    /// Whether every row is whole pairs, each where a float may be.
+    static bool whole_pairs(const Array& array, int64_t size) {
+        const int64_t numbers = array.batch_stride | array.head_stride | array.row_stride | size;
+        return numbers % 2 == 0 && (intptr_t)array.data % sizeof(float) == 0;
+    }
+
+    const Element* first_row(int64_t number) const { return from_ + number * block_ * array_.row_stride; }
+    const Element* next_head(const Element* row) const { return row + array_.head_stride; }
+    int64_t count(int64_t number) const { return std::min(block_, rows_ - number * block_); }
+
+    const float* floats(int64_t number) {
+        const Element* from = first_row(number);
+        if (in_place_) return (const float*)from;
+        float* to = copy_ + number * block_ * padded_;
         if (!copied_[number]) {
-            const int64_t count = std::min(block_, rows_ - first);
-            copy_rows(from_ + first * array_.row_stride, array_.row_stride, count, size_, count, padded_, to);
+            const int64_t rows = count(number);
+            copy_rows(from, array_.row_stride, rows, size_, rows, padded_, to, array_.head_stride);
             copied_[number] = 1;
         }
         return to;
     }
 
-    int64_t row_stride() const { return padded_; }
+    const float* pairs(int64_t number) {
+        float* to = copy_ + number * block_ * padded_;
+        if (!copied_[number]) pack(first_row(number), count(number), to);
+        copied_[number] = 1;
+        return to;
+    }
 
-  private:
+    void pack(const Element* low, int64_t rows, float* to) const {
+#if HAS_PAIRS
+        if constexpr (std::is_same<Element, BFloat16>::value)
+            for (int64_t r = 0; r < rows; r += 2, low += 2 * array_.row_stride, to += padded_) {
+                const BFloat16* high = low + array_.row_stride;
+                prefetch_row(next_head(low), size_);
+                prefetch_row(next_head(high), size_);
+                pack_rows(low, r + 1 < rows ? high : nullptr, size_, padded_, to);
+            }
+#endif
+    }
+
     const Array array_;
     const int64_t rows_, size_, padded_, block_;
-    const bool in_place_;
-    std::vector<char> copied_;
+    const bool in_pairs_, in_place_;
+    std::vector<char> asked_, copied_;
     Buffer copy_;
     const Element* from_ = nullptr;
 };

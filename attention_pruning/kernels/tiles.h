@@ -1,13 +1,12 @@
 // The product of matmul.h on a processor with matrix tiles (Intel AMX): factors are rounded to bfloat16, sums are not.
 //
-// For bfloat16 inputs only. The one place with intrinsics, for no compiler has words for tiles.
+// For bfloat16 inputs only. What has tiles has the instructions of pairs.h, too.
 #pragma once
 
-#include "matmul.h"
+#include "pairs.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
+#if HAS_PAIRS && defined(__AMX_BF16__) && defined(__linux__)
 #define HAS_TILES 1
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #else
@@ -16,9 +15,8 @@
 
 #if HAS_TILES
 
-constexpr int64_t kTile = 16;           // rows of a tile, and its columns of 4 bytes
-constexpr int64_t kPairs = kTile;       // a tile holds 32 numbers of k, in pairs
-constexpr int64_t kMostRows = 128, kMostK = 256, kMostColumns = 256;
+constexpr int64_t kTile = 16;      // rows of a tile, and its columns of 4 bytes
+constexpr int64_t kPairs = kTile;  // a tile holds 32 numbers of k, in pairs
 
 /// Whether the processor has tiles and the system lets this process use them.
 inline bool tiles_allowed() {
@@ -44,31 +42,12 @@ INLINE void configure_tiles() {
     _tile_loadconfig(&config);
 }
 
-/// What a product reads, rounded: A by rows, k in pairs; B by pairs of k, so that a tile multiplies pair by pair.
-struct TileSpace {
-    alignas(64) uint32_t a[kMostRows * kMostK / 2];
-    alignas(64) uint32_t b[kMostK / 2 * kMostColumns];
-};
-
-/// Two numbers a lane; no float, though it travels as one.
-INLINE Vector paired(Vector low, Vector high) { return (Vector)(rounded(low) | rounded(high) << 16); }
-
-/// Row `k` of A^T or B, or zeros beyond the end.
-INLINE Vector row_or_zero(const float* row, bool there) { return there ? load(row) : splat(0.0f); }
-
 /// A to [rows][pairs]. Its rows lie in memory one after the other (k_stride 1), or its columns do (row_stride 1).
-inline void pack_left(Left a, int64_t rows, int64_t k, int64_t pairs, uint32_t* to) {
+inline void pack_left(Left a, int64_t rows, int64_t k, int64_t pairs, float* to) {
     const int64_t padded_rows = round_up(rows, kTile);
     if (a.k_stride == 1) {
-        std::memset(to + rows * pairs, 0, (padded_rows - rows) * pairs * 4);
-        for (int64_t row = 0; row < rows; row++) {
-            BFloat16* halves = (BFloat16*)(to + row * pairs);
-            const float* from = a.data + row * a.row_stride;
-            int64_t i = 0;
-            for (; i + kLanes <= k; i += kLanes) store(halves + i, load(from + i));
-            for (; i < k; i++) from_float(from[i], halves + i);
-            std::memset(halves + k, 0, (2 * pairs - k) * sizeof(BFloat16));
-        }
+        std::memset(to + rows * pairs, 0, (padded_rows - rows) * pairs * sizeof(float));
+        for (int64_t row = 0; row < rows; row++) pack_row(a.data + row * a.row_stride, k, pairs, to + row * pairs);
         return;
     }
     for (int64_t row = 0; row < padded_rows; row += kTile)
@@ -82,24 +61,13 @@ inline void pack_left(Left a, int64_t rows, int64_t k, int64_t pairs, uint32_t* 
             }
             transpose_rows(square);
 #pragma GCC unroll 16
-            for (int64_t i = 0; i < kTile; i++) store((float*)to + (row + i) * pairs + pair, square[i]);
+            for (int64_t i = 0; i < kTile; i++) store(to + (row + i) * pairs + pair, square[i]);
         }
-}
-
-/// B to [pairs][columns].
-inline void pack_right(Right b, int64_t columns, int64_t k, int64_t pairs, uint32_t* to) {
-    const auto row = [&](int64_t i) { return b.blocks[i / b.block] + i % b.block * b.row_stride; };
-    for (int64_t pair = 0; pair < pairs; pair++) {
-        const bool first = 2 * pair < k, second = 2 * pair + 1 < k;
-        const float *low = first ? row(2 * pair) : nullptr, *high = second ? row(2 * pair + 1) : nullptr;
-        for (int64_t c = 0; c < columns; c += kLanes)
-            store((float*)to + pair * columns + c, paired(row_or_zero(low + c, first), row_or_zero(high + c, second)));
-    }
 }
 
 /// As `multiply`. Writes whole tiles: rows up to the next multiple of 16, as garbage or zeros beyond `rows`.
 inline void multiply_tiles(
-    int64_t rows, int64_t columns, Left a, Right b, float* to, int64_t to_stride, bool accumulate, TileSpace& space
+    int64_t rows, int64_t columns, Left a, Right b, float* to, int64_t to_stride, bool accumulate, PairSpace& space
 ) {
     const int64_t k = (b.count - 1) * b.block + b.last, pairs = round_up(k, 2 * kPairs) / 2;
     pack_left(a, rows, k, pairs, space.a);
@@ -108,7 +76,7 @@ inline void multiply_tiles(
     for (int64_t row = 0; row < rows; row += 2 * kTile) {
         const bool two = row + kTile < rows;  // two tiles of rows share what is loaded of B
         float *top = to + row * to_stride, *bottom = top + kTile * to_stride;
-        const uint32_t *a_top = space.a + row * pairs, *a_bottom = a_top + kTile * pairs;
+        const float *a_top = space.a + row * pairs, *a_bottom = a_top + kTile * pairs;
         for (int64_t column = 0; column < columns; column += kTile) {
             if (accumulate) {
                 _tile_loadd(0, top + column, bytes);
@@ -133,33 +101,3 @@ inline void multiply_tiles(
 }
 
 #endif
-
-/// C = A B in the numbers of a call: bfloat16 in tiles where there are any, else floats.
-template <typename Element>
-INLINE void multiply_as(int64_t rows, int64_t columns, Left a, Right b, float* to, int64_t to_stride, bool accumulate) {
-#if HAS_TILES
-    if constexpr (std::is_same<Element, BFloat16>::value) {
-        if (tiles_allowed()) {
-            static thread_local TileSpace space;
-            return multiply_tiles(rows, columns, a, b, to, to_stride, accumulate, space);
-        }
-    }
-#endif
-    multiply(rows, columns, a, b, to, to_stride, accumulate);
-}
-
-/// Before a thread's first product.
-template <typename Element>
-INLINE void begin_products() {
-#if HAS_TILES
-    if (std::is_same<Element, BFloat16>::value && tiles_allowed()) configure_tiles();
-#endif
-}
-
-/// After its last: tiles that are in use make every switch between threads slower.
-template <typename Element>
-INLINE void end_products() {
-#if HAS_TILES
-    if (std::is_same<Element, BFloat16>::value && tiles_allowed()) _tile_release();
-#endif
-}

@@ -78,6 +78,19 @@ INLINE void stream(float* to, Vector x) {
 #endif
 }
 
+/// The same of half as many bytes.
+INLINE void stream(BFloat16* to, Vector x) {
+    typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+    const Half halves = (Half)__builtin_convertvector(rounded(x), Halves);
+#if defined(__AVX512F__)
+    __builtin_ia32_movntps256((float*)to, halves);
+#elif defined(__AVX__)
+    __builtin_ia32_movntps((float*)to, halves);
+#else
+    std::memcpy(to, &halves, sizeof halves);
+#endif
+}
+
 /// After the last stream() of a thread, before anybody else may read it.
 INLINE void finish_streams() {
 #if defined(__SSE__)

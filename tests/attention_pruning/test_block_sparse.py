@@ -121,6 +121,20 @@ def test_threads_change_nothing(problem):
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_is_its_parts(dtype):
+    """Bit for bit, though results too large for the caches are written past them: the batch here, no part of it."""
+    generator = torch.Generator().manual_seed(1)
+    kept = torch.rand(8, 16, 16, generator=generator) < 0.2
+    arguments = {"layout": BlockLayout.from_blocks(kept, 32)}
+    *tensors, g = (draw_tensor(generator, 9, 8, 512, 64, "length first", dtype) for _ in range(4))
+    whole = run([*tensors, None], arguments, g, "block_sparse")
+    for i in range(9):
+        part = run([*(x[i : i + 1] for x in tensors), None], arguments, g[i : i + 1], "block_sparse")
+        assert all(torch.equal(some[i : i + 1], alone) for some, alone in zip(whole, part, strict=True))
+
+
+@compiled
 @law
 @given(problems())
 def test_bfloat16_sums_in_float32(problem):
