@@ -86,6 +86,10 @@ INLINE void write_row(const float* from, int64_t size, float factor, Element* to
     for (; d < size; d++) from_float(from[d] * factor, to + d);
 }
 
+/// Rows far apart each cost a page of address translation whenever they are read. A copy pays for blocks that are read
+/// this often.
+constexpr int64_t kManyReads = 8;
+
 /// Keys or values of one head, by block: where they lie if the kernel can read them there, else a copy made of each
 /// block when it is first used. Blocks that nobody keeps are never read.
 template <typename Element>
@@ -98,8 +102,11 @@ class HeadRows {
           padded_(round_up(p.size, kLanes)),
           block_(p.layout.block),
           in_pairs_(reads_pairs<Element>() && whole_pairs(array, p.size)),
-          // Rows far apart would each cost a page of address translation every time they are read.
-          in_place_(std::is_same<Element, float>::value && size_ == padded_ && array.row_stride == size_),
+          in_place_(
+              std::is_same<Element, float>::value && size_ == padded_ &&
+              (array.row_stride == size_ || p.layout.kept < kManyReads * p.layout.heads * p.layout.key_blocks)
+          ),
+          stride_(in_place_ ? array.row_stride : padded_),
           asked_(p.layout.key_blocks),
           copied_(p.layout.key_blocks),
           copy_(in_place_ ? 0 : rows_ * padded_) {}
@@ -112,12 +119,9 @@ class HeadRows {
 
     /// A block as the left side of a product over the size of a head.
     Left left(int64_t number) {
-        if (!in_pairs_) return {floats(number), padded_, 1};
+        if (!in_pairs_) return {floats(number), stride_, 1};
         const Element* rows = first_row(number);
-        if (!asked_[number]) {
-            for (int64_t r = 0; r < count(number); r++) prefetch_row(next_head(rows + r * array_.row_stride), size_);
-            asked_[number] = 1;
-        }
+        ask_ahead(number);
         return {(const float*)rows, array_.row_stride / 2, 1, true};
     }
 
@@ -126,7 +130,7 @@ class HeadRows {
 
     /// Such a right side, of `count` blocks of which the last has `last` rows.
     Right right(const float* const* blocks, int64_t count, int64_t last) const {
-        return {blocks, count, block_, last, padded_, in_pairs_};
+        return {blocks, count, block_, last, stride_, in_pairs_};
     }
 
   private:
@@ -140,9 +144,20 @@ class HeadRows {
     const Element* next_head(const Element* row) const { return row + array_.head_stride; }
     int64_t count(int64_t number) const { return std::min(block_, rows_ - number * block_); }
 
+    /// The first time that a block is read in place: ask for that of the next head.
+    void ask_ahead(int64_t number) {
+        if (asked_[number]) return;
+        for (int64_t r = 0; r < count(number); r++)
+            prefetch_row(next_head(first_row(number) + r * array_.row_stride), size_);
+        asked_[number] = 1;
+    }
+
     const float* floats(int64_t number) {
         const Element* from = first_row(number);
-        if (in_place_) return (const float*)from;
+        if (in_place_) {
+            ask_ahead(number);
+            return (const float*)from;
+        }
         float* to = copy_ + number * block_ * padded_;
         if (!copied_[number]) {
             const int64_t rows = count(number);
@@ -174,6 +189,7 @@ class HeadRows {
     const Array array_;
     const int64_t rows_, size_, padded_, block_;
     const bool in_pairs_, in_place_;
+    const int64_t stride_;
     std::vector<char> asked_, copied_;
     Buffer copy_;
     const Element* from_ = nullptr;
