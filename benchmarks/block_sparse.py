@@ -15,7 +15,6 @@ import dataclasses
 import datetime
 import gc
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from interleave import BenchmarkError
+from interleave import BenchmarkError, processor
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -244,7 +243,7 @@ def print_row(row: dict[str, str], target: float | None) -> None:
 def write_csv(folder: Path, rows: list[dict[str, str]], threads: int) -> Path:
     """Write ``block_sparse-DATE.csv``, whole or not at all."""
     today = datetime.date.today().isoformat()
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, build {native.runnable_builds()[-1]}"
+    machine = f"{processor()}, {os.cpu_count()} cores, build {native.runnable_builds()[-1]}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"block_sparse-{today}.csv"
     temporary = path.with_suffix(".tmp")

@@ -90,6 +90,16 @@ def measure(
     return [Timing(measurement, name, values) for name, values in rates.items()]
 
 
+def processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
 def write_csv(folder: Path, name: str, timings: list[Timing], bases: Sequence[str], threads: int) -> Path:
     """Write ``NAME-DATE.csv``, whole or not at all, and return its path; a file of the same day is replaced.
 
@@ -105,7 +115,7 @@ def write_csv(folder: Path, name: str, timings: list[Timing], bases: Sequence[st
     temporary = path.with_suffix(".tmp")
     ratio_columns = [f"{part}_{base}" for base in bases for part in ("times", "low", "high")]
     header = ["date", "measurement", "model", "tokens_per_second", *ratio_columns]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    machine = f"{processor()}, {os.cpu_count()} cores"
     with temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*header, "rounds", "threads", "torch", "machine"])
