@@ -155,7 +155,8 @@ def control_flags(wildcards, input):
 def models(experiment):
     """(variant, tau) of every model of an experiment, dense first."""
     pruning = config[experiment]["pruning"]
-    controls = [(variant, tau) for variant in pruning["controls"] for tau in pruning["control_taus"]]
+    control_taus = pruning["taus" if config["controls_at_every_tau"] else "control_taus"]
+    controls = [(variant, tau) for variant in pruning["controls"] for tau in control_taus]
     return [("dense", 0), *(("data", tau) for tau in pruning["taus"]), *controls]
 
 

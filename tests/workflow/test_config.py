@@ -416,7 +416,8 @@ def test_an_unknown_key_stops_the_workflow_before_anything_runs(tmp_path: Path) 
     found = plan(tmp_path, "--config", "colour=blue")
     assert found.returncode != 0
     message = "config/quick.yaml: top level: Additional properties are not allowed ('colour' was unexpected)"
-    known = ", ".join(("name", "data_dir", "experiments", "resources", *EXPERIMENTS, "out_of_distribution"))
+    general = ("name", "data_dir", "experiments", "controls_at_every_tau", "resources")
+    known = ", ".join((*general, *EXPERIMENTS, "out_of_distribution"))
     assert f"{message}; expected some of {known}\n" in found.stdout
     assert len(found.stdout.splitlines()) < 8
     assert [path.name for path in tmp_path.iterdir()] in ([], [".snakemake"])

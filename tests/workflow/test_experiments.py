@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from test_config import ROOT, plan
+from test_config import ROOT, plan, read
 
 SCRIPTS = {
     "language_modelling": "transformer-xl/train.py",
@@ -40,3 +41,13 @@ def test_a_figure_of_nothing_is_refused(tmp_path: Path) -> None:
     found = plan(tmp_path, *SMOKE, "--config", "experiments=[squad]")
     assert found.returncode != 0
     assert "smoke.yaml: experiments: ['squad'] does not contain" in found.stdout
+
+
+def test_controls_are_trained_wherever_they_are_asked_for(tmp_path: Path) -> None:
+    taus = read("smoke")["translation"]["pruning"]
+    for switch, expected in (("False", taus["control_taus"]), ("True", taus["taus"])):
+        found = plan(tmp_path, "translation", *SMOKE, "--config", f"controls_at_every_tau={switch}")
+        assert found.returncode == 0, found.stdout
+        for variant in taus["controls"]:
+            trained = set(re.findall(rf"{variant}/tau([0-9.]+)/seed1/training", found.stdout))
+            assert trained == {f"{tau:g}" for tau in expected}
