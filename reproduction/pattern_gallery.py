@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction.figures import DPI, FONT, require_png, save_with_caption
+from reproduction.figures import FONT, require_png, save_with_caption
 from reproduction.results import write_csv
 from reproduction.site_patterns import Site, add_site_flag, focus, lost_attention, read_sites
 from reproduction.training import run_main
@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 INVISIBLE, UNOBSERVED, KEPT, PRUNED = "#bdbdbd", "#f6d9c8", "#fff7bc", "#2b3a67"
 #: Colours of averages span this many powers of ten below a site's largest.
 DECADES = 2.5
+#: Dots an inch: fewer than in other figures, for this one is large and of squares.
+RESOLUTION = 150
 #: Inches of a panel, which a long memory makes up to so many times wider; around the panels of a site; above and below.
 PANEL, WIDEST = 1.05, 1.9
 BESIDE, ABOVE, BELOW = 0.55, 0.75, 1.05
@@ -62,7 +64,7 @@ def draw(sites: Sequence[Site], taus: Sequence[float]) -> Figure:
     whole = [2 * width + BESIDE for width in widths]
     size = (sum(whole), rows * (PANEL + 0.12) + ABOVE + BELOW)
     with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=size, dpi=DPI)
+        figure = Figure(figsize=size, dpi=RESOLUTION)
         parts = figure.subfigures(1, len(sites), width_ratios=whole, squeeze=False)
         for part, site, tau in zip(parts.flat, sites, taus, strict=True):
             _draw_site(part, site, tau, rows, size[1])

@@ -54,7 +54,8 @@ INLINE Vector row_or_zero(const float* row, bool there) { return there ? load(ro
 /// `k` consecutive numbers as pairs, then zeros.
 INLINE void pack_row(const float* from, int64_t k, int64_t pairs, float* to) {
     int64_t i = 0;
-    for (; i + 2 * kLanes <= k; i += 2 * kLanes) store(to + i / 2, consecutive(load(from + i), load(from + i + kLanes)));
+    for (; i + 2 * kLanes <= k; i += 2 * kLanes)
+        store(to + i / 2, consecutive(load(from + i), load(from + i + kLanes)));
     BFloat16* halves = (BFloat16*)to;
     for (; i < k; i++) from_float(from[i], halves + i);
     std::memset(halves + k, 0, (2 * pairs - k) * sizeof(BFloat16));

@@ -10,9 +10,7 @@ constexpr float kLog2E = 1.44269504f;
 
 /// `to`[keys][block] = K Q^T for queries that are transposed and scaled already (by scale * log2 e: 2^x is cheaper).
 template <typename Element>
-INLINE void block_products(
-    Left k, const Visit& visit, const float* q_t, int64_t size, int64_t block, float* to
-) {
+INLINE void block_products(Left k, const Visit& visit, const float* q_t, int64_t size, int64_t block, float* to) {
     const float* const rows[1] = {q_t};
     multiply_as<Element>(visit.keys, block, k, {rows, 1, size, size, block}, to, block, false);
 }
