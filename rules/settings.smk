@@ -163,7 +163,8 @@ def models(experiment):
 def seeds_of(experiment, variant):
     """The seeds for which a variant is trained; the configuration may want fewer of controls."""
     seeds, pruning = config[experiment]["seeds"], config[experiment]["pruning"]
-    return (variant in pruning["controls"] and pruning["control_seeds"]) or seeds
+    fewer = variant in pruning["controls"] and pruning["control_seeds"] is not None
+    return pruning["control_seeds"] if fewer else seeds
 
 
 def model_files(experiment, dataset, chosen, name, sites=""):

@@ -1,6 +1,8 @@
-# Refuse a configuration that config/schema.yaml does not allow, and fill in its defaults. No rules here.
+# Refuse a configuration that config/schema.yaml does not allow, fill in its defaults, keep the seeds asked for. No rules here.
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
+
+ALL_EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
 
 
 def check_config():
@@ -17,11 +19,21 @@ def check_config():
         if fault.validator == "additionalProperties":
             expected = f"; expected some of {', '.join(fault.schema['properties'])}"
         raise WorkflowError(f"{files}: {place}: {fault.message}{expected}") from None
-    for experiment in ("language_modelling", "translation", "glue", "squad"):
+    for experiment in ALL_EXPERIMENTS:
         own = config[experiment]
         if foreign := sorted(set(own["pruning"]["control_seeds"] or []) - set(own["seeds"])):
             expected = f"expected some of the experiment's seeds, {own['seeds']}"
             raise WorkflowError(f"{experiment}.pruning.control_seeds: {expected}, found {foreign[0]}")
 
 
+def keep_first_seeds():
+    """A long run in parts: the first seeds now, the others when they are asked for."""
+    for experiment in ALL_EXPERIMENTS:
+        own = config[experiment]
+        own["seeds"] = own["seeds"][: config["first_seeds"]]
+        if own["pruning"]["control_seeds"] is not None:
+            own["pruning"]["control_seeds"] = [seed for seed in own["pruning"]["control_seeds"] if seed in own["seeds"]]
+
+
 check_config()
+keep_first_seeds()

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from test_config import ROOT, plan, read
+from configurations import ROOT, plan, read
 
 SCRIPTS = {
     "language_modelling": "transformer-xl/train.py",
@@ -51,3 +52,29 @@ def test_controls_are_trained_wherever_they_are_asked_for(tmp_path: Path) -> Non
         for variant in taus["controls"]:
             trained = set(re.findall(rf"{variant}/tau([0-9.]+)/seed1/training", found.stdout))
             assert trained == {f"{tau:g}" for tau in expected}
+
+
+def test_a_long_run_goes_in_parts_by_seed(tmp_path: Path) -> None:
+    small = ("--configfile", str(ROOT / "config" / "small.yaml"))
+    config = read("small")["glue"]
+    seeds, controls = config["seeds"], config["pruning"]["controls"]
+    assert seeds == [1, 2, 3] and config["pruning"]["control_seeds"] == [1]
+    for first in (1, 2, 3):
+        found = plan(tmp_path, "glue", "squad", *small, "--config", f"first_seeds={first}").stdout
+        assert {int(seed) for seed in re.findall(r"/seed([0-9]+)/", found)} == set(seeds[:first])
+        for variant in controls:
+            assert set(re.findall(rf"CoLA/{variant}/tau0.8/seed([0-9]+)/training", found)) == {"1"}
+
+
+def test_controls_wait_for_their_seeds(tmp_path: Path) -> None:
+    config = read("smoke")
+    config["language_modelling"]["pruning"]["control_seeds"] = [2]
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(config))
+    command = ("language_modelling", "--configfile", str(own), "--config")
+    part, whole = (plan(tmp_path, *command, f"first_seeds={first}") for first in (1, 2))
+    assert part.returncode == whole.returncode == 0
+    control = f"/{config['language_modelling']['pruning']['controls'][0]}/tau"
+    assert control in whole.stdout and control not in part.stdout
+    none = plan(tmp_path, *command, "first_seeds=0")
+    assert none.returncode != 0 and "own.yaml: first_seeds: " in none.stdout

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from test_config import NAMES, ROOT, filled, plan, read
+from configurations import NAMES, ROOT, filled, plan, read
 
 
 def figure_models(config: dict[str, Any], experiment: str) -> int:

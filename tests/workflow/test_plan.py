@@ -1,0 +1,172 @@
+"""What is planned for each configuration: by default, on request, and for one that makes no sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configurations import EXPERIMENTS, NAMES, ROOT, filled, plan, read
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configuration_plans_without_its_data(name: str, tmp_path: Path) -> None:
+    found = plan(tmp_path, "--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    assert found.returncode == 0, found.stdout
+    config = filled(read(name))
+    jobs = dict(line.split() for line in found.stdout.splitlines() if len(line.split()) == 2)
+    for experiment, training, averaging in (
+        ("language_modelling", "train_language_model", "average_language_model"),
+        ("translation", "train_translation", "average_translation"),
+        ("glue", "finetune", "average_finetuned"),
+    ):
+        pruning, seeds = config[experiment]["pruning"], len(config[experiment]["seeds"])
+        control_seeds = len(pruning["control_seeds"] or config[experiment]["seeds"])
+        controls = len(pruning["controls"]) * len(pruning["control_taus"]) * control_seeds
+        tasks = len(config[experiment]["dataset"].get("tasks", [None]))
+        assert int(jobs[training]) == ((1 + len(pruning["taus"])) * seeds + controls) * tasks, experiment
+        assert int(jobs[averaging]) == seeds * tasks, experiment
+    assert int(jobs["translate"]) == int(jobs["score_translation"]) == int(jobs["train_translation"])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_single_sites_and_questions_are_planned_on_request(name: str, tmp_path: Path) -> None:
+    config = filled(read(name))
+    file = ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    found = plan(tmp_path, f"results/{name}/translation_sites.png", *file).stdout
+    assert f"--PRUNE_ENC_DEC_ATTN --ENCODER_DECODER_ATTN_PATH runs/{name}/translation/" in found
+    alone = [line for line in found.splitlines() if "fairseq/train.py" in line and "@enc-dec" in line]
+    assert len(alone) == len(config["translation"]["site_taus"]) * len(config["translation"]["seeds"])
+    assert all(" --PRUNE_BOOL " in line and "PRUNE_ENC_SELF" not in line for line in alone)
+    found = plan(tmp_path, "squad", *file).stdout
+    trained = [line for line in found.splitlines() if "run_squad.py --do_train" in line]
+    assert len(trained) == (1 + len(config["squad"]["pruning"]["taus"])) * len(config["squad"]["seeds"])
+    assert sum(" --prune --attn_path " in line for line in trained) == len(trained) - len(config["squad"]["seeds"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_comparison_with_entmax_is_planned_on_request(name: str, tmp_path: Path) -> None:
+    config, file = filled(read(name))["translation"], ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    models, seeds = 1 + len(config["entmax"]["taus"]), len(config["seeds"])
+    found = plan(tmp_path, f"results/{name}/entmax_comparison.png", *file).stdout.splitlines()
+    trained = [line for line in found if "fairseq/train.py" in line]
+    with_entmax = [line for line in trained if " --USE_ENTMAX" in line]
+    assert len(with_entmax) == models * seeds and len(trained) == 2 * len(with_entmax)
+    assert all("/entmax-d" in line for line in with_entmax)
+    assert sum(" --PRUNE_BOOL " in line for line in with_entmax) == (models - 1) * seeds
+    # each by its own patterns
+    masks = [line for line in found if "cli mask" in line]
+    assert len(masks) == 2 * 3 * (models - 1) * seeds
+    assert all(("/entmax-dense/" in line) == ("/entmax-data/" in line) for line in masks)
+    averaged = [line for line in found if "compute_attn_score.py" in line]
+    assert sorted("--use_entmax" in line for line in averaged) == [False] * seeds + [True] * seeds
+    assert all(("--use_entmax" in line) == ("/entmax-dense/" in line) for line in averaged)
+    assert len([line for line in found if "fairseq/inspect_checkpoint.py" in line]) == len(trained)
+    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "entmax" in line]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_comparison_of_masks_is_planned_on_request(name: str, tmp_path: Path) -> None:
+    config, file = filled(read(name)), ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    found = plan(tmp_path, f"results/{name}/mask_comparison.png", *file).stdout.splitlines()
+    for experiment, script, sites in (
+        ("language_modelling", "transformer-xl/train.py", 1),
+        ("translation", "fairseq/train.py", 3),
+    ):
+        pruning, own = config[experiment]["pruning"], config[experiment]["mask_comparison"]
+        seeds, control_seeds = (len(config[experiment]["seeds"]), len(pruning["control_seeds"] or []))
+        of_figure = control_seeds or seeds
+        others = [way for way in own["choices"] if (way["rule"], way["scope"]) != (pruning["rule"], pruning["scope"])]
+        models = {f"{way['rule']}-{way['scope']}": seeds for way in others} | {"data": seeds}
+        models |= {control: of_figure if control in pruning["controls"] else seeds for control in own["controls"]}
+        trained = [line for line in found if script in line]
+        for variant, number in models.items():
+            assert sum(f"/{variant}/tau" in line for line in trained) == number * len(own["taus"]), variant
+        assert len(trained) == seeds + sum(models.values()) * len(own["taus"])
+        masks = [line for line in found if "cli mask" in line and f"/{experiment}/" in line]
+        assert len(masks) == sum(models.values()) * len(own["taus"]) * sites
+        for way in others:
+            flags = f" --rule {way['rule']} --scope {way['scope']} "
+            made = [line for line in masks if f"/{way['rule']}-{way['scope']}/tau" in line]
+            assert made and all(flags in line for line in made)
+        by_distance = [line for line in masks if "/pattern" in line and " --distance-like " in line]
+        assert len(by_distance) == models["distance"] * len(own["taus"]) * sites
+        by_use = pruning["controls_equal"] == "evaluated_sparsity"
+        assert all(("--equal-use" in line) == by_use for line in by_distance)
+    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "distance" in line or "-head/" in line]
+
+
+def test_a_scope_is_said_where_it_is_not_the_one_that_is_meant_without(tmp_path: Path) -> None:
+    file = ("--configfile", str(ROOT / "config" / "smoke.yaml"))
+    found = plan(tmp_path, "results/smoke/mask_comparison.png", *file).stdout.splitlines()
+    evaluated = [line for line in found if "transformer-xl/eval.py" in line or "score_translations.py" in line]
+    for variant, labels in (("allowed-row", "rule=allowed --label scope=row"), ("published-head", "scope=head")):
+        own = [line for line in evaluated if f" --label variant={variant} " in line]
+        assert own and all(f"{labels} --label block_size=1" in line for line in own)
+    assert not [line for line in evaluated if "scope=layer" in line]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_efficiency_table_is_planned_on_request(name: str, tmp_path: Path) -> None:
+    config = filled(read(name))["squad"]
+    own, file = config["efficiency"], ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
+    found = plan(tmp_path, "results/efficiency_table.md", *file).stdout.splitlines()
+    trained = [line for line in found if "run_squad.py --do_train" in line]
+    assert len(trained) == (1 + len(own["quality_taus"])) * len(config["seeds"])
+    masks = [line for line in found if "cli mask" in line]
+    assert masks and all(f"--block-size {own['block_size']} " in line and "/block/tau" in line for line in masks)
+    (timed,) = (line for line in found if "measure_efficiency.py" in line)
+    shown = timed.partition("--masks ")[2].partition(" --")[0].split()
+    assert [path.split("/tau")[1].split("/")[0] for path in shown] == [f"{tau:g}" for tau in own["taus"]]
+    assert all(f"block_size={own['block_size']}" in line for line in trained if " --prune " in line)
+    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "efficiency" in line]
+
+
+def test_controls_of_a_seed_that_no_model_has_are_refused(tmp_path: Path) -> None:
+    config = read("smoke")
+    config["translation"]["pruning"]["control_seeds"] = [1, 7]
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(config))
+    found = plan(tmp_path, "--configfile", str(own))
+    assert found.returncode != 0
+    assert "translation.pruning.control_seeds: expected some of the experiment's seeds, [1], found 7\n" in found.stdout
+
+
+def test_the_published_experiment_is_the_papers(tmp_path: Path) -> None:
+    found = plan(tmp_path, "--configfile", str(ROOT / "config" / "paper.yaml"), "--config", "data_dir=some/where")
+    commands = [line for line in found.stdout.splitlines() if "transformer-xl/train.py" in line]
+    published = (
+        "--n_layer 16 --n_head 10 --d_head 41 --d_model 410 --d_inner 2100 --dropout 0.1 --dropatt 0.0 --adaptive "
+        "--cutoffs 20000 40000 200000 --div_val 1 --tgt_len 150 --mem_len 150 --optim adam --lr 0.00025 "
+        "--scheduler cosine --warmup_step 0 --max_step 200000 --batch_size 60"
+    )
+    assert commands
+    assert all(part in f"{command} " for command in commands for part in published.replace(" --", " \n--").split("\n"))
+    text = found.stdout
+    assert "reproduction.data.wikitext --out" in text and "--data-dir some/where" in text
+    evaluations = [line for line in text.splitlines() if "transformer-xl/eval.py" in line]
+    assert any("--tgt_len 64 --mem_len 640 --clamp_len 400 --same_length" in line for line in evaluations)
+
+
+def test_quick_is_the_default_and_leaks_into_nothing(tmp_path: Path) -> None:
+    assert "runs/quick/" in plan(tmp_path).stdout
+    own = tmp_path / "own.yaml"
+    incomplete = read("smoke")
+    del incomplete["name"]
+    own.write_text(yaml.safe_dump(incomplete))
+    found = plan(tmp_path, "--configfile", str(own))
+    assert found.returncode != 0
+    assert "'name' is a required property" in found.stdout
+
+
+def test_an_unknown_key_stops_the_workflow_before_anything_runs(tmp_path: Path) -> None:
+    found = plan(tmp_path, "--config", "colour=blue")
+    assert found.returncode != 0
+    message = "config/quick.yaml: top level: Additional properties are not allowed ('colour' was unexpected)"
+    general = ("name", "data_dir", "experiments", "controls_at_every_tau", "first_seeds", "resources")
+    known = ", ".join((*general, *EXPERIMENTS, "out_of_distribution"))
+    assert f"{message}; expected some of {known}\n" in found.stdout
+    assert len(found.stdout.splitlines()) < 8
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".snakemake"])
