@@ -10,9 +10,9 @@ Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG``
 ``sites CONFIG`` (translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv),
 ``efficiency CONFIG`` (efficiency_table.csv), ``entmax CONFIG`` (entmax_comparison.csv) and ``ood CONFIG``
 (ood_table.csv);
-``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv) and ``speedups NAME`` (of one that prunes to
-several sparsities, a row for each shape); and ``scores NAME`` (from the metrics.json of single
-runs, results/reference/NAME/*.json).
+``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
+several sparsities, a row for each shape) and ``kernel NAME`` (our kernel against dense attention alone); and
+``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json).
 """
 
 from __future__ import annotations
@@ -206,6 +206,21 @@ def speedups_block(name: str) -> str:
     return "\n".join([*lines, "", measured_with(table)]) + "\n"
 
 
+def kernel_block(name: str) -> str:
+    """How many times faster than dense attention our kernel is, a row for each shape timed in both dtypes."""
+    table = read_benchmark(name)
+    table = table[~table["causal"] & table["model"].isin(["ours", "ours bf16"])]
+    kinds = list(dict.fromkeys(table["kind"]))
+    heads = [f"{kind}{dtype}" for kind in kinds for dtype in ("", ", bfloat16")]
+    lines = ["| length | block | blocks skipped | " + " | ".join(heads) + " |", "|" + "---:|" * (3 + len(heads))]
+    for (length, block, sparsity), rows in table.groupby(["length", "block", "sparsity"]):
+        times = rows.set_index(["kind", "model"])["times_dense"]
+        if "ours bf16" in set(rows["model"]):
+            cells = [f"{times[kind, model]:.1f}" for kind in kinds for model in ("ours", "ours bf16")]
+            lines.append(f"| {length} | {block} | {100 * sparsity:.0f}% | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured_with(table)]) + "\n"
+
+
 def read_benchmark(name: str) -> pd.DataFrame:
     """The committed rows of a benchmark."""
     path = REFERENCE / "benchmarks" / f"{name}.csv"
@@ -254,6 +269,7 @@ BLOCKS = {
     "ood": ood_block,
     "benchmark": benchmark_block,
     "speedups": speedups_block,
+    "kernel": kernel_block,
     "scores": scores_block,
 }
 

@@ -151,6 +151,34 @@ def test_speedups_have_a_row_for_each_shape_and_a_column_for_each_sparsity(tmp_p
     assert block.endswith("Measured 2026-01-02 with torch 2 on a card, 7 rounds.\n")
 
 
+def test_the_kernel_has_a_row_for_each_shape_timed_in_both_dtypes(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "REFERENCE", tmp_path)
+    made = {"block": 32, "rounds": 7, "date": "2026-01-02", "torch": "2", "machine": "a processor", "threads": 1}
+    columns = ["length", "sparsity", "causal", "model", "times_dense"]
+    rows = [
+        (512, 0.9, False, "ours", 8.0),
+        (512, 0.9, False, "ours bf16", 9.0),
+        (384, 0.9, False, "dense", 1.0),
+        (384, 0.9, False, "ours", 6.0),
+        (384, 0.9, False, "ours bf16", 7.0),
+        (1024, 0.9, True, "ours", 99.0),
+        (1024, 0.9, True, "ours bf16", 99.0),
+        (1024, 0.5, False, "ours", 98.0),
+    ]
+    forward = pd.DataFrame(rows, columns=columns).assign(kind="forward", **made)
+    both = forward.assign(kind="both", times_dense=forward["times_dense"] + 0.3)
+    (tmp_path / "benchmarks").mkdir()
+    pd.concat([forward, both]).to_csv(tmp_path / "benchmarks" / "some.csv")
+    assert documents.kernel_block("some").splitlines() == [
+        "| length | block | blocks skipped | forward | forward, bfloat16 | both | both, bfloat16 |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| 384 | 32 | 90% | 6.0 | 7.0 | 6.3 | 7.3 |",
+        "| 512 | 32 | 90% | 8.0 | 9.0 | 8.3 | 9.3 |",
+        "",
+        "Measured 2026-01-02 with torch 2 on a processor, 1 thread(s), 7 rounds.",
+    ]
+
+
 def test_scores_are_those_of_the_test_set_or_else_of_the_validation_set(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "REFERENCE", tmp_path)
     labels = {"config": "c", "experiment": "glue", "dataset": "d", "variant": "dense", "sites": "self", "tau": 0}
