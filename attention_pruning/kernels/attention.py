@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -93,13 +94,19 @@ def block_sparse_attention(
         causal=causal,
         bias=bias,
     )
-    out, empty = _attend(call, backend)
+    if torch.compiler.is_compiling() and backend in ("auto", "block_sparse") and q_BHLD.device.type == "cpu":
+        from . import opaque  # loads torch's compiler, a second that most programs never need
+
+        out, empty = opaque.attend(call, backend)
+    else:
+        out, empty = attend(call, backend)
     # On a GPU nobody looks whether there are any: the answer would have to be waited for.
     fill = empty_rows == "uniform" and (empty.device.type != "cpu" or bool(empty.any()))
     return reference.fill_empty_rows(call, out, empty) if fill else out
 
 
-def _attend(call: Call, backend: str) -> tuple[Tensor, Tensor]:
+def attend(call: Call, backend: str) -> tuple[Tensor, Tensor]:
+    """Outputs [B, H, L, D] and which rows are empty, bool [B, H, L, 1], from the backend of this name."""
     if backend == "auto":
         return _attend_fastest(call)
     if backend == "reference":

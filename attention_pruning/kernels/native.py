@@ -135,7 +135,6 @@ def refusal(call: Call) -> str | None:
     return None
 
 
-@torch.compiler.disable  # a graph is broken here: torch cannot look into the library
 def attend(call: Call) -> tuple[Tensor, Tensor]:
     """Outputs [B, H, L, D] and which rows are empty, bool [B, H, L, 1]."""
     out, log_sum = _BlockSparse.apply(call.q, call.k, call.v, call.bias, call)

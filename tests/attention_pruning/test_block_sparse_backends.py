@@ -53,6 +53,37 @@ def test_every_build_gives_the_same(monkeypatch):
 
 
 @compiled
+@pytest.mark.parametrize("backend", ["auto", "block_sparse"])
+def test_a_compiled_function_breaks_its_graph_at_the_kernel_alone(monkeypatch, backend):
+    ran, attend, graphs, kept = [], native.attend, [], layout()
+    monkeypatch.setattr(native, "attend", lambda call: [ran.append(call), attend(call)][1])
+
+    def attended(q, k, v):
+        return 3 * block_sparse_attention(2 * q, k, v, kept, backend=backend)
+
+    def compiler(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    plain, traced = inputs(gradients=True), inputs(gradients=True)
+    expected = attended(*plain)
+    expected.sum().backward()
+    torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="(?s).*[Dd]ynamo")
+        found = torch.compile(attended, backend=compiler)(*traced)
+    found.sum().backward()
+    assert len(ran) == 2 and len(graphs) == 2
+    for one, other in zip([found, *(x.grad for x in traced)], [expected, *(x.grad for x in plain)], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_compiler_of_torch_is_not_loaded_before_it_is_needed():
+    code = "import sys, attention_pruning.cli; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@compiled
 def test_an_unknown_build_is_refused(monkeypatch):
     monkeypatch.setenv(native.VARIABLE, "sse9")
     with pytest.raises(InputError, match="ATTENTION_PRUNING_KERNEL: expected one of portable"):
