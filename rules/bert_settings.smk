@@ -41,8 +41,10 @@ def bert_device():
 def task_flags(wildcards):
     """Which task, with which model, and how long its sequences are."""
     own = config[wildcards.experiment]
-    task = {"task_name": wildcards.dataset} if wildcards.experiment == "glue" else {}
-    return f"{flags({**task, **own['lengths']})} {bert_device()}"
+    if wildcards.experiment != "glue":
+        return f"{flags(own['lengths'])} {bert_device()}"
+    lengths = own["task_lengths"].get(wildcards.dataset, own["lengths"])
+    return f"{flags({'task_name': wildcards.dataset, **lengths})} {bert_device()}"
 
 
 def finetuning_flags(wildcards):

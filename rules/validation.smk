@@ -24,6 +24,9 @@ def check_config():
         if foreign := sorted(set(own["pruning"]["control_seeds"] or []) - set(own["seeds"])):
             expected = f"expected some of the experiment's seeds, {own['seeds']}"
             raise WorkflowError(f"{experiment}.pruning.control_seeds: {expected}, found {foreign[0]}")
+    tasks = config["glue"]["dataset"]["tasks"]
+    if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
+        raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
 
 
 def keep_first_seeds():

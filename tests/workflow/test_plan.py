@@ -134,6 +134,25 @@ def test_controls_of_a_seed_that_no_model_has_are_refused(tmp_path: Path) -> Non
     assert "translation.pruning.control_seeds: expected some of the experiment's seeds, [1], found 7\n" in found.stdout
 
 
+def test_a_task_may_have_lengths_of_its_own(tmp_path: Path) -> None:
+    config = read("smoke")
+    first, second = config["glue"]["dataset"]["tasks"]
+    config["glue"]["task_lengths"] = {second: {"max_seq_length": 24}}
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(config))
+    found = plan(tmp_path, "glue", "ood_table", "--configfile", str(own)).stdout.splitlines()
+    usual = config["glue"]["lengths"]["max_seq_length"]
+    for task, length in ((first, usual), (second, 24)):
+        lines = [line for line in found if "run_glue.py" in line and f" --task_name {task} " in line]
+        steps = [word for word in ("--do_train", "--save_attention_patterns", "away") if any(word in at for at in lines)]
+        assert len(steps) == 3 and all(f" --max_seq_length {length} " in line for line in lines)
+    config["glue"]["task_lengths"] = {"MRPC": {"max_seq_length": 24}}
+    own.write_text(yaml.safe_dump(config))
+    refused = plan(tmp_path, "--configfile", str(own))
+    assert refused.returncode != 0
+    assert f"glue.task_lengths: expected some of the tasks, {first}, {second}, found MRPC\n" in refused.stdout
+
+
 def test_the_published_experiment_is_the_papers(tmp_path: Path) -> None:
     found = plan(tmp_path, "--configfile", str(ROOT / "config" / "paper.yaml"), "--config", "data_dir=some/where")
     commands = [line for line in found.stdout.splitlines() if "transformer-xl/train.py" in line]
