@@ -92,7 +92,8 @@ def test_tokens_by_example(text: str, tokens: list[str]) -> None:
 @laws
 def test_books_are_split_without_overlap(verse_counts: dict[int, int], seed: int) -> None:
     target = sum(verse_counts.values()) / 11
-    assume(sum(count <= target / 2 for count in verse_counts.values()) >= 4)
+    # Books that fit are more than test can take, so that valid is offered one; with fewer a split may be refused.
+    assume(sum(count for count in verse_counts.values() if count <= target) > target)
     books = bible.split_books(verse_counts, seed)
     assert sorted(book for split in SPLITS for book in books[split]) == sorted(verse_counts)
     assert all(books[split] and books[split] == sorted(books[split]) for split in SPLITS)
@@ -112,7 +113,11 @@ def test_every_seed_holds_out_about_an_eleventh(translations: dict, version: str
     assert len({tuple(books["test"]) for books in draws}) > 40
 
 
-@pytest.mark.parametrize("verse_counts", [{}, {1: 5}, {1: 5, 2: 5}, {1: 1, 2: 20, 3: 20}])
+@pytest.mark.parametrize(
+    "verse_counts",
+    [{}, {1: 5}, {1: 5, 2: 5}, {1: 1, 2: 20, 3: 20}, dict.fromkeys(range(1, 30), 1) | {30: 2500}],
+    ids=lambda counts: f"{len(counts)} books",
+)
 def test_too_few_books_are_refused(verse_counts: dict[int, int]) -> None:
     with pytest.raises(
         InputError, match=f"expected enough short books .*, found none for .* in {len(verse_counts)} books"
