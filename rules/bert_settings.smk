@@ -41,10 +41,9 @@ def bert_device():
 def task_flags(wildcards):
     """Which task, with which model, and how long its sequences are."""
     own = config[wildcards.experiment]
-    if wildcards.experiment != "glue":
-        return f"{flags(own['lengths'])} {bert_device()}"
-    lengths = own["task_lengths"].get(wildcards.dataset, own["lengths"])
-    return f"{flags({'task_name': wildcards.dataset, **lengths})} {bert_device()}"
+    task = {"task_name": wildcards.dataset} if wildcards.experiment == "glue" else {}
+    lengths = own.get("task_lengths", {}).get(wildcards.dataset, own["lengths"])
+    return f"{flags({**task, **lengths})} {bert_device()}"
 
 
 def finetuning_flags(wildcards):
