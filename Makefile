@@ -64,7 +64,7 @@ lint: $(INSTALLED)
 	$(RUN)/snakefmt --check $(SNAKEFILES)
 	$(RUN)/snakemake --lint
 
-$(INSTALLED): requirements.lock pyproject.toml $(wildcard setup.py attention_pruning/kernels/*.h attention_pruning/kernels/*.cpp)
+$(INSTALLED): requirements.lock pyproject.toml $(wildcard setup.py attention_pruning/ops/cpu/csrc/*.h attention_pruning/ops/cpu/csrc/*.cpp)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; Python 3.11 or newer is needed: python.org, or apt-get install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler was found, and fairseq is compiled when it is installed; get one, for example with: apt-get install g++ python3-dev" >&2; exit 2; }
@@ -77,7 +77,7 @@ $(INSTALLED): requirements.lock pyproject.toml $(wildcard setup.py attention_pru
 	@touch $@
 
 # The C++ kernel under AddressSanitizer and UndefinedBehaviorSanitizer, in the builds that this processor runs.
-SANITIZE := -std=gnu++17 -O1 -g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -Iattention_pruning/kernels
+SANITIZE := -std=gnu++17 -O1 -g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -Iattention_pruning/ops/cpu/csrc
 SANITIZED_BUILDS := $(if $(filter x86_64,$(shell uname -m)),x86-64 $(if $(shell grep -m1 avx2 /proc/cpuinfo 2>/dev/null),x86-64-v3) $(if $(shell grep -m1 avx512dq /proc/cpuinfo 2>/dev/null),x86-64-v4),native)
 # Beside a vector width, what the processor is asked for when it runs.
 SANITIZE_ASKED_x86-64-v4 := -mavx512bf16 -mamx-tile -mamx-bf16

@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = Path("attention_pruning/kernels")
+KERNELS = Path("attention_pruning/ops/cpu/csrc")
 #: Flags of each build; ``native.py`` chooses among them when it runs.
 BUILDS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -46,7 +46,7 @@ class OptionalKernels(build_ext):
 setup(
     ext_modules=[
         Extension(
-            f"attention_pruning.kernels._block_sparse_{build}",
+            f"attention_pruning.ops.cpu._block_sparse_{build}",
             sources=[str(KERNELS / "kernel.cpp")],
             depends=[str(path) for path in KERNELS.glob("*.h")],
             extra_compile_args=[*FLAGS, *flags],

@@ -6,11 +6,11 @@ a library for anyone's model: collect an :class:`AttentionPattern` with a :class
 mask of whole blocks.
 """
 
-from .accumulator import PatternAccumulator
-from .attention import masked_attention
+from .accumulate import PatternAccumulator
 from .errors import InputError
-from .kernels import BlockLayout, block_sparse_attention
 from .mask import PruneMask
+from .ops import BlockLayout, block_sparse_attention
+from .ops.eager import masked_attention
 from .pattern import AttentionPattern
 
 __all__ = [

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from . import sparsity
-from .baselines import distance_like, random_like, window_like
-from .blocks import block_count, expand_blocks, require_block_size
 from .errors import InputError
-from .kernels.layout import BLOCK_SIZES, BlockLayout
+from .files.tensors import MetadataValue, checked_metadata, fingerprint, load_tensors, require_fields, save_tensors
+from .make.controls import distance_like, random_like, window_like
+from .make.rules import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, parse_tau, prune_by_rule, require_choice
+from .ops.layout import BLOCK_SIZES, BlockLayout
 from .pattern import AttentionPattern
-from .rules import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, parse_tau, prune_by_rule, require_choice
-from .storage import MetadataValue, checked_metadata, fingerprint, load_tensors, require_fields, save_tensors
-from .structure import resolve_structure, visible_cells
+from .structure import block_count, expand_blocks, require_block_size, resolve_structure, visible_cells
 
 __all__ = ["KINDS", "MASK_FORMAT", "ROW_FLOORS", "RULES", "SCOPES", "UNOBSERVED", "PruneMask", "parse_tau"]
 

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blocks import block_any, block_count, block_sum, require_block_size
 from .errors import InputError
-from .storage import MetadataValue, checked_metadata, fingerprint, load_tensors, require_fields, save_tensors
-from .structure import resolve_structure, visible_cells
+from .files.tensors import MetadataValue, checked_metadata, fingerprint, load_tensors, require_fields, save_tensors
+from .structure import block_any, block_count, block_sum, require_block_size, resolve_structure, visible_cells
 
 PATTERN_FORMAT = "attention-pruning/pattern/1"
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .blocks import block_any, block_sum, require_block_size, row_blocks
 from .errors import InputError
-from .rules import rows_without
+from .make.rules import rows_without
+from .structure import block_any, block_sum, require_block_size, row_blocks
 
 if TYPE_CHECKING:
     from .mask import PruneMask

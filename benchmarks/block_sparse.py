@@ -32,7 +32,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attention_pruning import BlockLayout, block_sparse_attention
-from attention_pruning.kernels import native
+from attention_pruning.ops.cpu import native
 
 # The anchor of all comparisons: change it and no figure can be compared with an earlier one.
 BATCH, HEADS, SIZE = 8, 12, 64
@@ -117,8 +117,8 @@ def build(variant: str, shape: Shape) -> Attention:
 
 def build_flex(layout: BlockLayout) -> Attention:
     """FlexAttention with its mask made once, as a model would keep it."""
-    from attention_pruning.kernels import flex
-    from attention_pruning.kernels.call import Call
+    from attention_pruning.ops import flex
+    from attention_pruning.ops.call import Call
 
     nothing = {"key_padding_mask": None, "dropout_p": 0.0, "dropout_seed": None, "scale": None, "bias": None}
     q = torch.empty(BATCH, HEADS, layout.query_length, SIZE)

@@ -30,8 +30,8 @@ from interleave import BenchmarkError
 from torch import Tensor
 
 from attention_pruning import block_sparse_attention
-from attention_pruning.kernels import flex
-from attention_pruning.kernels.call import Call
+from attention_pruning.ops import flex
+from attention_pruning.ops.call import Call
 
 VARIANTS = ("dense", "masked", "flex", "ours")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from attention_pruning import AttentionPattern, InputError  # noqa: E402
-from attention_pruning.published import write_published  # noqa: E402
+from attention_pruning.files.published import write_published  # noqa: E402
 from plugin.averaging import Lengths, average_attention  # noqa: E402
 from plugin.batches import collated, load_split, plan_batches  # noqa: E402
 from plugin.checkpoint import LoadedModel, load_model  # noqa: E402

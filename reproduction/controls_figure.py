@@ -50,9 +50,7 @@ def draw(table: pd.DataFrame) -> Figure:
         for axes, panel in zip(places, panels, strict=True):
             _draw_panel(axes, select(table, panel), panel)
         shown = {
-            label: handle
-            for axes in places
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            label: handle for axes in places for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         columns = min(len(shown), 2 * len(panels))  # what the width of the panels has room for
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, edgecolor="none")

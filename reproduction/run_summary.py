@@ -1,6 +1,6 @@
 """What the runs of a configuration cost and what they ran on, from their run.json files.
 
-    python -m reproduction.run_summary --runs runs/quick --out runs.csv --software software.csv
+python -m reproduction.run_summary --runs runs/quick --out runs.csv --software software.csv
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from attention_pruning import AttentionPattern, InputError, PruneMask
-from attention_pruning.rules import bounding_box
+from attention_pruning.make.rules import bounding_box
 
 
 @dataclass(frozen=True)

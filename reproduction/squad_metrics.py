@@ -113,9 +113,7 @@ def _gold_answers(texts: Sequence[str], version2: bool) -> list[str]:
     return [text for text in texts if normalise(text)] or [NO_ANSWER]
 
 
-def _scores(
-    golds: Mapping[str, list[str]], predictions: Mapping[str, str], version2: bool
-) -> dict[str, np.ndarray]:
+def _scores(golds: Mapping[str, list[str]], predictions: Mapping[str, str], version2: bool) -> dict[str, np.ndarray]:
     exact, overlap = np.zeros(len(golds)), np.zeros(len(golds))
     for i, (key, answers) in enumerate(golds.items()):
         if key in predictions:

@@ -1,6 +1,6 @@
 """Draw glue_tasks: every task of panel (c) by itself, with the numbers beside it.
 
-    python -m reproduction.task_figure --metrics results/quick/metrics.csv --out results/quick/glue_tasks.png
+python -m reproduction.task_figure --metrics results/quick/metrics.csv --out results/quick/glue_tasks.png
 """
 
 from __future__ import annotations

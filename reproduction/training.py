@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from attention_pruning import InputError
-from attention_pruning.storage import written_whole
+from attention_pruning.files.tensors import written_whole
 
 CHECKPOINT_FORMAT = "reproduction/checkpoint/1"
 _PACKAGES = (

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_pruning import InputError, PruneMask
-from attention_pruning.attention import ScoreMask
+from attention_pruning.ops.eager import ScoreMask
 from dropout import dropout
 from proj_adaptive_softmax import AdaptiveEmbedding, ProjectedAdaptiveLogSoftmax
 from relative_attention import PositionalEmbedding, RelPartialLearnableMultiHeadAttn

@@ -13,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_pruning.attention import Observer, ScoreMask, attend
+from attention_pruning.ops.eager import Observer, ScoreMask, attend
 from dropout import dropout
 
 

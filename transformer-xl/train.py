@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from attention_pruning import InputError, PruneMask
-from attention_pruning.loading import load_mask
+from attention_pruning.files.load import load_mask
 from attention_pruning.mask import ROW_FLOORS, RULES, SCOPES, parse_tau
 from data_utils import LMOrderedIterator
 from flags import HelpFormatter, add_run_flags, choose_device

@@ -5,12 +5,12 @@ with its AttentionMaskInterface entry) and makes ``save_pretrained`` and ``from_
 only part of the library that needs transformers. How to use it, and what is supported: docs/transformers.md.
 """
 
-from ..block_calls import BACKENDS
+from ..ops.block_calls import BACKENDS
 from .collect import collect_patterns
-from .interface import IMPLEMENTATION, register
+from .forward import IMPLEMENTATION, register
 from .prune import model_masks, prune_model, unprune_model
 from .saving import extend_saving
-from .stacks import AttentionStack, find_stacks
+from .sites import AttentionStack, find_stacks
 
 __all__ = [
     "BACKENDS",

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..accumulator import PatternAccumulator
+from ..accumulate import PatternAccumulator
 from ..errors import InputError
+from ..files.tensors import MetadataValue
 from ..pattern import AttentionPattern
-from ..storage import MetadataValue
-from .interface import SITE_ATTRIBUTE, AttentionSite
+from .forward import SITE_ATTRIBUTE, AttentionSite
 from .positions import Axis
 from .prune import implementations, use_implementation
-from .stacks import AttentionStack, find_stacks
+from .sites import AttentionStack, find_stacks
 
 
 def collect_patterns(

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..block_calls import BACKENDS, require_blocks
 from ..errors import InputError
+from ..make.rules import require_choice
 from ..mask import PruneMask
-from ..rules import require_choice
-from .interface import IMPLEMENTATION, SITE_ATTRIBUTE, AttentionSite
-from .stacks import AttentionStack, find_stacks
+from ..ops.block_calls import BACKENDS, require_blocks
+from .forward import IMPLEMENTATION, SITE_ATTRIBUTE, AttentionSite
+from .sites import AttentionStack, find_stacks
 
 CONFIG_FORMAT = "attention-pruning/model/1"
 

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from ..errors import InputError
 from ..mask import PruneMask
-from .interface import IMPLEMENTATION
+from .forward import IMPLEMENTATION
 from .prune import CONFIG_FORMAT, attach_masks, model_masks, use_implementation
 
 #: Arguments of from_pretrained that say where its files are.

@@ -29,9 +29,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.masking_utils import sdpa_mask
 
 from attention_pruning import InputError, PruneMask
-from attention_pruning.block_calls import BACKENDS, require_blocks
 from attention_pruning.huggingface import prune_model, unprune_model
 from attention_pruning.huggingface.prune import set_implementation
+from attention_pruning.ops.block_calls import BACKENDS, require_blocks
 from encoders import load_config
 from reproduction.training import limit_threads, peak_memory_bytes, prepare_output, run_main, write_json
 from run_flags import ModelArguments

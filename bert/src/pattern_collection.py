@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, default_data_collator
 
 from attention_pruning import AttentionPattern, InputError
+from attention_pruning.files.published import write_published
+from attention_pruning.files.tensors import MetadataValue, fingerprint
 from attention_pruning.huggingface import collect_patterns, model_masks
-from attention_pruning.published import write_published
-from attention_pruning.storage import MetadataValue, fingerprint
 from pruning import SITE, single_stack
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from attention_pruning import InputError, PruneMask
+from attention_pruning.files.load import load_mask
 from attention_pruning.huggingface import BACKENDS, AttentionStack, find_stacks, model_masks, prune_model
-from attention_pruning.loading import load_mask
 from attention_pruning.mask import ROW_FLOORS, RULES, SCOPES, parse_tau
 
 #: The one site of a model with a single stack of attention.

@@ -143,9 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--do_predict: expected --do_eval, since SQuAD's test set is not public, found it asked for")
     rows = choose_rows(load_squad(data.data_dir, data.version_2_with_negative), flags, (EVALUATION_SPLIT,))
     tokenizer = load_tokenizer(flags.model, data.max_seq_length)
-    windows = Windows(
-        tokenizer, data.max_seq_length, data.doc_stride, data.max_query_length, data.pad_to_max_length
-    )
+    windows = Windows(tokenizer, data.max_seq_length, data.doc_stride, data.max_query_length, data.pad_to_max_length)
     config = load_config(flags.model, data.max_seq_length)
     set_seed(training.seed)
     model = load_model(flags.model, AutoModelForQuestionAnswering, config)

@@ -14,8 +14,8 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
 from attention_pruning import BlockLayout, InputError
-from attention_pruning.attention import Observer, ScoreMask, attend, normalize
-from attention_pruning.block_calls import attend_blocks, has_layout
+from attention_pruning.ops.block_calls import attend_blocks, has_layout
+from attention_pruning.ops.eager import Observer, ScoreMask, attend, normalize
 from attention_pruning.structure import visible_cells
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from fairseq.models.transformer import TransformerModel
 from torch import Tensor, nn
 
 from attention_pruning import InputError, PruneMask
-from attention_pruning.block_calls import require_blocks
+from attention_pruning.ops.block_calls import require_blocks
 
 from .attention import MASK_NAME, PrunedAttention
 from .flags import SITE_FLAGS, PruneFlags, add_flags

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from attention_pruning import InputError, PruneMask
-from attention_pruning.blocks import block_any
-from attention_pruning.loading import load_mask
+from attention_pruning.files.load import load_mask
+from attention_pruning.structure import block_any
 
 from .flags import PruneFlags
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attention_pruning import masked_attention
-from attention_pruning.attention import ScoreMask, attend, normalize
+from attention_pruning.ops.eager import ScoreMask, attend, normalize
 from strategies import law
 
 

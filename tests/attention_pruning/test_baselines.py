@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import brute_force
 from attention_pruning import AttentionPattern, InputError, PatternAccumulator, PruneMask
-from attention_pruning.baselines import distance_scores, random_scores, window_scores
+from attention_pruning.make.controls import distance_scores, random_scores, window_scores
 from strategies import cell_set, choices, law, patterns, seeds, sizes, taus, uniform_mask
 
 

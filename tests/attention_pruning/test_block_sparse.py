@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attention_pruning import BlockLayout, InputError, block_sparse_attention, masked_attention
-from attention_pruning.kernels import native
-from attention_pruning.kernels.dropout import keep_mask
+from attention_pruning.ops.cpu import native
+from attention_pruning.ops.dropout import keep_mask
 from attention_pruning.structure import visible_cells
 from strategies import law
 

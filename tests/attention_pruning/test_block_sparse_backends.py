@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from attention_pruning import BlockLayout, InputError, block_sparse_attention
-from attention_pruning.kernels import attention, native, reference
+from attention_pruning.ops import attention, reference
+from attention_pruning.ops.cpu import native
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 compiled = pytest.mark.skipif(not native.runnable_builds(), reason="the kernel is not compiled")

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attention_pruning import AttentionPattern, BlockLayout, InputError, PruneMask, block_sparse_attention
-from attention_pruning.blocks import block_any, expand_blocks
-from attention_pruning.kernels import native
-from attention_pruning.structure import visible_cells
+from attention_pruning.ops.cpu import native
+from attention_pruning.structure import block_any, expand_blocks, visible_cells
 from strategies import law
 
 

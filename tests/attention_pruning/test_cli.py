@@ -14,8 +14,8 @@ import torch
 
 import attention_pruning
 from attention_pruning import AttentionPattern, PatternAccumulator, PruneMask
-from attention_pruning.cli import main
-from attention_pruning.plot import INVISIBLE, KEPT, PRUNED, UNOBSERVED
+from attention_pruning.cli.main import main
+from attention_pruning.cli.plot import INVISIBLE, KEPT, PRUNED, UNOBSERVED
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import transformers as tf
 
 from attention_pruning import BlockLayout, InputError, PruneMask, block_sparse_attention
 from attention_pruning.huggingface import collect_patterns, prune_model
-from attention_pruning.kernels import attention, flex
-from attention_pruning.kernels.call import Call
-from attention_pruning.kernels.reference import kept_and_visible
+from attention_pruning.ops import attention, flex
+from attention_pruning.ops.call import Call
+from attention_pruning.ops.reference import kept_and_visible
 from test_huggingface_attention import assert_same_gradients
 from tiny_models import make, padded, real_outputs
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from attention_pruning import BlockLayout
-from attention_pruning.kernels import attention, flex, reference
-from attention_pruning.kernels.call import Call
+from attention_pruning.ops import attention, flex, reference
+from attention_pruning.ops.call import Call
 
 MEASURED = Path(__file__).resolve().parents[2] / "results" / "reference" / "benchmarks" / "block_sparse_gpu.csv"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

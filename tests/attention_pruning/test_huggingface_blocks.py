@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM
 
 from attention_pruning import InputError
 from attention_pruning.huggingface import collect_patterns, prune_model
-from attention_pruning.kernels import native
+from attention_pruning.ops.cpu import native
 from test_huggingface_attention import assert_same, gradients
 from test_huggingface_generate import answer, full_logits
 from tiny_models import MODELS, batch_for, make, padded, random_masks

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 import brute_force
 from attention_pruning import AttentionPattern, InputError, PatternAccumulator, PruneMask
-from attention_pruning.loading import load_mask
+from attention_pruning.files.load import load_mask
+from attention_pruning.files.published import write_published
 from attention_pruning.mask import parse_tau
-from attention_pruning.published import write_published
 from strategies import cell_set, choices, law, patterns, seeds, sizes, taus, uniform_mask
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attention_pruning import AttentionPattern, InputError
-from attention_pruning.published import read_published, write_published
+from attention_pruning.files.published import read_published, write_published
 from strategies import law, patterns
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from attention_pruning import AttentionPattern, InputError, PruneMask
+from attention_pruning.files.published import read_published
 from attention_pruning.huggingface import model_masks
-from attention_pruning.published import read_published
 from reproduction.data.glue import find_task, load_task
 from reproduction.glue_metrics import glue_metrics
 from reproduction.results import read_run

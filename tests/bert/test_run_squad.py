@@ -117,9 +117,7 @@ def test_squad_2_gives_no_answer_where_the_threshold_says_so(run, tmp_path):
     assert {"has_answer_f1", "no_answer_f1"} <= values.keys()
     texts = {}
     for threshold in (-1e6, 1e6):
-        where = run(
-            "squad", "t", model_name_or_path=folder, do_eval=True, null_score_diff_threshold=threshold, **flags
-        )
+        where = run("squad", "t", model_name_or_path=folder, do_eval=True, null_score_diff_threshold=threshold, **flags)
         texts[threshold] = set(json.loads((where / "predictions.json").read_text()).values())
     assert texts[-1e6] == {""} and "" not in texts[1e6]
 

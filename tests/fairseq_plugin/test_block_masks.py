@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attention_pruning import InputError, PruneMask
-from attention_pruning.kernels import native
+from attention_pruning.ops.cpu import native
 from test_pruned_attention import PAD, SITE_SETS, SITES, step_by_step
 from tiny_translation import HEADS, LAYERS, build, prune_flags
 

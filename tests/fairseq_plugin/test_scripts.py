@@ -138,7 +138,7 @@ def test_an_old_model_gives_the_pattern_that_ours_gives(dense, stock, patterns, 
 
 
 def test_patterns_are_written_in_the_published_layout_too(patterns):
-    from attention_pruning.loading import load_pattern
+    from attention_pruning.files.load import load_pattern
 
     for site, file in patterns.items():
         published, own = load_pattern(file.with_suffix(".npy"), site=site), AttentionPattern.load(file)

@@ -62,13 +62,13 @@ def test_the_nine_tasks_are_there_and_consistent() -> None:
 def test_quotation_marks_and_carriage_returns_are_text_and_a_byte_order_mark_is_not(tmp_path: Path) -> None:
     files = {
         "train.tsv": '\ufeff"Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n'
-        "1\t7\t8\tHe said \"no .\tIt's \u2028 \"\rno\r\n",
+        '1\t7\t8\tHe said "no .\tIt\'s \u2028 "\rno\r\n',
         "test.tsv": "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t7\t9\t\ta b \n\n1\t7\t9\tc\td",
     }
     loaded = load(tmp_path, "MRPC", files)
     assert list(loaded) == ["train", "test"]
     assert loaded["train"].column_names == ["sentence1", "sentence2", "label", "idx"]
-    assert rows(loaded["train"]) == [('He said "no .', 'It\'s \u2028 "\rno', 1, 0)]
+    assert rows(loaded["train"]) == [('He said "no .', "It's \u2028 \"\rno", 1, 0)]
     assert rows(loaded["test"]) == [("", "a b ", -1, 0), ("c", "d", -1, 1)]
     assert loaded["train"].features["label"].names == ["not_equivalent", "equivalent"]
     assert loaded["train"].info.description == "train.tsv, 1 rows"

@@ -211,9 +211,7 @@ def readings(draw: st.DrawFn) -> tuple:
 
 @given(readings(), st.integers(1, 12), st.integers(1, 5), st.booleans())
 @laws
-def test_the_best_answer_is_the_best_of_all_spans(
-    reading: tuple, n_best: int, longest: int, as_dataset: bool
-) -> None:
+def test_the_best_answer_is_the_best_of_all_spans(reading: tuple, n_best: int, longest: int, as_dataset: bool) -> None:
     examples, features, start, end = reading
     given_features = datasets.Dataset.from_dict(features) if as_dataset else features
     found = best_answers(examples, given_features, start, end, n_best=n_best, max_answer_length=longest)

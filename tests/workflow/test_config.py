@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from snakemake.exceptions import WorkflowError
 
-from attention_pruning.kernels.layout import BLOCK_SIZES
 from attention_pruning.mask import KINDS, ROW_FLOORS, RULES, SCOPES
+from attention_pruning.ops.layout import BLOCK_SIZES
 from configurations import NAMES, SCHEMA, filled, printed_by, read
 from reproduction.curves import VARIANTS
 from reproduction.data import bible, bible_glue, bible_pairs, bible_squad, iwslt14, multi30k, wikitext, wmt17

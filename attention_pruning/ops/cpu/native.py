@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from .call import Call
+from ...errors import InputError
+from ..call import Call
 
 #: From the least to the most that a processor may have; `block_sparse_processor` answers with a position.
 BUILDS = ("portable", "avx2", "avx512")

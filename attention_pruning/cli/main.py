@@ -10,12 +10,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..errors import InputError
+from ..files.load import load_any, load_pattern
+from ..files.published import LAYOUTS, write_published
+from ..mask import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, PruneMask
+from ..structure import SITES
 from .describe import as_text, describe
-from .errors import InputError
-from .loading import load_any, load_pattern
-from .mask import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, PruneMask
-from .published import LAYOUTS, write_published
-from .structure import SITES
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -222,7 +222,3 @@ def _plot(arguments: argparse.Namespace) -> None:
     from .plot import plot  # matplotlib is slow to import and needed only here
 
     plot(load_any(arguments.file, **_file_flags(arguments)), arguments.output, log=arguments.log)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

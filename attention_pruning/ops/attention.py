@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from . import native, reference
+from . import reference
 from .call import Call
+from .cpu import native
 from .layout import BlockLayout
 
 BACKENDS = ("auto", "block_sparse", "flex", "reference")

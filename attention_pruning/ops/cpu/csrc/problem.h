@@ -1,4 +1,4 @@
-// What Python hands over. Field for field the ctypes structures of attention_pruning/kernels/native.py.
+// What Python hands over. Field for field the ctypes structures of attention_pruning/ops/cpu/native.py.
 #pragma once
 
 #include <cstdint>

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blocks import block_any, row_blocks
-from .errors import InputError
+from ..errors import InputError
+from ..structure import block_any, row_blocks
 
 RULES = ("published", "allowed")
 SCOPES = ("layer", "head", "row", "model")

@@ -1,6 +1,6 @@
 // Dropout without a state: whether a cell is dropped is a hash of the seed, its row and its key.
 //
-// The same in forward and backward, whatever the threads; attention_pruning/kernels/dropout.py computes it in torch.
+// The same in forward and backward, whatever the threads; attention_pruning/ops/dropout.py computes it in torch.
 #pragma once
 
 #include "problem.h"

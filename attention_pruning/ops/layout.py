@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..blocks import block_any, block_count, expand_blocks
 from ..errors import InputError
-from ..structure import visible_cells
+from ..structure import block_any, block_count, expand_blocks, visible_cells
 
 BLOCK_SIZES = (16, 32, 64, 128)
 WHOLE = -1

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import InputError
-from .pattern import AttentionPattern
-from .storage import written_whole
+from ..errors import InputError
+from ..pattern import AttentionPattern
+from .tensors import written_whole
 
 #: For each layout, where layer, head, query and key stand among the five axes; the one left over has length 1.
 LAYOUTS = {

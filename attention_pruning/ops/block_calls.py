@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .errors import InputError
-from .kernels import BlockLayout, block_sparse_attention, native
-from .kernels.attention import BACKENDS
-from .kernels.call import Call
-from .kernels.layout import BLOCK_SIZES
+from ..errors import InputError
+from . import BlockLayout, block_sparse_attention
+from .attention import BACKENDS
+from .call import Call
+from .cpu import native
+from .layout import BLOCK_SIZES
 
 __all__ = ["BACKENDS", "attend_blocks", "has_layout", "require_blocks"]
 
@@ -58,7 +59,7 @@ def attend_blocks(
 
 def _refused(call: Call, backend: str) -> bool:
     if backend == "flex":
-        from .kernels import flex  # slow to import
+        from . import flex  # slow to import
 
         return flex.refusal(call) is not None
     return native.refusal(call) is not None

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .blocks import block_any, block_sum, row_blocks
-from .errors import InputError
+from ..errors import InputError
+from ..sparsity import checked_counts
+from ..structure import block_any, block_sum, row_blocks
 from .rules import best_of, bounding_box, lowest
-from .sparsity import checked_counts
 
 if TYPE_CHECKING:
-    from .mask import PruneMask
-    from .pattern import AttentionPattern
+    from ..mask import PruneMask
+    from ..pattern import AttentionPattern
 
 
 def random_like(mask: PruneMask, seed: int, use_QK: Tensor | None = None) -> PruneMask:

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .blocks import block_any
-from .errors import InputError
-from .mask import PruneMask
-from .pattern import AttentionPattern
-from .storage import written_whole
+from ..errors import InputError
+from ..files.tensors import written_whole
+from ..mask import PruneMask
+from ..pattern import AttentionPattern
+from ..structure import block_any
 
 INVISIBLE, UNOBSERVED, KEPT, PRUNED = "#bdbdbd", "#f6d9c8", "#fff7bc", "#2b3a67"
 #: A log scale spans at most this many powers of ten below the largest average.

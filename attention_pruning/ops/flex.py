@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ..blocks import block_count
+from ..structure import block_count
 from .call import Call
 from .layout import BlockLayout
 from .reference import kept_and_visible

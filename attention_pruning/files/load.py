@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import InputError
-from .mask import MASK_FORMAT, PruneMask
-from .pattern import PATTERN_FORMAT, AttentionPattern
+from ..errors import InputError
+from ..make.rules import parse_tau
+from ..mask import MASK_FORMAT, PruneMask
+from ..pattern import PATTERN_FORMAT, AttentionPattern
 from .published import read_published
-from .rules import parse_tau
-from .storage import read_header
+from .tensors import read_header
 
 
 def load_pattern(

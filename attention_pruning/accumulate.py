@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blocks import block_count, block_sum
 from .errors import InputError
+from .files.tensors import MetadataValue
 from .pattern import AttentionPattern
-from .storage import MetadataValue
-from .structure import resolve_structure, visible_cells
+from .structure import block_count, block_sum, resolve_structure, visible_cells
 
 #: Rows of a batch added up in the precision of the probabilities (float32) before the sum moves to float64. A float32
 #: sum of n equal numbers errs by at most n/2 * 2^-23 of their mean: 9.6e-7 here, below the 1e-6 that a mean may be off.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .mask import PruneMask
-from .pattern import AttentionPattern
+from ..mask import PruneMask
+from ..pattern import AttentionPattern
 
 #: The block sizes of common kernels; those longer than the attention are left out.
 KERNEL_BLOCKS = (16, 32, 64)

@@ -14,13 +14,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ..attention import ScoreMask, attend
-from ..block_calls import attend_blocks, has_layout
 from ..errors import InputError
-from ..kernels import BlockLayout
 from ..mask import PruneMask
+from ..ops import BlockLayout
+from ..ops.block_calls import attend_blocks, has_layout
+from ..ops.eager import ScoreMask, attend
 from .positions import Axis, from_bidirectional, from_causal, from_lengths, padding_alone
-from .stacks import AttentionStack, is_causal
+from .sites import AttentionStack, is_causal
 
 IMPLEMENTATION = "attention_pruning"
 #: Under this name an attention module holds its AttentionSite.

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 #: What may stand in the metadata of a pattern or a mask.
 MetadataValue = str | int | float | bool | None

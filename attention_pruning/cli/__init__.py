@@ -1,0 +1,5 @@
+"""The ``attention-pruning`` command."""
+
+from .main import main
+
+__all__ = ["main"]

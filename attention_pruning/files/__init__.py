@@ -1,0 +1,1 @@
+"""Patterns and masks on disk: this library's safetensors, and the published ``.npy``."""
