@@ -9,7 +9,7 @@ mask of whole blocks.
 from .accumulate import PatternAccumulator
 from .errors import InputError
 from .mask import PruneMask
-from .ops import BlockLayout, block_sparse_attention
+from .ops import BlockLayout, LayerMask, PrunedAttention, pruned_attention
 from .ops.eager import masked_attention
 from .pattern import AttentionPattern
 
@@ -19,6 +19,8 @@ __all__ = [
     "InputError",
     "PatternAccumulator",
     "PruneMask",
-    "block_sparse_attention",
+    "LayerMask",
+    "PrunedAttention",
+    "pruned_attention",
     "masked_attention",
 ]

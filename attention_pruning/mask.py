@@ -16,6 +16,7 @@ from .errors import InputError
 from .files.tensors import MetadataValue, checked_metadata, fingerprint, load_tensors, require_fields, save_tensors
 from .make.controls import distance_like, random_like, window_like
 from .make.rules import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, parse_tau, prune_by_rule, require_choice
+from .ops.layer_mask import LayerMask
 from .ops.layout import BLOCK_SIZES, BlockLayout
 from .pattern import AttentionPattern
 from .structure import block_count, expand_blocks, require_block_size, resolve_structure, visible_cells
@@ -86,6 +87,7 @@ class PruneMask:
         self.pruned, self.allowed = pruned, allowed
         self.block_size = require_block_size(block_size)
         self._check_shapes()
+        self._layers: dict[int, LayerMask] = {}
         self.site = site
         self.causal = resolve_structure(site, causal, *allowed.shape)
         self.tau = parse_tau(tau)
@@ -263,18 +265,25 @@ class PruneMask:
         missing = (0, key_length - inside.shape[2], 0, query_length - inside.shape[1])
         return torch.nn.functional.pad(inside, missing) if any(missing) else inside
 
+    def layer(self, layer: int) -> LayerMask:
+        """One layer's part, in the form that ``pruned_attention`` takes; causality is part of it. A view, made once."""
+        if layer not in self._layers:
+            pruned, lengths = self.pruned[layer], (self.query_length, self.key_length)
+            self._layers[layer] = LayerMask(pruned, self.block_size, *lengths, causal=self.causal, source=self.source)
+        return self._layers[layer]
+
     def layout(self, layer: int) -> BlockLayout:
-        """The blocks that one layer computes, for ``block_sparse_attention``; causality is part of it.
+        """The blocks that one layer computes where the mask prunes blocks of 16, 32, 64 or 128.
 
         Raises
         ------
         InputError
-            If the mask prunes single cells or blocks of another size than 16, 32, 64 or 128.
+            If the mask prunes single cells or blocks of another size; ``mask.layer(i).layout(size)`` is for any mask.
         """
         if self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise InputError(f"{self.source}: expected a block_size of {sizes} for a layout, found {self.block_size}")
-        return BlockLayout.from_cells(~self.cells(layer), self.block_size, causal=self.causal)
+        return self.layer(layer).layout(self.block_size)
 
     def check_model(
         self,

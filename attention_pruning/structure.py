@@ -89,3 +89,13 @@ def expand_blocks(x_qk: Tensor, block_size: int, query_length: int, key_length: 
         return x_qk
     by_row = x_qk.repeat_interleave(block_size, -2)[..., :query_length, :]
     return by_row.repeat_interleave(block_size, -1)[..., :key_length]
+
+
+def visible_blocks(query_length: int, key_length: int, block_size: int, causal: bool) -> Tensor:
+    """The blocks in which the structure shows a cell: bool [q, k], by comparison of positions, never by cells."""
+    q, k = block_count(query_length, block_size), block_count(key_length, block_size)
+    if not causal:
+        return torch.ones(q, k, dtype=torch.bool)
+    last_query = (torch.arange(1, q + 1) * block_size).clamp(max=query_length) - 1
+    first_key = torch.arange(k) * block_size
+    return first_key[None, :] <= last_query[:, None] + (key_length - query_length)

@@ -5,7 +5,7 @@ with its AttentionMaskInterface entry) and makes ``save_pretrained`` and ``from_
 only part of the library that needs transformers. How to use it, and what is supported: docs/transformers.md.
 """
 
-from ..ops.block_calls import BACKENDS
+from ..ops.choice import BACKENDS
 from .collect import collect_patterns
 from .forward import IMPLEMENTATION, register
 from .prune import model_masks, prune_model, unprune_model

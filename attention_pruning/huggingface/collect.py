@@ -18,7 +18,7 @@ from ..accumulate import PatternAccumulator
 from ..errors import InputError
 from ..files.tensors import MetadataValue
 from ..pattern import AttentionPattern
-from .forward import SITE_ATTRIBUTE, AttentionSite
+from .attention_site import SITE_ATTRIBUTE, AttentionSite, Steps
 from .positions import Axis
 from .prune import implementations, use_implementation
 from .sites import AttentionStack, find_stacks
@@ -129,15 +129,13 @@ def _attach_observers(
     collectors: Mapping[str, _Collector],
     pruned: Mapping[int, AttentionSite | None],
 ) -> None:
-    steps = [{} for _ in stacks["enc-dec"].modules] if "enc-dec" in stacks else None
+    steps = [Steps() for _ in stacks["enc-dec"].modules] if "enc-dec" in stacks else None
     for name, stack in stacks.items():
         for layer, module in enumerate(stack.modules):
             own = pruned[id(module)]
             shared = steps[layer] if steps is not None and name in ("dec-self", "enc-dec") else None
             mask, beyond = (None, "error") if own is None else (own.mask, own.beyond)
             site = AttentionSite(stack, layer, mask, beyond=beyond, steps=shared)
-            if own is not None and own.pruned is not None:
-                site.pruned = own.pruned
             if name in collectors:
                 site.observer = functools.partial(collectors[name].observe, layer)
             module.add_module(SITE_ATTRIBUTE, site)

@@ -1,12 +1,10 @@
 """The attention function ``"attention_pruning"`` of transformers' AttentionInterface.
 
 A module without an :class:`AttentionSite` runs transformers' own SDPA, to the bit. Letters in names: B batch, H heads,
-Q queries, S keys, D head size; q and k count blocks.
+Q queries, S keys, D head size.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,155 +13,18 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ..errors import InputError
-from ..mask import PruneMask
-from ..ops import BlockLayout
-from ..ops.block_calls import attend_blocks, has_layout
+from ..ops.attention import attend as attend_call
+from ..ops.call import Call
+from ..ops.choice import Choice, choose
 from ..ops.eager import ScoreMask, attend
-from .positions import Axis, from_bidirectional, from_causal, from_lengths, padding_alone
-from .sites import AttentionStack, is_causal
+from ..ops.explain import record
+from .attention_site import SITE_ATTRIBUTE, AttentionSite
+from .positions import Places, can_look
+from .sites import is_causal as module_is_causal
 
 IMPLEMENTATION = "attention_pruning"
-#: Under this name an attention module holds its AttentionSite.
-SITE_ATTRIBUTE = "attention_pruning"
 #: Keyword arguments that change what attention means in ways that a mask cannot be combined with here.
 _FOREIGN = ("softcap", "s_aux", "indices", "block_indices")
-
-#: Called with the probabilities [B, H, Q, S] before dropout and the positions of queries and keys.
-SiteObserver = Callable[[Tensor, Axis, Axis], None]
-
-
-def choose_implementation(backend: str, observed: bool) -> str:
-    """Which implementation of ``attention.attend`` computes a masked call that block-sparse attention does not."""
-    return "eager" if observed or backend == "reference" else "sdpa"
-
-
-class AttentionSite(nn.Module):
-    """What one attention module of a model prunes, as a child of that module.
-
-    Parameters
-    ----------
-    stack : AttentionStack
-        Where it is.
-    layer : int
-        Its place in the stack.
-    mask : PruneMask, optional
-        Of the whole stack; this layer's part becomes a buffer [H, q, k] that follows the model to its device. It is not
-        in the state dict: ``save_pretrained`` writes the masks to files of their own.
-    backend, beyond : str
-        See ``prune_model``.
-    steps : dict, optional
-        Shared by the self- and the cross attention of one decoder layer: the positions of the queries, by device.
-
-    Attributes
-    ----------
-    observer : callable or None
-        Sees every call while a pattern is collected.
-    """
-
-    def __init__(
-        self,
-        stack: AttentionStack,
-        layer: int,
-        mask: PruneMask | None = None,
-        backend: str = "auto",
-        beyond: str = "error",
-        steps: dict[torch.device, Axis] | None = None,
-    ) -> None:
-        super().__init__()
-        self.name = stack.name.replace("*", str(layer), 1)
-        self.cross, self.causal = stack.cross, stack.causal
-        self.mask, self.backend, self.beyond, self.steps = mask, backend, beyond, steps
-        self.observer: SiteObserver | None = None
-        self.register_buffer("pruned", None if mask is None else mask.pruned[layer].clone(), persistent=False)
-        self.layer = layer
-        #: A layer that prunes nothing is the dense layer.
-        self.prunes = mask is not None and bool(mask.pruned[layer].any())
-        self._layout: BlockLayout | None = None
-
-    def extra_repr(self) -> str:
-        return f"{self.name}, {self.mask}"
-
-    def is_dense(self, queries: int, keys: int) -> bool:
-        """Whether transformers' own SDPA gives the answer; a call longer than the mask still has to be looked at."""
-        if self.observer is not None or self.steps is not None or self.backend == "reference":
-            return False
-        return not self.prunes and (self.mask is None or max(queries, keys) <= min(self.mask.allowed.shape))
-
-    @property
-    def layout(self) -> BlockLayout | None:
-        """What block-sparse attention computes; None where the mask has no blocks for it.
-
-        Made at the first call. Neither it nor the mask ever changes, so it serves copies and other devices too.
-        """
-        if self._layout is None and self.prunes and has_layout(self.backend, self.mask.block_size):
-            self._layout = self.mask.layout(self.layer)
-        return self._layout
-
-    def positions(self, visible: Tensor | None, queries: int, keys: int, device: torch.device) -> tuple[Axis, Axis]:
-        """Rows and columns of a call.
-
-        Raises
-        ------
-        InputError
-            If self-attention without causality has other keys than queries, or cross attention has no self-attention
-            before it.
-        """
-        if not self.cross and not self.causal and queries != keys:
-            raise InputError(f"{self.name}: expected as many keys as queries, found {keys} keys and {queries} queries")
-        if visible is None:
-            query, key = from_lengths(queries, keys, self.causal, device)
-        elif self.causal:
-            query, key = from_causal(visible)
-        else:
-            query = key = from_bidirectional(visible)
-        if self.cross:
-            query = self.steps.pop(device, None)
-            if query is None:
-                raise InputError(f"{self.name}: expected self-attention before it in its layer, found none")
-        elif self.steps is not None:
-            self.steps[device] = query
-        return query, key
-
-    def cells(self, query: Axis, key: Axis) -> Tensor | None:
-        """What is pruned at these positions: bool [H, Q, S], or [B, H, Q, S] if sequences differ; None for nothing.
-
-        Raises
-        ------
-        InputError
-            If a position lies beyond the mask, unless that region is to stay dense.
-        """
-        if self.mask is None:
-            return None
-        rows, columns, size = self.mask.query_length, self.mask.key_length, self.mask.block_size
-        if query.bound > rows or key.bound > columns:
-            self._check_lengths(query, key)
-        if not self.prunes:
-            return None
-        row, column = query.index.clamp(max=rows - 1) // size, key.index.clamp(max=columns - 1) // size
-        if row.ndim == 1 and column.ndim == 1:
-            pruned = self.pruned[:, row][:, :, column]
-        else:
-            pruned = self.pruned[:, row[..., :, None], column[..., None, :]].transpose(0, 1)
-        if self.beyond == "dense":
-            inside = (query.index < rows)[..., :, None] & (key.index < columns)[..., None, :]
-            pruned = pruned & (inside if inside.ndim == 2 else inside[:, None])
-        return pruned
-
-    def _check_lengths(self, query: Axis, key: Axis) -> None:
-        if self.beyond == "dense":
-            return
-        rows, columns = self.mask.query_length, self.mask.key_length
-        expected = f"expected at most {rows} queries and {columns} keys, the lengths of the mask"
-        if torch.compiler.is_compiling():  # numbers are not known yet: checked when the graph runs
-            within = (query.last() < rows) & (key.last() < columns)
-            torch._assert_async(within, f"{self.name}: {expected}, found a longer sequence")
-            return
-        queries, keys = int(query.last()) + 1, int(key.last()) + 1
-        if queries > rows or keys > columns:
-            raise InputError(
-                f"{self.mask.source}: {expected}, found a sequence that needs {queries} queries and {keys} keys in "
-                f"{self.name}; beyond='dense' leaves the rest unpruned"
-            )
 
 
 def attention_pruning_forward(
@@ -200,71 +61,119 @@ def attention_pruning_forward(
     Raises
     ------
     InputError
-        If the sequence is longer than the mask, or the call asks for what cannot be pruned.
+        If the sequence is longer than the mask, its mask does not tell positions, or the call asks for what cannot be
+        pruned.
     """
     site: AttentionSite | None = getattr(module, SITE_ATTRIBUTE, None)
     call = (module, query, key, value, attention_mask)
     options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias} | kwargs
-    if site is None or site.is_dense(query.shape[2], key.shape[2]):
+    if site is None:
+        return sdpa_attention_forward(*call, **options)
+    if site.is_dense(query.shape[2], key.shape[2]):
+        record(site.site, site.layer, site.layer_mask, Choice("sdpa", "nothing is pruned"))
         return sdpa_attention_forward(*call, **options)
     _refuse_foreign(site, module, key.shape[2], is_causal, kwargs)
-    queries, keys = query.shape[2], key.shape[2]
-    if attention_mask is None and site.causal and queries > 1:
-        keys = queries  # as in sdpa_attention_forward: what follows is a cache not filled yet
     visible, bias = _split_mask(attention_mask)
-    rows, columns = site.positions(visible, queries, keys, query.device)
-    groups = query.shape[1] // key.shape[1]
-    heads = (query, repeat_kv(key[:, :, :keys], groups), repeat_kv(value[:, :, :keys], groups))
+    places = site.places(visible, query.shape[2], key.shape[2], query.device, kwargs.get("position_ids"))
     if position_bias is not None:
-        position_bias = position_bias[..., :keys]
-    out_BHQD = None
-    if bias is None and _is_whole(site, visible, rows, columns):
-        out_BHQD = attend_blocks(
-            *heads,
-            site.layout,
-            site.backend,
-            key_padding_mask=_padding(visible, site.causal, query.shape[0]),
-            bias=position_bias,
-            scale=scaling,
-            dropout_p=dropout,
-        )
-    if out_BHQD is None:
-        pruned, observer = site.cells(rows, columns), site.observer
-        if pruned is None and observer is None and site.backend != "reference":
-            # such as a decoder's dense self-attention, which only tells its cross attention where the queries stand
-            return sdpa_attention_forward(*call, **options)
-        if visible is None and site.causal and queries > 1:
-            visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+        position_bias = position_bias[..., : places.keys]
+    reason = _reason_for_cells(site, bias, places)
+    if reason is None:
+        out_BHQD = _by_operator(site, query, key, value, places, position_bias, scaling, dropout)
+    elif not site.prunes and site.observer is None and site.backend != "reference" and _within(site, places):
+        # such as a decoder's dense self-attention, which only tells its cross attention where the queries stand
+        return sdpa_attention_forward(*call, **options)
+    else:
+        if site.layer_mask is not None:
+            fell = site.observer is None and site.prunes
+            record(site.site, site.layer, site.layer_mask, Choice("sdpa", reason, refused=fell))
         if position_bias is not None:
             bias = position_bias if bias is None else bias + position_bias
-        out_BHQD = attend(
-            *heads,
-            None if pruned is None and visible is None else ScoreMask.build(pruned, visible, query.dtype),
-            bias=bias,
-            scale=scaling,
-            dropout_p=dropout,
-            observer=None if observer is None else lambda probabilities: observer(probabilities, rows, columns),
-            implementation=choose_implementation(site.backend, observer is not None),
-        )
+        out_BHQD = _by_cells(site, query, key, value, visible, places, bias, scaling, dropout)
     return out_BHQD.transpose(1, 2).contiguous(), None
 
 
-def _is_whole(site: AttentionSite, visible: Tensor | None, query: Axis, key: Axis) -> bool:
-    """Whether block-sparse attention means the same in this call: whole sequences from position 0 that lie within the
-    mask, in which only padding and the future are hidden."""
-    if site.observer is not None or torch.compiler.is_compiling() or site.layout is None:
-        return False
-    if not (query.whole and key.whole):
-        return False
-    if query.bound > site.mask.query_length or key.bound > site.mask.key_length:
-        return False
-    return visible is None or padding_alone(visible, site.causal)[0]
+def _reason_for_cells(site: AttentionSite, bias: Tensor | None, places: Places) -> str | None:
+    """Why a call cannot go to the operator, which knows one offset for all sequences; None if it can."""
+    if site.observer is not None:
+        return "a pattern is being collected"
+    if site.layer_mask is None or not site.prunes:
+        return "nothing is pruned"
+    if bias is not None:
+        return "the caller adds a mask of its own to the scores"
+    if places.offset is None:
+        return places.reason
+    if not site.covers(places):
+        return "positions beyond the mask are computed, too"
+    return None
 
 
-def _padding(visible: Tensor | None, causal: bool, batch: int) -> Tensor | None:
-    """bool [batch, S], True = padding."""
-    padding_BS = None if visible is None else padding_alone(visible, causal)[1]
-    return None if padding_BS is None else padding_BS.expand(batch, -1)
+def _within(site: AttentionSite, places: Places) -> bool:
+    """Checks the lengths of a call to a layer that prunes nothing."""
+    if site.mask is not None:
+        site.cells(places.query, places.key)
+    return True
+
+
+def _by_operator(
+    site: AttentionSite,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Places,
+    position_bias: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    padding_BS = places.padding
+    call = Call.check(
+        query,
+        key[:, :, : places.keys],
+        value[:, :, : places.keys],
+        site.layer_mask,
+        key_padding_mask=None if padding_BS is None else padding_BS.expand(query.shape[0], -1),
+        attn_bias=position_bias,
+        query_offset=places.offset,
+        enable_gqa=True,
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    choice = choose(call, site.backend)
+    record(site.site, site.layer, site.layer_mask, choice)
+    return attend_call(call, choice)
+
+
+def _by_cells(
+    site: AttentionSite,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    places: Places,
+    bias: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Every score, each under the cell of its own positions: any call at all."""
+    queries, keys, groups = query.shape[2], places.keys, query.shape[1] // key.shape[1]
+    pruned, observer = site.cells(places.query, places.key), site.observer
+    if visible is None and site.causal and queries > 1:
+        visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+    elif visible is not None:
+        visible = visible[..., :keys]
+    if bias is not None:
+        bias = bias[..., :keys]
+    return attend(
+        query,
+        repeat_kv(key[:, :, :keys], groups),
+        repeat_kv(value[:, :, :keys], groups),
+        None if pruned is None and visible is None else ScoreMask.build(pruned, visible, query.dtype),
+        bias=bias,
+        scale=scaling,
+        dropout_p=dropout,
+        observer=None if observer is None else lambda p: observer(p, places.query, places.key),
+        implementation="eager" if observer is not None or site.backend == "reference" else "sdpa",
+    )
 
 
 def _split_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -272,7 +181,10 @@ def _split_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | 
     if attention_mask is None or attention_mask.dtype == torch.bool:
         return attention_mask, None
     visible = attention_mask > torch.finfo(attention_mask.dtype).min / 2
-    return visible, attention_mask.masked_fill(~visible, 0.0)
+    bias = attention_mask.masked_fill(~visible, 0.0)
+    if bias.device.type == "cpu" and can_look(bias) and not bias.any():  # hides, and adds nothing
+        return visible, None
+    return visible, bias
 
 
 def _refuse_foreign(
@@ -287,7 +199,7 @@ def _refuse_foreign(
             f"{site.name}: expected fewer keys than its sliding window of {window}, found {keys}: positions beyond the "
             "window cannot be told"
         )
-    causal = is_causal(module) if causal is None else causal
+    causal = module_is_causal(module) if causal is None else causal
     if not site.cross and bool(causal) != site.causal:
         raise InputError(f"{site.name}: expected causal attention to be {site.causal}, found a call with {causal}")
 

@@ -1,25 +1,23 @@
 """Which row and which column of a mask a token stands for.
 
 The position of a token is the number of real tokens before it in its sequence: what ``generate`` calls position ids. So
-neither the side of the padding nor a cache moves a token to another row. transformers hands an attention function no
-positions, but its mask shows them: padding is what no query sees, and a causal query sees as many keys as its position
-says, itself included. All of it is read from the mask of the call (once for all layers that share it), hence gradient
-checkpointing, beams and caches need no care.
+neither the side of the padding nor a cache moves a token to another row. It is read from the mask of the call (once for
+all layers that share it): padding is what no query sees, and a causal query sees as many keys as its position says,
+itself included. A mask that hides anything else, such as that of a prefix or of sequences packed into one row, does not
+tell positions: there the model's own position ids are taken, and without them the call is refused.
 
 Letters in names: B batch, Q queries, S keys.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..structure import visible_cells
+from ..errors import InputError
 
 #: Mask of a call -> what was read from it, as long as the mask lives.
 _READ = WeakTensorKeyDictionary()
@@ -37,14 +35,11 @@ class Axis:
         Every index is below it, known without looking at the numbers.
     real : Tensor or None
         bool [B, N], True = a real token; None: all real, or (queries of a call with a cache) not known.
-    whole : bool
-        Whether ``index`` is known to be 0, 1, 2, ..., N - 1: whole sequences, padded on the right or not at all.
     """
 
     index: Tensor
     bound: int
     real: Tensor | None = None
-    whole: bool = False
 
     def last(self) -> Tensor:
         """The highest position of a real token."""
@@ -53,83 +48,135 @@ class Axis:
         return self.index.expand_as(self.real).masked_fill(~self.real, 0).max()
 
 
-def _once_a_mask(read: Callable) -> Callable:
-    """Read each mask once: the layers of a model share one, and looking at it takes time (on a GPU, waiting)."""
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of a call stand.
 
-    @functools.wraps(read)
-    def remembered(visible: Tensor, *more: object) -> object:
-        if torch.compiler.is_compiling() or visible.is_inference():  # which have no count of changes
-            return read(visible, *more)
-        known, key = _READ.setdefault(visible, {}), (read.__name__, visible._version, *more)
-        if key not in known:
-            known[key] = read(visible, *more)
-        return known[key]
-
-    return remembered
-
-
-def from_lengths(queries: int, keys: int, causal: bool, device: torch.device) -> tuple[Axis, Axis]:
-    """Positions where no mask was made, so that there is no padding; a single causal query is the last token."""
-    key = Axis(torch.arange(keys, device=device), keys, whole=True)
-    if causal and queries == 1:
-        return Axis(key.index[-1:], keys), key
-    return Axis(torch.arange(queries, device=device), queries, whole=True), key
-
-
-@_once_a_mask
-def from_causal(visible_BhQS: Tensor) -> tuple[Axis, Axis]:
-    """Positions of causal self-attention, with a cache (Q < S) or without."""
-    queries, keys = visible_BhQS.shape[-2:]
-    visible_BQS = visible_BhQS.any(1)
-    seen_BQ = (visible_BQS.sum(-1) - 1).clamp(min=0)
-    real_BS = visible_BQS.any(1)
-    if queries == keys:  # no cache: a key stands where its query stands, also in packed sequences
-        axis = _shared(seen_BQ, real_BS)
-        return axis, axis
-    return Axis(seen_BQ, keys), Axis(_count_before(real_BS), keys, real_BS)
-
-
-@_once_a_mask
-def from_bidirectional(visible_BhQS: Tensor) -> Axis:
-    """Positions of the keys where every query sees all real keys."""
-    real_BS = visible_BhQS.any(2).any(1)
-    return _shared(_count_before(real_BS), real_BS)
-
-
-@_once_a_mask
-def padding_alone(visible_BhQS: Tensor, causal: bool) -> tuple[bool, Tensor | None]:
-    """Whether a mask hides nothing but padded keys (and the future, if ``causal``), and the padding.
-
-    Returns
-    -------
-    (bool, Tensor or None)
-        The padding is bool [B, S], True = padding; None for none.
+    Attributes
+    ----------
+    query, key : Axis
+    keys : int
+        Keys in use: a static cache has more.
+    offset : int or None
+        The row of the first query where the others follow it and key j stands in column j, in every sequence: then
+        nothing but padding and the future is hidden. None where positions differ or cannot be looked at.
+    padding : Tensor or None
+        bool [B, keys], True = padding; None for none. Told only with an offset.
+    reason : str
+        Why there is no offset.
     """
-    heads, queries, keys = visible_BhQS.shape[1:]
-    if heads != 1 or (causal and queries != keys):
-        return False, None
+
+    query: Axis
+    key: Axis
+    keys: int
+    offset: int | None = None
+    padding: Tensor | None = None
+    reason: str = ""
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at: not while a graph is made of it, nor on the meta device."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta)
+
+
+def from_lengths(queries: int, keys: int, causal: bool, device: torch.device) -> Places:
+    """Positions where no mask was made, so that there is no padding; a single causal query is the last token."""
+    if causal and queries > 1:
+        keys = queries  # as in transformers' own: what follows is a cache not filled yet
+    offset = keys - 1 if causal and queries == 1 else 0
+    key = Axis(torch.arange(keys, device=device), keys)
+    query = Axis(torch.arange(offset, offset + queries, device=device), offset + queries)
+    return Places(query, key, keys, offset)
+
+
+def from_mask(visible_BhQS: Tensor, causal: bool, position_ids: Tensor | None, name: str) -> Places:
+    """Positions that a mask tells (bool, True = visible), or, where it does not, the model's position ids.
+
+    Raises
+    ------
+    InputError
+        For a causal call whose mask is not triangular plus padding, without position ids for all of its keys.
+    """
+    if not can_look(visible_BhQS):
+        return _unseen(visible_BhQS, causal)
+    places = _read_once(visible_BhQS, causal)
+    return _from_position_ids(visible_BhQS, causal, position_ids, name) if places is None else places
+
+
+def _read_once(visible: Tensor, causal: bool) -> Places | None:
+    """Read each mask once: the layers of a model share one, and looking at it takes time (on a GPU, waiting)."""
+    if visible.is_inference():  # has no count of changes
+        return _read(visible, causal)
+    known, key = _READ.setdefault(visible, {}), (visible._version, causal)
+    if key not in known:
+        known[key] = _read(visible, causal)
+    return known[key]
+
+
+def _read(visible_BhQS: Tensor, causal: bool) -> Places | None:
+    """None where more than padding and the future is hidden, so that the mask does not tell positions."""
+    _, heads, queries, keys = visible_BhQS.shape
     visible_BQS = visible_BhQS[:, 0]
-    real_BS = visible_BQS[:, -1]  # the last query sees all real keys
-    expected = real_BS[:, None, :]
+    real_BS = visible_BQS[:, -1] if causal else visible_BQS.any(1)  # the last query sees all that is there
+    used = real_BS.any(0).nonzero()
+    used = int(used.max()) + 1 if len(used) else keys
+    first = used - queries if causal else 0
+    expected_BQS = real_BS[:, None, :]
     if causal:
-        expected = expected & visible_cells(queries, keys, True).to(visible_BQS.device)
-    if not torch.equal(visible_BQS, expected.expand_as(visible_BQS)):
-        return False, None
-    return True, None if real_BS.all() else ~real_BS
+        query, key = torch.arange(queries, device=real_BS.device), torch.arange(keys, device=real_BS.device)
+        expected_BQS = expected_BQS & (key[None, :] <= query[:, None] + first)
+    if heads != 1 or first < 0 or not torch.equal(visible_BQS, expected_BQS.expand_as(visible_BQS)):
+        return None
+    real_BS = real_BS[:, :used] if causal else real_BS
+    number = real_BS.shape[1]
+    index_BS = _count_before(real_BS)
+    place_S = torch.arange(number, device=real_BS.device)
+    if not ((index_BS == place_S) | ~real_BS).all():
+        key = Axis(index_BS, number, real_BS)
+        if not causal:
+            return Places(key, key, number, reason="sequences are padded on the left")
+        query = key if queries == number else Axis(index_BS[:, first:], number)
+        return Places(query, key, number, reason="padding stands before real tokens")
+    padding = None if real_BS.all() else ~real_BS
+    key = Axis(place_S, number, real_BS)
+    if not causal or queries == number:
+        return Places(key, key, number, 0, padding)
+    return Places(Axis(place_S[first:], number), key, number, first, padding)
+
+
+def _unseen(visible_BhQS: Tensor, causal: bool) -> Places:
+    """The same by tensor operations alone, whatever padding there is; a mask of another kind goes unnoticed."""
+    queries, keys = visible_BhQS.shape[-2:]
+    reason = "positions cannot be looked at while torch.compile makes a graph"
+    if not causal:
+        real_BS = visible_BhQS.any(2).any(1)
+        key = Axis(_count_before(real_BS), keys, real_BS)
+        return Places(key, key, keys, reason=reason)
+    visible_BQS = visible_BhQS.any(1)
+    seen_BQ, real_BS = (visible_BQS.sum(-1) - 1).clamp(min=0), visible_BQS.any(1)
+    if queries == keys:
+        key = Axis(seen_BQ, keys, real_BS)
+        return Places(key, key, keys, reason=reason)
+    return Places(Axis(seen_BQ, keys), Axis(_count_before(real_BS), keys, real_BS), keys, reason=reason)
+
+
+def _from_position_ids(visible_BhQS: Tensor, causal: bool, position_ids: Tensor | None, name: str) -> Places:
+    queries, keys = visible_BhQS.shape[-2:]
+    reason = "the mask hides more than padding and the future"
+    if not causal and position_ids is None:  # such a model counts its rows from the first column
+        real_BS = visible_BhQS.any(2).any(1)
+        key = Axis(_count_before(real_BS), keys, real_BS)
+        return Places(key, key, keys, reason=reason)
+    if position_ids is None or queries != keys or list(position_ids.shape[-1:]) != [queries]:
+        raise InputError(
+            f"{name}: expected a mask that hides padding and the future alone, or position_ids for all {keys} keys, "
+            "found a mask of another kind, which does not tell where its tokens stand"
+        )
+    real_BS = visible_BhQS.any(2).any(1)
+    index = position_ids.expand(len(real_BS), -1)
+    key = Axis(index, int(index.max()) + 1, real_BS)
+    return Places(key, key, keys, reason=reason)
 
 
 def _count_before(real_BN: Tensor) -> Tensor:
     return (real_BN.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def _shared(index_BN: Tensor, real_BN: Tensor) -> Axis:
-    """Notice that padding on the right (or none) leaves every token at its place: then one mask serves the batch.
-
-    There padding stands at its place too.
-    """
-    length = index_BN.shape[-1]
-    if not torch.compiler.is_compiling():  # a look at the numbers would break the graph
-        place_N = torch.arange(length, device=index_BN.device)
-        if ((index_BN == place_N) | ~real_BN).all():
-            return Axis(place_N, length, real_BN, whole=True)
-    return Axis(index_BN, length, real_BN)

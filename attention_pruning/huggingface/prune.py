@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
 from ..make.rules import require_choice
 from ..mask import PruneMask
-from ..ops.block_calls import BACKENDS, require_blocks
-from .forward import IMPLEMENTATION, SITE_ATTRIBUTE, AttentionSite
+from ..ops.choice import BACKENDS
+from .attention_site import SITE_ATTRIBUTE, AttentionSite, Steps
+from .forward import IMPLEMENTATION
 from .sites import AttentionStack, find_stacks
 
 CONFIG_FORMAT = "attention-pruning/model/1"
@@ -80,7 +80,6 @@ def attach_masks(
     masks = _by_site(masks)
     for site, mask in masks.items():
         _check(model, stacks, site, mask)
-        require_blocks(backend, mask.block_size, mask.source)
     _detach(stacks)
     attach_sites(stacks, masks, backend, beyond)
     _set_config(model, {"format": CONFIG_FORMAT, "backend": backend, "beyond": beyond, "masks": _describe(masks)})
@@ -132,16 +131,13 @@ def attach_sites(
 ) -> None:
     """Give the modules of the stacks their AttentionSite, where they have a mask or have to tell a position."""
     cross = stacks.get("enc-dec")
-    steps = [{} for _ in cross.modules] if cross is not None and "enc-dec" in masks else None
+    steps = [Steps() for _ in cross.modules] if cross is not None and "enc-dec" in masks else None
     for name, stack in stacks.items():
         shares_steps = steps is not None and name in ("dec-self", "enc-dec")
         if name not in masks and not shares_steps:
             continue
         for layer, module in enumerate(stack.modules):
             site = AttentionSite(stack, layer, masks.get(name), backend, beyond, steps[layer] if shares_steps else None)
-            weight = next(module.parameters(), None)
-            if weight is not None and weight.device != torch.device("meta"):
-                site.to(weight.device)
             module.add_module(SITE_ATTRIBUTE, site)
 
 

@@ -1,6 +1,18 @@
-"""Block-sparse attention: a layout of kept blocks and what computes attention over them alone."""
+"""Attention under one layer of a mask: the operator, and what computes it."""
 
-from .attention import block_sparse_attention
+from .attention import PrunedAttention, pruned_attention
+from .choice import BACKENDS
+from .explain import DenseAttentionWarning, Explained, explain
+from .layer_mask import LayerMask
 from .layout import BlockLayout
 
-__all__ = ["BlockLayout", "block_sparse_attention"]
+__all__ = [
+    "BACKENDS",
+    "BlockLayout",
+    "DenseAttentionWarning",
+    "Explained",
+    "LayerMask",
+    "PrunedAttention",
+    "explain",
+    "pruned_attention",
+]

@@ -73,7 +73,7 @@ class ScoreMask:
         blind = ~visible.any(-1, keepdim=True)
         kept = kept | (visible & uniform) | blind  # a blind row is computed over anything, then zeroed
         additive = torch.zeros(kept.shape, dtype=dtype, device=kept.device).masked_fill_(~kept, -math.inf)
-        if torch.compiler.is_compiling():  # which rows there are is not known while a graph is being made
+        if torch.compiler.is_compiling() or kept.is_meta:  # which rows there are is not known
             return cls(additive, uniform, blind)
         return cls(additive, uniform if uniform.any() else None, blind if blind.any() else None)
 

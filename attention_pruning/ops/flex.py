@@ -12,20 +12,24 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ..structure import block_count
+from ..structure import block_count, visible_blocks
 from .call import Call
+from .empty_rows import fill_empty_rows
+from .layer_mask import LayerMask
 from .layout import BlockLayout
-from .reference import kept_and_visible
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Head sizes for which FlexAttention has a kernel on a GPU.
 HEAD_SIZES = (16, 256)
 #: FlexAttention's own block. Every kernel of its own choice divides it.
 WHOLE_BLOCK = 128
+#: Versions of torch whose kernels were found to bear blocks smaller than that, see ``kernel_options``.
+SMALL_BLOCKS = ("2.11.", "2.13.")
 #: Every shape is a graph of its own. Beyond torch's limit of 8, FlexAttention would silently compute all scores.
 GRAPHS = 256
 
@@ -42,30 +46,53 @@ def refusal(call: Call) -> str | None:
         return "a GPU for gradients, found tensors on the CPU"
     if call.q.dtype not in DTYPES:
         return f"float32, bfloat16 or float16, found {call.q.dtype}"
+    if call.v.shape[-1] != size:
+        return f"values of the size of the queries, {size}, found {call.v.shape[-1]}"
     if not on_cpu and not HEAD_SIZES[0] <= size <= HEAD_SIZES[1]:
         return f"a head size of {HEAD_SIZES[0]} to {HEAD_SIZES[1]} on a GPU, found {size}"
+    if call.query_offset:
+        return f"whole sequences, found queries from row {call.query_offset} on"
+    if not on_cpu and call.mask.block_size % WHOLE_BLOCK and not torch.__version__.startswith(SMALL_BLOCKS):
+        return f"torch {' or '.join(SMALL_BLOCKS)}x for blocks below {WHOLE_BLOCK}, found {torch.__version__}"
+    if torch.compiler.is_compiling():
+        return "to compile its own graph, found a model that is being compiled"
     return None
 
 
-def attend(call: Call) -> tuple[Tensor, Tensor]:
-    """Outputs [B, H, L, D], 0 in rows without a key, and which rows those are."""
+def attend(call: Call, layout: BlockLayout) -> Tensor:
+    """[B, H, L, D]"""
     if call.q.numel() == 0 or call.k.numel() == 0:
-        return torch.zeros_like(call.q), torch.ones_like(call.q[..., :1], dtype=torch.bool)
-    options: dict[str, Any] = {"block_mask": block_mask(call), "scale": call.scale}
+        return torch.zeros_like(call.q)
+    queries, on_cpu = call.queries, call.q.device.type == "cpu"
+    # One graph for all lengths that need as many blocks: the sequences are made as long as the blocks.
+    q, k, v = (_to_blocks(x, layout.block_size) for x in (call.q, call.k, call.v))
+    options: dict[str, Any] = {"block_mask": block_mask(call, layout), "scale": call.scale}
+    options["enable_gqa"] = call.groups > 1
     if call.bias is not None:
-        options["score_mod"] = _adder(call.bias)
-    if call.q.device.type == "cpu":
-        out = compiled()(call.q, call.k, call.v, **options)
-        empty = ~kept_and_visible(call).any(-1, keepdim=True)
-        return out.masked_fill(empty, 0.0), empty
-    options["kernel_options"] = kernel_options(call)
+        options["score_mod"] = _adder(call.bias, queries, call.keys)
+    if on_cpu:
+        out = compiled()(q, k, v, **options)[:, :, :queries]
+        empty = ~_counting(call, layout).any(-1, keepdim=True)
+        return fill_empty_rows(call, out.masked_fill(empty, 0.0), empty)
+    options["kernel_options"] = kernel_options(call, layout)
     # Rows without a key are 0 already, and known by their sum; to look for them among the cells takes [B, H, L, S].
-    out, sums = compiled()(call.q, call.k, call.v, **options, **ask_for_sums())
-    log_sum = getattr(sums, "lse", sums).detach()
-    return out, torch.isneginf(log_sum).unsqueeze(-1)
+    out, sums = compiled()(q, k, v, **options, **ask_for_sums())
+    log_sum = getattr(sums, "lse", sums).detach()[:, :, :queries]
+    return fill_empty_rows(call, out[:, :, :queries], torch.isneginf(log_sum).unsqueeze(-1))
 
 
-def _adder(bias: Tensor) -> Callable[..., Tensor]:
+def _to_blocks(x_BHLD: Tensor, block_size: int) -> Tensor:
+    missing = -x_BHLD.shape[2] % block_size
+    return F.pad(x_BHLD, (0, 0, 0, missing)) if missing else x_BHLD
+
+
+def _counting(call: Call, layout: BlockLayout) -> Tensor:
+    """bool, broadcastable to [B, H, L, S]: the cells whose scores count."""
+    counts, visible = ~call.pruned()[None], call.visible()
+    return counts if visible is None else counts & visible
+
+
+def _adder(bias: Tensor, queries: int, keys: int) -> Callable[..., Tensor]:
     """Adds a bias to the scores, read where it is: it is not expanded to [B, H, L, S]."""
     bias = bias[(None,) * (4 - bias.ndim)]
     if bias.requires_grad and torch.is_grad_enabled():
@@ -73,68 +100,92 @@ def _adder(bias: Tensor) -> Callable[..., Tensor]:
     wide = [size > 1 for size in bias.shape]
 
     def add_bias(score, b, h, i, j):
-        at = [x if apart else x * 0 for x, apart in zip((b, h, i, j), wide, strict=True)]
+        places = (b, h, i.clamp(max=queries - 1), j.clamp(max=keys - 1))  # beyond the sequence nothing counts
+        at = [x if apart else x * 0 for x, apart in zip(places, wide, strict=True)]
         return score + bias[at[0], at[1], at[2], at[3]]
 
     return add_bias
 
 
-def block_mask(call: Call) -> BlockMask:
+def block_mask(call: Call, layout: BlockLayout) -> BlockMask:
     """The kept blocks of the layout, cut to the sequence, with what is padding and what is not yet to be seen."""
-    queries, keys, device = call.q.shape[2], call.k.shape[2], call.q.device
-    made = _masks.setdefault(call.layout, {})
+    device = call.q.device
+    made = _masks.setdefault(layout, {})
     # Whole blocks are computed without a look at their cells, unless some of their keys may be padding.
-    split = device.type != "cpu" and call.key_seen is None
-    key = (queries, keys, device, call.causal, split)
+    split = device.type != "cpu" and call.key_padding_mask is None
+    key = (call.queries, call.keys, device, call.causal, split)
     if key not in made:
-        made[key] = _build(call, split)
+        made[key] = _build(call, layout, split)
     mask, kept_Hqk = copy.copy(made[key][0]), made[key][1]
-    mask.mask_mod = _cells(call, kept_Hqk)
+    mask.mask_mod = _cells(call, layout, kept_Hqk)
     return mask
 
 
-def _cells(call: Call, kept_Hqk: Tensor) -> Callable[..., Tensor]:
-    """Which cells count. It tells all of them, whether FlexAttention asks for every block or not."""
-    queries, keys, size = call.q.shape[2], call.k.shape[2], call.layout.block_size
-    cells_HLS = call.kept() if len(call.layout.bits) else None
-    seen_BS = call.key_seen
-    future = keys - queries if call.causal else keys  # keys beyond the query's own number that it sees
+def mask_mod(mask: LayerMask, device: torch.device | str = "cpu") -> Callable[..., Tensor]:
+    """The mask of a layer as FlexAttention asks for one: (batch, head, query, key) -> whether the score counts.
+
+    For ``torch.nn.attention.flex_attention.create_block_mask`` and ``and_masks``, which join it with what else is
+    hidden. Causality of the mask is part of it; rows left empty are FlexAttention's to judge (it gives 0).
+    """
+    kept_Hqk, size = ~mask.pruned.to(device), mask.block_size
+    future = mask.key_length - mask.query_length if mask.causal else mask.key_length
 
     def counts(b, h, i, j):
-        inside = kept_Hqk[h, i // size, j // size] if cells_HLS is None else cells_HLS[h, i, j]
-        inside = inside & (j <= i + future)
-        return inside if seen_BS is None else inside & seen_BS[b, j]
+        return kept_Hqk[h, i // size, j // size] & (j <= i + future)
 
     return counts
 
 
-def _build(call: Call, split: bool) -> tuple[BlockMask, Tensor]:
+def _cells(call: Call, layout: BlockLayout, kept_Hqk: Tensor) -> Callable[..., Tensor]:
+    """Which cells count. It tells all of them, whether FlexAttention asks for every block or not."""
+    size, queries, keys = layout.block_size, call.queries, call.keys
+    pruned_HLS = call.pruned() if len(layout.bits) else None
+    padding_BS = call.key_padding_mask
+    diagonal = call.diagonal if call.causal else keys
+
+    def counts(b, h, i, j):
+        inside = (i < queries) & (j < keys) & (j <= i + diagonal)
+        row, column = i.clamp(max=queries - 1), j.clamp(max=keys - 1)
+        if pruned_HLS is None:
+            inside = inside & kept_Hqk[h, row // size, column // size]
+        else:
+            inside = inside & ~pruned_HLS[h, row, column]
+        return inside if padding_BS is None else inside & ~padding_BS[b, column]
+
+    return counts
+
+
+def _build(call: Call, layout: BlockLayout, split: bool) -> tuple[BlockMask, Tensor]:
     """The kept blocks as FlexAttention lists them, and as bool [H, q, k].
 
     On the CPU every block is "partial", its cells looked up one by one: a mask without a partial block does not compile
     there in torch 2.13.
     """
     on_cpu = call.q.device.type == "cpu"
-    partial, whole = split_blocks(call, split)
+    partial, whole = split_blocks(call, layout, split)
     # On a GPU both lists are always given, so that batches with and without padding differ in numbers alone.
     lists = [*_ordered(partial, call.q.device), *(() if on_cpu else _ordered(whole, call.q.device))]
-    side = call.layout.block_size if on_cpu else WHOLE_BLOCK  # see kernel_options
-    mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=side, seq_lengths=(call.q.shape[2], call.k.shape[2]))
+    side = layout.block_size if on_cpu else WHOLE_BLOCK  # see kernel_options
+    lengths = [block_count(n, layout.block_size) * layout.block_size for n in (call.queries, call.keys)]
+    mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=side, seq_lengths=tuple(lengths))
     return mask, (partial | whole).to(call.q.device)
 
 
-def split_blocks(call: Call, split: bool = True) -> tuple[Tensor, Tensor]:
+def split_blocks(call: Call, layout: BlockLayout, split: bool = True) -> tuple[Tensor, Tensor]:
     """Kept blocks whose cells have to be looked at, and those that are kept and visible whole: bool [H, q, k] each.
 
     Padding is not looked at. Without ``split`` all are among the first.
     """
-    queries, keys, size = call.q.shape[2], call.k.shape[2], call.layout.block_size
-    q, k = block_count(queries, size), block_count(keys, size)
-    kept, whole = call.layout.blocks[:, :q, :k], call.layout.whole_blocks[:, :q, :k]
+    size = layout.block_size
+    q, k = block_count(call.queries, size), block_count(call.keys, size)
+    kept, whole = layout.blocks[:, :q, :k], layout.whole_blocks[:, :q, :k]
+    # A block that the end of the sequence cuts has cells that do not count.
+    inside = (torch.arange(1, q + 1)[:, None] * size <= call.queries) & (torch.arange(1, k + 1) * size <= call.keys)
+    whole = whole & inside
     if call.causal:
-        row, column = torch.arange(q)[:, None] * size, torch.arange(k)[None] * size - (keys - queries)
-        kept = kept & (column <= row + size - 1)  # the first key of the block is seen by its last query
-        whole = whole & (column + size - 1 <= row)  # and its last key by its first query
+        row, column = torch.arange(q)[:, None] * size, torch.arange(k)[None] * size - call.diagonal
+        kept = kept & visible_blocks(call.queries, call.keys, size, True)
+        whole = whole & (column + size - 1 <= row)  # its last key is seen by its first query
     return (kept & ~whole, kept & whole) if split else (kept, torch.zeros_like(kept))
 
 
@@ -144,7 +195,7 @@ def _ordered(blocks_Hqk: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return blocks_Hqk.sum(-1, dtype=torch.int32)[None].to(device), order[None].contiguous().to(device)
 
 
-def kernel_options(call: Call) -> dict[str, Any]:
+def kernel_options(call: Call, layout: BlockLayout) -> dict[str, Any]:
     """How FlexAttention's kernels cut the work on a GPU, so that they step over single blocks of the layout.
 
     Their tiles must divide a block, and those of their own choice divide 128 only. Tiles can be asked for, but the
@@ -157,7 +208,7 @@ def kernel_options(call: Call) -> dict[str, Any]:
     """
     # The kernel for short queries has tiles of its own.
     options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True}
-    size, bytes_a_row = min(call.layout.block_size, WHOLE_BLOCK), call.q.shape[-1] * call.q.element_size()
+    size, bytes_a_row = min(layout.block_size, WHOLE_BLOCK), call.q.shape[-1] * call.q.element_size()
     if size < WHOLE_BLOCK:
         options |= {"SPARSE_Q_BLOCK_SIZE": size, "SPARSE_KV_BLOCK_SIZE": size}
     elif call.bias is None:

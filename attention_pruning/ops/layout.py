@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..structure import block_any, block_count, expand_blocks, visible_cells
+from ..structure import block_any, block_count, expand_blocks, visible_blocks, visible_cells
 
 BLOCK_SIZES = (16, 32, 64, 128)
 WHOLE = -1
@@ -42,7 +42,8 @@ class BlockLayout:
     bits : Tensor
         uint8 [parts, B keys, B / 8]: one bit for each query, the lowest first.
     causal : bool
-        Whether causality (key <= query + K - Q) is part of the layout.
+        Whether causality (key <= query + K - Q) is part of the layout. It is a comparison of positions, never bits;
+        blocks without a visible cell are not listed.
     """
 
     block_size: int
@@ -93,7 +94,7 @@ class BlockLayout:
 
     @classmethod
     def from_cells(cls, kept_HQK: Tensor, block_size: int, causal: bool = False) -> BlockLayout:
-        """The blocks that hold a kept cell.
+        """The blocks that hold a kept visible cell.
 
         Parameters
         ----------
@@ -102,54 +103,21 @@ class BlockLayout:
         block_size : int
             16, 32, 64 or 128.
         causal : bool
-            Cells beyond key <= query + K - Q are taken out.
+            Cells beyond key <= query + K - Q are hidden.
 
         Raises
         ------
         InputError
             For anything else.
         """
-        if kept_HQK.ndim != 3 or kept_HQK.dtype != torch.bool:
-            found = f"{kept_HQK.dtype} of {list(kept_HQK.shape)}"
-            raise InputError(f"layout: expected bools [head, query, key], found {found}")
-        if block_size not in BLOCK_SIZES:
-            raise InputError(f"block_size: expected one of {BLOCK_SIZES} for a layout, found {block_size!r}")
+        _require_kept(kept_HQK, "[head, query, key]", block_size)
         kept_HQK = kept_HQK.cpu()
-        heads, query_length, key_length = kept_HQK.shape
-        if causal:
-            kept_HQK = kept_HQK & visible_cells(query_length, key_length, True)
-        some_Hqk = block_any(kept_HQK, block_size)
-        partial_Hqk = some_Hqk & block_any(~kept_HQK, block_size)  # cells beyond the lengths are neither kept nor not
+        visible_QK = visible_cells(*kept_HQK.shape[1:], causal)
+        some_Hqk = block_any(kept_HQK & visible_QK, block_size)
+        # Cells beyond the lengths and beyond the diagonal are neither kept nor not: lengths and positions tell them.
+        partial_Hqk = some_Hqk & block_any(~kept_HQK & visible_QK, block_size)
         bits = _pack(kept_HQK, partial_Hqk, block_size)
-        return cls._assemble(some_Hqk, partial_Hqk, bits, block_size, query_length, key_length, causal)
-
-    @classmethod
-    def _assemble(
-        cls,
-        some_Hqk: Tensor,
-        partial_Hqk: Tensor,
-        bits: Tensor,
-        block_size: int,
-        query_length: int,
-        key_length: int,
-        causal: bool,
-    ) -> BlockLayout:
-        """From the blocks that are kept, those of them that are kept in part, and the bits of these."""
-        part = torch.full(some_Hqk.shape, WHOLE, dtype=torch.int32)
-        part[partial_Hqk] = torch.arange(int(partial_Hqk.sum()), dtype=torch.int32)
-        ends = some_Hqk.sum(-1).flatten().cumsum(0)
-        starts = F.pad(ends, (1, 0)).int()
-        rows = torch.arange(len(some_Hqk))[:, None] * some_Hqk.shape[1] + torch.arange(some_Hqk.shape[1] + 1)
-        return cls(
-            block_size,
-            query_length,
-            key_length,
-            row_start=starts[rows],
-            column=some_Hqk.nonzero()[:, 2].int(),
-            part=part[some_Hqk],
-            bits=bits,
-            causal=causal,
-        )
+        return cls._assemble(some_Hqk, partial_Hqk, bits, block_size, *kept_HQK.shape[1:], causal)
 
     @classmethod
     def from_blocks(
@@ -167,18 +135,51 @@ class BlockLayout:
         InputError
             If the lengths do not take as many blocks as there are.
         """
-        if kept_Hqk.ndim != 3:
-            raise InputError(f"layout: expected bools [head, query, key] by block, found {list(kept_Hqk.shape)}")
+        _require_kept(kept_Hqk, "[head, query, key] by block", block_size)
         query_length = kept_Hqk.shape[1] * block_size if query_length is None else query_length
         key_length = kept_Hqk.shape[2] * block_size if key_length is None else key_length
         expected = [block_count(query_length, block_size), block_count(key_length, block_size)]
         if list(kept_Hqk.shape[1:]) != expected:
             found = list(kept_Hqk.shape[1:])
             raise InputError(f"layout: expected {expected} blocks for {query_length} x {key_length}, found {found}")
-        if causal or kept_Hqk.dtype != torch.bool or block_size not in BLOCK_SIZES:
-            return cls.from_cells(expand_blocks(kept_Hqk, block_size, query_length, key_length), block_size, causal)
-        whole, bits = kept_Hqk.cpu(), torch.zeros(0, block_size, block_size // 8, dtype=torch.uint8)
-        return cls._assemble(whole, torch.zeros_like(whole), bits, block_size, query_length, key_length, causal)
+        kept_Hqk = kept_Hqk.cpu() & visible_blocks(query_length, key_length, block_size, causal)
+        bits = torch.zeros(0, block_size, block_size // 8, dtype=torch.uint8)
+        return cls._assemble(kept_Hqk, None, bits, block_size, query_length, key_length, causal)
+
+    @classmethod
+    def _assemble(
+        cls,
+        some_Hqk: Tensor,
+        partial_Hqk: Tensor | None,
+        bits: Tensor,
+        block_size: int,
+        query_length: int,
+        key_length: int,
+        causal: bool,
+    ) -> BlockLayout:
+        """From the blocks that are kept, those of them that are kept in part, and the bits of these."""
+        heads, q, k = some_Hqk.shape
+        # 32 bits throughout: a layout of millions of blocks is made without a copy in int64.
+        column = torch.arange(k, dtype=torch.int32).expand(heads, q, k)[some_Hqk]
+        if partial_Hqk is None:
+            part = torch.full_like(column, WHOLE)
+        else:
+            numbers = torch.full((heads, q, k), WHOLE, dtype=torch.int32)
+            numbers[partial_Hqk] = torch.arange(len(bits), dtype=torch.int32)
+            part = numbers[some_Hqk]
+        ends = some_Hqk.sum(-1, dtype=torch.int32).flatten().cumsum(0)
+        starts = F.pad(ends, (1, 0)).int()
+        rows = torch.arange(heads)[:, None] * q + torch.arange(q + 1)
+        return cls(
+            block_size,
+            query_length,
+            key_length,
+            row_start=starts[rows],
+            column=column,
+            part=part,
+            bits=bits,
+            causal=causal,
+        )
 
     # What it is
 
@@ -212,46 +213,46 @@ class BlockLayout:
         """bool [H, Q, K]: the cells that are computed."""
         size = self.block_size
         kept = expand_blocks(self.blocks, size, self.blocks.shape[1] * size, self.blocks.shape[2] * size)
-        tiles = kept.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)  # a view: [H, q, k, B, B]
-        kept, rows = tiles.contiguous(), self._rows
-        partial = self.part != WHOLE
-        unpacked = np.unpackbits(self.bits.numpy(), axis=-1, bitorder="little")
-        inside = torch.from_numpy(unpacked).bool().transpose(1, 2)[self.part[partial].long()]
-        kept.flatten(0, 1)[rows[partial], self.column[partial].long()] = inside
-        cells = kept.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return cells[:, : self.query_length, : self.key_length].contiguous()
+        if len(self.bits):
+            tiles = kept.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)  # a view: [H, q, k, B, B]
+            kept, rows = tiles.contiguous(), self._rows
+            partial = self.part != WHOLE
+            unpacked = np.unpackbits(self.bits.numpy(), axis=-1, bitorder="little")
+            inside = torch.from_numpy(unpacked).bool().transpose(1, 2)[self.part[partial].long()]
+            kept.flatten(0, 1)[rows[partial], self.column[partial].long()] = inside
+            kept = kept.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        cells = kept[:, : self.query_length, : self.key_length]
+        return (cells & visible_cells(self.query_length, self.key_length, self.causal)).contiguous()
 
     @cached_property
-    def _moved(self) -> dict[torch.device, Tensor]:
-        return {}
-
-    def cells_on(self, device: torch.device) -> Tensor:
-        """:attr:`cells` on a device, moved there once."""
-        if device not in self._moved:
-            self._moved[device] = self.cells.to(device)
-        return self._moved[device]
+    def visible_count(self) -> int:
+        """Blocks with a visible cell, over all heads."""
+        visible = visible_blocks(self.query_length, self.key_length, self.block_size, self.causal)
+        return self.heads * int(visible.sum())
 
     @cached_property
     def density(self) -> float:
         """Kept blocks / blocks with a visible cell, over all heads: the share of computation that is left."""
-        visible = visible_cells(self.query_length, self.key_length, self.causal)
-        return self.column.numel() / max(1, self.heads * int(block_any(visible, self.block_size).sum()))
+        return self.column.numel() / max(1, self.visible_count)
 
     @cached_property
     def keeps_everything(self) -> bool:
-        """Whether no cell is left out."""
-        return not len(self.bits) and bool(self.blocks.all())
-
-    @cached_property
-    def has_empty_rows(self) -> bool:
-        """Whether a query keeps no key at all."""
-        return bool((~self.cells.any(-1)).any())
+        """Whether no visible cell is left out."""
+        return not len(self.bits) and self.column.numel() == self.visible_count
 
     def __repr__(self) -> str:
         return (
             f"BlockLayout({self.heads} heads, {self.query_length} x {self.key_length}, block {self.block_size}, "
             f"density {self.density:.3f}{', causal' if self.causal else ''})"
         )
+
+
+def _require_kept(kept: Tensor, axes: str, block_size: int) -> None:
+    if not isinstance(kept, Tensor) or kept.ndim != 3 or kept.dtype != torch.bool:
+        found = f"{kept.dtype} of {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
+        raise InputError(f"layout: expected bools {axes}, True = kept, found {found}")
+    if block_size not in BLOCK_SIZES:
+        raise InputError(f"block_size: expected one of {BLOCK_SIZES} for a layout, found {block_size!r}")
 
 
 def _pack(kept_HQK: Tensor, partial_Hqk: Tensor, size: int) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention_pruning import BlockLayout, InputError, block_sparse_attention, masked_attention
+from attention_pruning import BlockLayout, InputError, pruned_attention
 from attention_pruning.ops.cpu import native
 from attention_pruning.ops.dropout import keep_mask
+from attention_pruning.ops.eager import masked_attention
 from attention_pruning.structure import visible_cells
 from strategies import law
 
@@ -34,26 +35,30 @@ def draw_tensor(generator, batch, heads, length, size, order, dtype=torch.float3
 
 @st.composite
 def problems(draw):
-    """Arguments of ``block_sparse_attention`` and a gradient of its output."""
+    """Arguments of ``pruned_attention`` and a gradient of its output."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     batch, heads, size = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.sampled_from([1, 7, 16, 24, 33, 64]))
     causal, block = draw(st.booleans()), draw(st.sampled_from([16, 32, 64, 128]))
     queries, keys = draw(st.integers(1, 140)), draw(st.integers(1, 140))
     if causal:
         queries, keys = min(queries, keys), max(queries, keys)
+    offset = draw(st.integers(0, queries - 1)) if causal else 0
     kept = torch.rand(heads, queries, keys, generator=generator) < draw(st.sampled_from([0.1, 0.9, 1.0]))
     blocks = torch.rand(heads, -(-queries // block), -(-keys // block), generator=generator)
     blocks = (blocks < draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))).repeat_interleave(block, 1)
     kept &= blocks.repeat_interleave(block, 2)[:, :queries, :keys]
     orders = st.sampled_from(["heads first", "length first", "slice of a projection", "size last but one"])
     tensors = [draw_tensor(generator, batch, heads, n, size, draw(orders)) for n in (queries, keys, keys)]
+    if offset:  # the first queries were computed before; the last keys are theirs to see
+        tensors[0] = tensors[0][:, :, offset:]
+        queries -= offset
     arguments = {
-        "layout": BlockLayout.from_cells(kept, block, causal=causal and draw(st.booleans())),
-        "causal": causal,
+        "mask": BlockLayout.from_cells(kept, block, causal=causal and draw(st.booleans())),
+        "is_causal": causal,
+        "query_offset": offset,
         "scale": draw(st.sampled_from([None, 0.3])),
         "dropout_p": draw(st.sampled_from([0.0, 0.25])),
         "dropout_seed": draw(st.integers(-(2**63), 2**63 - 1)),
-        "empty_rows": draw(st.sampled_from(["zero", "uniform"])),
         "key_padding_mask": torch.rand(batch, keys, generator=generator) < 0.3 if draw(st.booleans()) else None,
     }
     shape = draw(st.sampled_from([None, (1, 1, 1, keys), (batch, heads, queries, keys), (heads, queries, 1)]))
@@ -64,7 +69,7 @@ def problems(draw):
 def run(tensors, arguments, g, backend):
     """Output and gradients of the tensors (q, k, v and a bias or None), all as float64."""
     leaves = [None if x is None else x.detach().requires_grad_() for x in tensors]
-    out = block_sparse_attention(*leaves[:3], bias=leaves[3], backend=backend, **arguments)
+    out = pruned_attention(*leaves[:3], attn_bias=leaves[3], backend=backend, **arguments)
     found = torch.autograd.grad(out, [x for x in leaves if x is not None], g.to(out.dtype), allow_unused=True)
     return [x.double() for x in (out.detach(), *(torch.zeros(1) if x is None else x for x in found))]
 
@@ -90,16 +95,17 @@ def test_values_and_gradients_are_those_of_the_reference(problem, build):
 @law
 @given(problems())
 def test_the_reference_is_masked_attention(problem):
-    """With empty rows uniform, without dropout (which draws from elsewhere there)."""
+    """Without dropout, which draws from elsewhere there."""
     (q, k, v, bias), arguments, _ = problem
-    arguments |= {"dropout_p": 0.0, "empty_rows": "uniform"}
+    arguments |= {"dropout_p": 0.0}
     q, k, v = q.double(), k.double(), v.double()
     wide = None if bias is None else bias.double()
-    found = block_sparse_attention(q, k, v, bias=wide, backend="reference", **arguments)
-    visible = visible_cells(q.shape[2], k.shape[2], arguments["causal"])
+    found = pruned_attention(q, k, v, attn_bias=wide, backend="reference", **arguments)
+    layout, rows = arguments["mask"], slice(arguments["query_offset"], None)
+    visible = visible_cells(layout.query_length, layout.key_length, arguments["is_causal"])[rows]
     if arguments["key_padding_mask"] is not None:
         visible = visible & ~arguments["key_padding_mask"][:, None, None, :]
-    pruned = ~arguments["layout"].cells
+    pruned = ~layout.cells[:, rows]
     wanted = masked_attention(q, k, v, pruned, visible, bias=wide, scale=arguments["scale"])
     torch.testing.assert_close(found, wanted)
 
@@ -126,7 +132,7 @@ def test_a_batch_is_its_parts(dtype):
     """Bit for bit, though results too large for the caches are written past them: the batch here, no part of it."""
     generator = torch.Generator().manual_seed(1)
     kept = torch.rand(8, 16, 16, generator=generator) < 0.2
-    arguments = {"layout": BlockLayout.from_blocks(kept, 32)}
+    arguments = {"mask": BlockLayout.from_blocks(kept, 32)}
     *tensors, g = (draw_tensor(generator, 9, 8, 512, 64, "length first", dtype) for _ in range(4))
     whole = run([*tensors, None], arguments, g, "block_sparse")
     for i in range(9):
@@ -172,11 +178,11 @@ def test_what_is_pruned_does_not_spread(bad):
     layout = blocks([1, 0, 1], [0, 1, 0], [1, 0, 0])
     k[:, :, 16:32] = bad
     v[:, :, 16:32] = bad
-    out = block_sparse_attention(q, k, v, layout, backend="block_sparse")
+    out = pruned_attention(q, k, v, layout, backend="block_sparse")
     assert out[:, :, :16].isfinite().all() and out[:, :, 32:].isfinite().all()
     assert not out[:, :, 16:32].isfinite().any()
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    block_sparse_attention(*leaves, layout, backend="block_sparse").sum().backward()
+    pruned_attention(*leaves, layout, backend="block_sparse").sum().backward()
     assert leaves[0].grad[:, :, :16].isfinite().all() and leaves[1].grad[:, :, :16].isfinite().all()
 
 
@@ -184,7 +190,7 @@ def test_what_is_pruned_does_not_spread(bad):
 def test_nan_of_a_kept_block_is_seen():
     q, k, v = (x[:, :1] for x in small(keys=48))
     k[0, 0, 3] = math.nan
-    out = block_sparse_attention(q, k, v, blocks([1, 0, 1], [0, 1, 0], [1, 0, 0]), backend="block_sparse")
+    out = pruned_attention(q, k, v, blocks([1, 0, 1], [0, 1, 0], [1, 0, 0]), backend="block_sparse")
     assert out[:, :, :16].isnan().all() and out[:, :, 16:32].isfinite().all()
 
 
@@ -194,10 +200,10 @@ def test_nothing_to_compute(backend, shape):
     batch, heads, queries, keys = shape
     q, k, v = (torch.randn(batch, heads, n, 8, requires_grad=True) for n in (queries, keys, keys))
     layout = BlockLayout.from_cells(torch.ones(heads, queries, keys, dtype=torch.bool), 16)
-    out = block_sparse_attention(q, k, v, layout, backend=backend)
+    out = pruned_attention(q, k, v, layout, backend=backend)
     assert out.shape == q.shape and not out.any()
     out.sum().backward()
-    assert all(not x.grad.any() for x in (q, k, v))
+    assert all(x.grad is None or not x.grad.any() for x in (q, k, v))
 
 
 @compiled
@@ -207,7 +213,7 @@ def test_gradcheck_in_float32():
     layout = BlockLayout.from_blocks(torch.tensor([[[1, 1], [0, 1]]], dtype=torch.bool), 16, 20, 20)
 
     def attention(q, k, v):
-        return block_sparse_attention(q, k, v, layout, dropout_p=0.2, dropout_seed=3, backend="block_sparse")
+        return pruned_attention(q, k, v, layout, dropout_p=0.2, dropout_seed=3, backend="block_sparse")
 
     with pytest.warns(UserWarning, match="double precision"):
         assert torch.autograd.gradcheck(attention, (q, k, v), eps=1e-2, atol=2e-3, rtol=2e-2)
@@ -218,9 +224,7 @@ def test_gradcheck_of_the_reference():
     layout = BlockLayout.from_blocks(torch.tensor([[[1, 1], [0, 0]]], dtype=torch.bool), 16, 18, 18)
 
     def attention(q, k, v):
-        return block_sparse_attention(
-            q, k, v, layout, dropout_p=0.2, dropout_seed=3, empty_rows="uniform", backend="reference"
-        )
+        return pruned_attention(q, k, v, layout, dropout_p=0.2, dropout_seed=3, backend="reference")
 
     assert torch.autograd.gradcheck(attention, (q, k, v))
 
@@ -239,7 +243,7 @@ def test_the_seed_of_dropout_is_torchs(backend):
 
     def out(seed):
         torch.manual_seed(seed)
-        return block_sparse_attention(q, k, v, layout, dropout_p=0.5, backend=backend)
+        return pruned_attention(q, k, v, layout, dropout_p=0.5, backend=backend)
 
     assert torch.equal(out(1), out(1)) and not torch.equal(out(1), out(2))
 
@@ -249,8 +253,8 @@ def test_the_output_has_the_memory_order_of_the_queries():
     q, k, v = (torch.randn(1, 48, 1, 16).transpose(1, 2).expand(1, 1, 48, 16) for _ in range(3))
     q2, k2, v2 = (torch.randn(1, 48, 2, 16).transpose(1, 2) for _ in range(3))
     two = BlockLayout.from_blocks(torch.ones(2, 3, 3, dtype=torch.bool), 16)
-    assert block_sparse_attention(q2, k2, v2, two, backend="block_sparse").stride() == q2.stride()
-    assert block_sparse_attention(q, k, v, blocks([1] * 3, [1] * 3, [1] * 3)).shape == q.shape
+    assert pruned_attention(q2, k2, v2, two, backend="block_sparse").stride() == q2.stride()
+    assert pruned_attention(q, k, v, blocks([1] * 3, [1] * 3, [1] * 3)).shape == q.shape
 
 
 @pytest.mark.parametrize(
@@ -261,22 +265,28 @@ def test_the_output_has_the_memory_order_of_the_queries():
         ({"k": torch.zeros(1, 2, 80, 8)}, "k: expected"),
         ({"v": torch.zeros(1, 2, 79, 16)}, "v: expected"),
         ({"v": torch.zeros(1, 2, 80, 16, dtype=torch.float64)}, "v: expected"),
-        ({"layout": "a mask"}, "layout: expected a BlockLayout"),
-        ({"layout": BlockLayout.from_cells(torch.ones(3, 48, 80, dtype=torch.bool), 16)}, "expected 2 heads"),
-        ({"layout": BlockLayout.from_cells(torch.ones(2, 47, 80, dtype=torch.bool), 16)}, "at least 48 queries"),
-        ({"layout": BlockLayout.from_cells(torch.ones(2, 48, 90, dtype=torch.bool), 16, causal=True)}, "42 keys more"),
+        ({"q": torch.zeros(1, 2, 48, 16).numpy()}, "q: expected a tensor, found ndarray"),
+        ({"mask": "a mask"}, "mask: expected one layer of a PruneMask"),
+        ({"mask": BlockLayout.from_cells(torch.ones(3, 48, 80, dtype=torch.bool), 16)}, "expected 2 heads"),
+        ({"mask": BlockLayout.from_cells(torch.ones(2, 47, 80, dtype=torch.bool), 16)}, "at least 48 queries"),
+        (
+            {"mask": BlockLayout.from_cells(torch.ones(2, 48, 90, dtype=torch.bool), 16, causal=True)},
+            "expected 90 keys",
+        ),
+        ({"query_offset": 1}, "at least 49 queries"),
+        ({"query_offset": -1}, "query_offset: expected 0 or more"),
+        ({"k": torch.zeros(1, 1, 80, 16), "v": torch.zeros(1, 1, 80, 16)}, "enable_gqa"),
         ({"key_padding_mask": torch.zeros(1, 80)}, "key_padding_mask: expected bools"),
         ({"key_padding_mask": torch.zeros(2, 80, dtype=torch.bool)}, "key_padding_mask: expected bools"),
         ({"dropout_p": 1.0}, "dropout_p: expected"),
-        ({"bias": torch.zeros(3, 48, 80)}, "bias: expected floats"),
+        ({"attn_bias": torch.zeros(3, 48, 80)}, "attn_bias: expected floats"),
         ({"backend": "fast"}, "backend: expected one of"),
-        ({"empty_rows": "nan"}, "empty_rows: expected one of"),
     ],
 )
 def test_bad_arguments_are_refused(change, message):
     q, k, v = small()
-    arguments = {"q": q, "k": k, "v": v, "layout": BlockLayout.from_cells(torch.ones(2, 48, 80, dtype=torch.bool), 16)}
+    arguments = {"q": q, "k": k, "v": v, "mask": BlockLayout.from_cells(torch.ones(2, 48, 80, dtype=torch.bool), 16)}
     arguments |= change
-    positional = [arguments.pop(name) for name in ("q", "k", "v", "layout")]
+    positional = [arguments.pop(name) for name in ("q", "k", "v", "mask")]
     with pytest.raises(InputError, match=message):
-        block_sparse_attention(*positional, **arguments)
+        pruned_attention(*positional, **arguments)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attention_pruning import BlockLayout, InputError, block_sparse_attention
+from attention_pruning import BlockLayout, InputError, pruned_attention
 from attention_pruning.ops import attention, reference
 from attention_pruning.ops.cpu import native
 
@@ -44,9 +44,7 @@ def test_every_build_gives_the_same(monkeypatch):
     for build in native.runnable_builds():
         monkeypatch.setenv(native.VARIABLE, build)
         leaves = inputs(gradients=True)
-        out = block_sparse_attention(
-            *leaves, layout(), causal=True, dropout_p=0.1, dropout_seed=9, backend="block_sparse"
-        )
+        out = pruned_attention(*leaves, layout(), is_causal=True, dropout_p=0.1, dropout_seed=9, backend="block_sparse")
         out.sum().backward()
         found.append([out.detach(), *(x.grad for x in leaves)])
     for other in found[1:]:
@@ -60,7 +58,7 @@ def test_a_compiled_function_breaks_its_graph_at_the_kernel_alone(monkeypatch, b
     monkeypatch.setattr(native, "attend", lambda call: [ran.append(call), attend(call)][1])
 
     def attended(q, k, v):
-        return 3 * block_sparse_attention(2 * q, k, v, kept, backend=backend)
+        return 3 * pruned_attention(2 * q, k, v, kept, backend=backend)
 
     def compiler(graph, _):
         graphs.append(graph)
@@ -88,18 +86,18 @@ def test_the_compiler_of_torch_is_not_loaded_before_it_is_needed():
 def test_an_unknown_build_is_refused(monkeypatch):
     monkeypatch.setenv(native.VARIABLE, "sse9")
     with pytest.raises(InputError, match="ATTENTION_PRUNING_KERNEL: expected one of portable"):
-        block_sparse_attention(*inputs(), layout(), backend="block_sparse")
+        pruned_attention(*inputs(), layout(), backend="block_sparse")
 
 
 def test_without_a_compiler_the_reference_is_used_with_one_warning(monkeypatch):
     monkeypatch.delenv(native.VARIABLE, raising=False)
     no_kernel(monkeypatch)
     with pytest.warns(RuntimeWarning, match="not compiled"):
-        found = block_sparse_attention(*inputs(), layout(), backend="block_sparse")
+        found = pruned_attention(*inputs(), layout(), backend="block_sparse")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = block_sparse_attention(*inputs(), layout(), backend="auto")
-    wanted = block_sparse_attention(*inputs(), layout(), backend="reference")
+        again = pruned_attention(*inputs(), layout(), backend="auto")
+    wanted = pruned_attention(*inputs(), layout(), backend="reference")
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(again, wanted)
 
@@ -108,8 +106,8 @@ def test_a_user_may_do_without_the_kernel(monkeypatch):
     monkeypatch.setenv(native.VARIABLE, "none")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = block_sparse_attention(*inputs(), layout(), backend="block_sparse")
-    torch.testing.assert_close(found, block_sparse_attention(*inputs(), layout(), backend="reference"))
+        found = pruned_attention(*inputs(), layout(), backend="block_sparse")
+    torch.testing.assert_close(found, pruned_attention(*inputs(), layout(), backend="reference"))
 
 
 def test_the_installation_succeeds_without_a_compiler(tmp_path):
@@ -127,10 +125,10 @@ def test_the_installation_succeeds_without_a_compiler(tmp_path):
 @compiled
 def test_the_kernel_refuses_what_it_cannot_compute():
     with pytest.raises(InputError, match="backend block_sparse: expected float32 or bfloat16, found torch.float64"):
-        block_sparse_attention(*inputs(dtype=torch.float64), layout(), backend="block_sparse")
+        pruned_attention(*inputs(dtype=torch.float64), layout(), backend="block_sparse")
     wide = [torch.zeros(1, 3, n, 257) for n in (100, 130, 130)]
     with pytest.raises(InputError, match="head size of at most 256"):
-        block_sparse_attention(*wide, layout(), backend="block_sparse")
+        pruned_attention(*wide, layout(), backend="block_sparse")
 
 
 @compiled
@@ -142,8 +140,8 @@ def test_auto_skips_blocks_where_that_pays(monkeypatch, block, share, taken):
     other = {"native": (reference, "attend_fused"), "reference": (native, "attend")}[taken]
     monkeypatch.setattr(*other, refuse)
     assert (layout(share, block).density > attention.DENSEST[block]) == (taken == "reference")
-    found = block_sparse_attention(*inputs(), layout(share, block))
-    torch.testing.assert_close(found, block_sparse_attention(*inputs(), layout(share, block), backend="reference"))
+    found = pruned_attention(*inputs(), layout(share, block))
+    torch.testing.assert_close(found, pruned_attention(*inputs(), layout(share, block), backend="reference"))
 
 
 @pytest.mark.parametrize("low", [-torch.inf, torch.finfo(torch.float32).min], ids=["-inf", "the lowest float32"])
@@ -155,9 +153,9 @@ def test_fused_attention_gives_zeros_where_a_bias_hides_all_that_is_kept(monkeyp
     bias[:, 1, 5] = -torch.inf
     bias[:, 2, :, 7] = low
     leaves = inputs(gradients=True, dtype=dtype)
-    found = block_sparse_attention(*leaves, layout(), bias=bias)
+    found = pruned_attention(*leaves, layout(), bias=bias)
     found.float().sum().backward()
-    wanted = block_sparse_attention(*(x.float() for x in leaves), layout(), bias=bias, backend="reference")
+    wanted = pruned_attention(*(x.float() for x in leaves), layout(), bias=bias, backend="reference")
     torch.testing.assert_close(found.float(), wanted, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-4)
     assert found[:, 1, 5].eq(0).all()
     assert all(x.grad.isfinite().all() for x in leaves)
@@ -165,9 +163,9 @@ def test_fused_attention_gives_zeros_where_a_bias_hides_all_that_is_kept(monkeyp
 
 def test_flex_refuses_what_it_cannot_compute():
     with pytest.raises(InputError, match="backend flex: expected no dropout"):
-        block_sparse_attention(*inputs(), layout(), dropout_p=0.1, backend="flex")
+        pruned_attention(*inputs(), layout(), dropout_p=0.1, backend="flex")
     with pytest.raises(InputError, match="backend flex: expected a GPU for gradients"):
-        block_sparse_attention(*inputs(gradients=True), layout(), backend="flex")
+        pruned_attention(*inputs(gradients=True), layout(), backend="flex")
 
 
 @pytest.mark.slow
@@ -181,7 +179,7 @@ def test_flex_gives_the_same_with_one_graph_for_all_layers():
     counters.clear()
     for share in (0.3, 0.8):
         arguments = {"key_padding_mask": padding, "causal": True, "empty_rows": "uniform"}
-        found = block_sparse_attention(q, k, v, layout(share), backend="flex", **arguments)
-        wanted = block_sparse_attention(q, k, v, layout(share), backend="reference", **arguments)
+        found = pruned_attention(q, k, v, layout(share), backend="flex", **arguments)
+        wanted = pruned_attention(q, k, v, layout(share), backend="reference", **arguments)
         torch.testing.assert_close(found, wanted)
     assert counters["stats"]["unique_graphs"] == 1

@@ -113,6 +113,10 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+# A constant: while torch.compile makes a graph it is looked up, instead of being traced.
+library._dynamo_marked_constant = True
+
+
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(

@@ -1,0 +1,182 @@
+"""What one attention module of a transformers model prunes.
+
+Letters in names: B batch, H heads, Q queries, S keys; q and k count blocks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..mask import PruneMask
+from ..ops.layer_mask import LayerMask
+from .positions import Axis, Places, from_lengths, from_mask
+from .sites import AttentionStack
+
+#: Under this name an attention module holds its AttentionSite.
+SITE_ATTRIBUTE = "attention_pruning"
+
+#: Called with the probabilities [B, H, Q, S] before dropout and the positions of queries and keys.
+SiteObserver = Callable[[Tensor, Axis, Axis], None]
+
+
+class Steps:
+    """Where the queries of a decoder layer stand, from its self- to its cross attention.
+
+    A cross-attention call carries no position. What is noted belongs to one call of the layer: threads that share the
+    model have their own.
+    """
+
+    def __init__(self) -> None:
+        self._by_thread: dict[int, Places] = {}
+
+    @staticmethod
+    def _thread() -> int:
+        return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+    def note(self, places: Places) -> None:
+        self._by_thread[self._thread()] = places
+
+    def take(self) -> Places | None:
+        return self._by_thread.pop(self._thread(), None)
+
+
+class AttentionSite(nn.Module):
+    """What one attention module of a model prunes, as a child of that module.
+
+    It has no parameter and no buffer: the mask is data that never changes, in no state dict, and neither ``to``,
+    ``to_empty`` nor a broadcast between processes can touch it. ``save_pretrained`` writes masks to files of their own.
+
+    Parameters
+    ----------
+    stack : AttentionStack
+        Where it is.
+    layer : int
+        Its place in the stack.
+    mask : PruneMask, optional
+        Of the whole stack.
+    backend, beyond : str
+        See ``prune_model``.
+    steps : Steps, optional
+        Shared by the self- and the cross attention of one decoder layer.
+
+    Attributes
+    ----------
+    observer : callable or None
+        Sees every call while a pattern is collected.
+    """
+
+    def __init__(
+        self,
+        stack: AttentionStack,
+        layer: int,
+        mask: PruneMask | None = None,
+        backend: str = "auto",
+        beyond: str = "error",
+        steps: Steps | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = stack.name.replace("*", str(layer), 1)
+        self.site, self.layer = stack.site, layer
+        self.cross, self.causal = stack.cross, stack.causal
+        self.mask, self.backend, self.beyond, self.steps = mask, backend, beyond, steps
+        self.layer_mask: LayerMask | None = None if mask is None else mask.layer(layer)
+        self.observer: SiteObserver | None = None
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {self.mask}"
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it prunes anything. If not, the layer is the dense layer."""
+        return self.layer_mask is not None and self.layer_mask.prunes
+
+    def is_dense(self, queries: int, keys: int) -> bool:
+        """Whether transformers' own SDPA gives the answer; a call longer than the mask still has to be looked at."""
+        if self.observer is not None or self.steps is not None or self.backend == "reference":
+            return False
+        return not self.prunes and (self.mask is None or max(queries, keys) <= min(self.mask.allowed.shape))
+
+    def places(
+        self, visible: Tensor | None, queries: int, keys: int, device: torch.device, position_ids: Tensor | None
+    ) -> Places:
+        """Rows and columns of a call.
+
+        Raises
+        ------
+        InputError
+            If self-attention without causality has other keys than queries, if cross attention has no self-attention
+            before it, or if a mask does not tell positions.
+        """
+        if not self.cross and not self.causal and queries != keys:
+            raise InputError(f"{self.name}: expected as many keys as queries, found {keys} keys and {queries} queries")
+        if visible is None:
+            places = from_lengths(queries, keys, self.causal, device)
+        else:
+            places = from_mask(visible, self.causal, position_ids, self.name)
+        if self.cross:
+            own = self.steps.take()
+            if own is None:
+                raise InputError(f"{self.name}: expected self-attention before it in its layer, found none")
+            both = own.offset is not None and places.offset is not None
+            return Places(
+                own.query,
+                places.key,
+                places.keys,
+                own.offset if both else None,
+                places.padding,
+                own.reason or places.reason,
+            )
+        if self.steps is not None:
+            self.steps.note(places)
+        return places
+
+    def covers(self, places: Places) -> bool:
+        """Whether all positions of a call, padding included, lie within the mask."""
+        return places.query.bound <= self.mask.query_length and places.key.bound <= self.mask.key_length
+
+    def cells(self, query: Axis, key: Axis) -> Tensor | None:
+        """What is pruned at these positions: bool [H, Q, S], or [B, H, Q, S] if sequences differ; None for nothing.
+
+        Raises
+        ------
+        InputError
+            If a position lies beyond the mask, unless that region is to stay dense.
+        """
+        if self.mask is None:
+            return None
+        rows, columns, size = self.mask.query_length, self.mask.key_length, self.mask.block_size
+        if query.bound > rows or key.bound > columns:
+            self._check_lengths(query, key)
+        if not self.prunes:
+            return None
+        row, column = query.index.clamp(max=rows - 1) // size, key.index.clamp(max=columns - 1) // size
+        blocks = self.layer_mask.blocks(query.index.device)
+        if row.ndim == 1 and column.ndim == 1:
+            pruned = blocks[:, row][:, :, column]
+        else:
+            pruned = blocks[:, row[..., :, None], column[..., None, :]].transpose(0, 1)
+        if self.beyond == "dense":
+            inside = (query.index < rows)[..., :, None] & (key.index < columns)[..., None, :]
+            pruned = pruned & (inside if inside.ndim == 2 else inside[:, None])
+        return pruned
+
+    def _check_lengths(self, query: Axis, key: Axis) -> None:
+        if self.beyond == "dense" or query.index.is_meta:
+            return
+        rows, columns = self.mask.query_length, self.mask.key_length
+        expected = f"expected at most {rows} queries and {columns} keys, the lengths of the mask"
+        if torch.compiler.is_compiling():  # numbers are not known yet: checked when the graph runs
+            within = (query.last() < rows) & (key.last() < columns)
+            torch._assert_async(within, f"{self.name}: {expected}, found a longer sequence")
+            return
+        queries, keys = int(query.last()) + 1, int(key.last()) + 1
+        if queries > rows or keys > columns:
+            raise InputError(
+                f"{self.mask.source}: {expected}, found a sequence that needs {queries} queries and {keys} keys in "
+                f"{self.name}; beyond='dense' leaves the rest unpruned"
+            )

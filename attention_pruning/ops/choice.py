@@ -1,0 +1,140 @@
+"""What computes a call: one table, measured, and the reason for each choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import interim
+from .call import Call
+from .cpu import native
+from .layer_mask import LayerMask
+from .layout import BlockLayout
+
+BACKENDS = ("auto", "block_sparse", "flex", "reference")
+
+#: The compiled kernel's time with every block kept, over that of torch's fused attention without a mask, by build: for
+#: whole blocks, and for blocks of single cells, each of which has its bits looked at. ``benchmarks/backend_costs.py``
+#: measures it. Times the share of blocks that is computed it is what a call is expected to take.
+COSTS = {
+    "avx512": ({16: 1.05, 32: 0.9, 64: 0.85, 128: 0.85}, {16: 1.3, 32: 1.0, 64: 0.85, 128: 0.85}),
+    "avx2": ({16: 1.05, 32: 0.9, 64: 0.85, 128: 0.85}, {16: 1.3, 32: 1.0, 64: 0.85, 128: 0.85}),
+    "portable": ({16: 1.05, 32: 0.9, 64: 0.85, 128: 0.85}, {16: 1.3, 32: 1.0, 64: 0.85, 128: 0.85}),
+}
+#: Below so many keys a mask of cells is not worth a kernel's call: measured as the above.
+LEAST_KEYS_CELLS = 128
+
+#: On a GPU the choice is between FlexAttention and torch's fused attention under a mask. The fewest scores (batch x
+#: heads x queries x keys) that FlexAttention is taken for, by bytes of a number: below, the CPU's preparation of a call
+#: takes longer than masked attention. From results/reference/benchmarks/block_sparse_gpu.csv (one H100): with 16 bits
+#: 8 x 12 x 1024 x 1024 lose whatever is pruned, 2048 and 4096 win; float32 was measured at 1024 alone.
+LEAST_SCORES_GPU = {2: 2**28, 4: 2**26}
+#: And the greatest share of kept blocks, by bytes and whether there are gradients. In float32 a line through the times
+#: at 0% and 90% meets the time of masked attention at a share of 0.41, with gradients 0.16.
+DENSEST_GPU = {(2, False): 1.0, (2, True): 1.0, (4, False): 0.4, (4, True): 0.15}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What computes a call.
+
+    Attributes
+    ----------
+    backend : {"block_sparse", "flex", "sdpa", "reference"}
+        "sdpa" is torch's fused attention, under the mask.
+    reason : str
+        Why this one, in a few words.
+    layout : BlockLayout or None
+        The blocks that are computed; None where all scores are.
+    refused : bool
+        Whether something stands in the way of the backend that was asked for, or that would save time.
+    """
+
+    backend: str
+    reason: str
+    layout: BlockLayout | None = None
+    refused: bool = False
+
+
+def choose(call: Call, backend: str = "auto") -> Choice:
+    """The backend that computes a call: the one that is asked for if it can, else torch's fused attention."""
+    if backend == "reference":
+        return Choice("reference", "asked for")
+    if backend == "auto":
+        return _fastest_gpu(call) if call.q.device.type == "cuda" else _fastest_cpu(call)
+    refusal = _refusal(call, backend)
+    if refusal:
+        return Choice("sdpa", f"{backend} needs {refusal}", refused=True)
+    if backend == "block_sparse" and native.library() is None:
+        return Choice("reference", "the kernel is not compiled", refused=False)
+    return Choice(backend, "asked for", kernel_layout(call.mask)[0])
+
+
+def _refusal(call: Call, backend: str) -> str | None:
+    if backend == "flex":
+        from . import flex  # slow to import, and needed on a GPU alone
+
+        return flex.refusal(call)
+    return interim.refusal(call)
+
+
+def _fastest_cpu(call: Call) -> Choice:
+    mask = call.mask
+    if not mask.prunes and call.bias is None:
+        return Choice("sdpa", "nothing is pruned")
+    refusal = interim.refusal(call)
+    if refusal:
+        return _all_scores(call, f"the kernel needs {refusal}")
+    if native.library() is None:
+        return _all_scores(call, "the kernel is not compiled")
+    if not mask.has_whole_blocks and mask.given_layout is None and call.keys < LEAST_KEYS_CELLS:
+        return Choice("sdpa", f"single cells of fewer than {LEAST_KEYS_CELLS} keys: measured to be faster")
+    layout, cost = kernel_layout(mask)
+    if cost > 1.0:
+        return Choice("sdpa", f"{layout.density:.0%} of blocks of {layout.block_size} are kept: measured to be faster")
+    return Choice("block_sparse", f"{layout.density:.0%} of blocks of {layout.block_size} are kept", layout)
+
+
+def _fastest_gpu(call: Call) -> Choice:
+    size, scores = call.q.element_size(), call.q.shape[:3].numel() * call.keys
+    if not call.mask.prunes and call.bias is None:
+        return Choice("sdpa", "nothing is pruned")
+    if size not in LEAST_SCORES_GPU or scores < LEAST_SCORES_GPU[size]:
+        return Choice("sdpa", "few scores: measured to be faster")
+    if not call.mask.has_whole_blocks and call.mask.given_layout is None:
+        return _all_scores(call, "single cells are pruned, and no kernel leaves them out on a GPU")
+    from . import flex
+
+    refusal = flex.refusal(call)
+    if refusal:
+        return _all_scores(call, f"flex needs {refusal}")
+    layout, _ = kernel_layout(call.mask)
+    if layout.density > DENSEST_GPU[size, call.needs_gradient]:
+        return Choice("sdpa", f"{layout.density:.0%} of blocks of {layout.block_size} are kept: measured to be faster")
+    return Choice("flex", f"{layout.density:.0%} of blocks of {layout.block_size} are kept", layout)
+
+
+def _all_scores(call: Call, reason: str) -> Choice:
+    return Choice("sdpa", reason, refused=call.mask.prunes)
+
+
+def kernel_layout(mask: LayerMask) -> tuple[BlockLayout, float]:
+    """The layout that a kernel computes soonest, and its expected time in times of torch's dense attention."""
+    return mask.once(("kernel_layout",), lambda: _make_kernel_layout(mask))
+
+
+# It is a constant of the mask: while torch.compile makes a graph it is made, instead of being traced.
+kernel_layout._dynamo_marked_constant = True
+
+
+def _make_kernel_layout(mask: LayerMask) -> tuple[BlockLayout, float]:
+    whole, cells = COSTS["avx512"]
+    given = mask.given_layout
+    if given is not None:
+        costs = cells if len(given.bits) else whole
+        return given, given.density * costs[given.block_size]
+    if mask.has_whole_blocks:
+        layout = mask.layout(mask.whole_block)
+        return layout, layout.density * whole[layout.block_size]
+    layouts = [mask.layout(size) for size in cells]
+    best = min(layouts, key=lambda layout: layout.density * cells[layout.block_size])
+    return best, best.density * cells[best.block_size]
