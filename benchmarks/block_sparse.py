@@ -31,7 +31,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from attention_pruning import BlockLayout, block_sparse_attention
+from attention_pruning import BlockLayout, pruned_attention
 from attention_pruning.ops.cpu import native
 
 # The anchor of all comparisons: change it and no figure can be compared with an earlier one.
@@ -112,7 +112,7 @@ def build(variant: str, shape: Shape) -> Attention:
         return build_flex(layout)
     if variant == "ours at 0%":
         layout = draw_layout(dataclasses.replace(shape, sparsity=0.0))
-    return lambda q, k, v: block_sparse_attention(q, k, v, layout, backend="block_sparse")
+    return lambda q, k, v: pruned_attention(q, k, v, layout, backend="block_sparse")
 
 
 def build_flex(layout: BlockLayout) -> Attention:
@@ -120,9 +120,8 @@ def build_flex(layout: BlockLayout) -> Attention:
     from attention_pruning.ops import flex
     from attention_pruning.ops.call import Call
 
-    nothing = {"key_padding_mask": None, "dropout_p": 0.0, "dropout_seed": None, "scale": None, "bias": None}
     q = torch.empty(BATCH, HEADS, layout.query_length, SIZE)
-    mask = flex.block_mask(Call.check(q, q, q, layout, causal=False, **nothing))
+    mask = flex.block_mask(Call.check(q, q, q, layout), layout)
     return lambda q, k, v: flex.compiled()(q, k, v, block_mask=mask)
 
 

@@ -29,7 +29,7 @@ from block_sparse_gpu_figure import draw
 from interleave import BenchmarkError
 from torch import Tensor
 
-from attention_pruning import block_sparse_attention
+from attention_pruning import pruned_attention
 from attention_pruning.ops import flex
 from attention_pruning.ops.call import Call
 
@@ -73,18 +73,17 @@ def build(variant: str, shape: Shape, inputs: list[Tensor]) -> Attention:
         return F.scaled_dot_product_attention
     layout = layout_of(shape)
     if variant == "masked":
-        mask = layout.cells_on(inputs[0].device)[None]
+        mask = layout.cells.to(inputs[0].device)[None]
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if variant == "flex":  # its mask made once
-        nothing = dict.fromkeys(("key_padding_mask", "dropout_seed", "scale", "bias"))
-        call = Call.check(*inputs[:3], layout, causal=False, dropout_p=0.0, **nothing)
+        call = Call.check(*inputs[:3], layout)
         options = {
-            "block_mask": flex.block_mask(call),
+            "block_mask": flex.block_mask(call, layout),
             "scale": call.scale,
-            "kernel_options": flex.kernel_options(call),
+            "kernel_options": flex.kernel_options(call, layout),
         }
         return lambda q, k, v: flex.compiled()(q, k, v, **options, **flex.ask_for_sums())[0]
-    return lambda q, k, v: block_sparse_attention(q, k, v, layout, backend="flex")
+    return lambda q, k, v: pruned_attention(q, k, v, layout, backend="flex")
 
 
 def draw_inputs(case: Case) -> list[Tensor]:

@@ -17,7 +17,7 @@ from ..ops.attention import attend as attend_call
 from ..ops.call import Call
 from ..ops.choice import Choice, choose
 from ..ops.eager import ScoreMask, attend
-from ..ops.explain import record
+from ..ops.reasons import record
 from .attention_site import SITE_ATTRIBUTE, AttentionSite
 from .positions import Places, can_look
 from .sites import is_causal as module_is_causal

@@ -2,9 +2,9 @@
 
 from .attention import PrunedAttention, pruned_attention
 from .choice import BACKENDS
-from .explain import DenseAttentionWarning, Explained, explain
 from .layer_mask import LayerMask
 from .layout import BlockLayout
+from .reasons import DenseAttentionWarning, Explained, explain
 
 __all__ = [
     "BACKENDS",

@@ -11,9 +11,9 @@ from ..errors import InputError
 from . import fused, interim, reference
 from .call import Call
 from .choice import BACKENDS, Choice, choose
-from .explain import record
 from .layer_mask import LayerMask
 from .layout import BlockLayout
+from .reasons import record
 
 
 def pruned_attention(

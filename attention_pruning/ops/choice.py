@@ -95,22 +95,31 @@ def _fastest_cpu(call: Call) -> Choice:
 
 
 def _fastest_gpu(call: Call) -> Choice:
-    size, scores = call.q.element_size(), call.q.shape[:3].numel() * call.keys
-    if not call.mask.prunes and call.bias is None:
-        return Choice("sdpa", "nothing is pruned")
-    if size not in LEAST_SCORES_GPU or scores < LEAST_SCORES_GPU[size]:
-        return Choice("sdpa", "few scores: measured to be faster")
+    slower = why_not_flex(call)
+    if slower:
+        return Choice("sdpa", slower)
     if not call.mask.has_whole_blocks and call.mask.given_layout is None:
         return _all_scores(call, "single cells are pruned, and no kernel leaves them out on a GPU")
-    from . import flex
+    from . import flex  # slow to import
 
     refusal = flex.refusal(call)
     if refusal:
         return _all_scores(call, f"flex needs {refusal}")
     layout, _ = kernel_layout(call.mask)
-    if layout.density > DENSEST_GPU[size, call.needs_gradient]:
-        return Choice("sdpa", f"{layout.density:.0%} of blocks of {layout.block_size} are kept: measured to be faster")
     return Choice("flex", f"{layout.density:.0%} of blocks of {layout.block_size} are kept", layout)
+
+
+def why_not_flex(call: Call) -> str | None:
+    """Why torch's fused attention was measured to be faster on a GPU than FlexAttention, or None."""
+    mask, size, scores = call.mask, call.q.element_size(), call.q.shape[:3].numel() * call.keys
+    if not mask.prunes and not call.causal and call.key_padding_mask is None and call.bias is None:
+        return "nothing is pruned"
+    if size not in LEAST_SCORES_GPU or scores < LEAST_SCORES_GPU[size]:
+        return "few scores: measured to be faster"
+    layout = mask.given_layout or (kernel_layout(mask)[0] if mask.has_whole_blocks else None)
+    if layout is not None and layout.density > DENSEST_GPU[size, call.needs_gradient]:
+        return f"{layout.density:.0%} of blocks of {layout.block_size} are kept: measured to be faster"
+    return None
 
 
 def _all_scores(call: Call, reason: str) -> Choice:

@@ -31,7 +31,8 @@ from transformers.masking_utils import sdpa_mask
 from attention_pruning import InputError, PruneMask
 from attention_pruning.huggingface import prune_model, unprune_model
 from attention_pruning.huggingface.prune import set_implementation
-from attention_pruning.ops.block_calls import BACKENDS, require_blocks
+from attention_pruning.ops.choice import BACKENDS
+from attention_pruning.ops.layout import BLOCK_SIZES
 from encoders import load_config
 from reproduction.training import limit_threads, peak_memory_bytes, prepare_output, run_main, write_json
 from run_flags import ModelArguments
@@ -168,7 +169,11 @@ def read_settings(args: argparse.Namespace) -> list[Setting]:
     settings = [Setting("dense")]
     for path in args.masks:
         mask = PruneMask.load(path)
-        require_blocks("block_sparse", mask.block_size, mask.source)
+        if mask.block_size % BLOCK_SIZES[0]:
+            raise InputError(
+                f"{mask.source}: expected a mask of whole blocks whose side is a multiple of {BLOCK_SIZES[0]}, found "
+                f"block_size {mask.block_size}"
+            )
         mask.check_model(query_length=args.max_seq_length, key_length=args.max_seq_length)
         settings.append(Setting(f"tau {mask.tau:g}", mask))
     names = [setting.name for setting in settings]

@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from attention_pruning import BlockLayout, InputError
-from attention_pruning.ops.block_calls import attend_blocks, has_layout
+from attention_pruning import InputError, LayerMask
+from attention_pruning.ops.attention import attend as attend_call
+from attention_pruning.ops.call import Call
+from attention_pruning.ops.choice import Choice, choose
 from attention_pruning.ops.eager import Observer, ScoreMask, attend, normalize
+from attention_pruning.ops.reasons import record
 from attention_pruning.structure import visible_cells
 
 logger = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ class PrunedAttention(MultiheadAttention):
     block_size : int
         Side of the blocks that the mask prunes whole; 1 for single cells.
     backend : {"auto", "block_sparse", "flex", "reference"}
-        What computes whole sequences, see ``block_sparse_attention``.
+        What computes whole sequences, see ``pruned_attention``.
     normalizer : {"softmax", "entmax15"}
     beyond_pattern : {"decoding", "dense", "error"}
         What to do at positions beyond the mask: leave them unpruned where the model writes them itself and refuse them
@@ -72,7 +75,7 @@ class PrunedAttention(MultiheadAttention):
         attention.normalizer = "softmax"
         attention.beyond_pattern = "decoding"
         attention.backend, attention.block_size = "auto", 1
-        attention._laid_out = None
+        attention._layer_mask = None
         attention.observer = None
         attention.register_buffer(MASK_NAME, None)
         # Not a submodule of this one: its weights would appear twice in a checkpoint.
@@ -146,18 +149,19 @@ class PrunedAttention(MultiheadAttention):
         return output, p_BHTS.transpose(0, 1) if need_head_weights else p_BHTS.mean(1)
 
     def _fused(self, query: Tensor, key: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor:
-        """A whole sequence at once, by block-sparse attention or torch's fused kernel: [T, B, C]."""
+        """A whole sequence at once: [T, B, C]."""
         source = query if self.self_attention else key
         heads = [self._split_heads(x) for x in (self.q_proj(query), self.k_proj(source), self.v_proj(source))]
         padding_BS = None if key_padding_mask is None or not key_padding_mask.any() else key_padding_mask.bool()
         dropout = self.dropout_module
         dropout_p = dropout.p if self.training or dropout.apply_during_inference else 0.0
-        layout = self._layout_for(query.size(0), source.size(0), attn_mask)
-        if layout is not None:
-            options = {"key_padding_mask": padding_BS, "scale": self.scaling, "dropout_p": dropout_p}
-            out_BHTD = attend_blocks(*heads, layout, self.backend, **options)
-            if out_BHTD is not None:
-                return self.out_proj(_merge_heads(out_BHTD))
+        mask, reason = self._mask_for(query.size(0), source.size(0), attn_mask)
+        if reason is None:
+            call = Call.check(*heads, mask, key_padding_mask=padding_BS, scale=self.scaling, dropout_p=dropout_p)
+            choice = choose(call, self.backend)
+            record(self.site, None, mask, choice)
+            return self.out_proj(_merge_heads(attend_call(call, choice)))
+        record(self.site, None, mask, Choice("sdpa", reason, refused=True))
         visible = None if attn_mask is None else attn_mask > -math.inf
         if padding_BS is not None:
             real_B11S = ~padding_BS[:, None, None, :]
@@ -172,25 +176,31 @@ class PrunedAttention(MultiheadAttention):
         )
         return self.out_proj(_merge_heads(out_BHTD))
 
-    def _layout_for(self, queries: int, keys: int, attn_mask: Tensor | None) -> BlockLayout | None:
-        """The blocks of the mask, if it has any and nothing but they, padding and the decoder's future is hidden."""
-        if not has_layout(self.backend, self.block_size) or torch.compiler.is_compiling():
-            return None
-        covered_queries, covered_keys = self.prune_mask.shape[1:]
-        if queries > covered_queries or keys > covered_keys:
-            return None
-        causal = self.site == "dec-self"
-        if causal != (attn_mask is not None):
-            return None
-        if causal:
+    def _mask_for(self, queries: int, keys: int, attn_mask: Tensor | None) -> tuple[LayerMask, str | None]:
+        """The mask, and why a call cannot be computed under it as it is: something else than it, padding and the
+        decoder's future is hidden, or the call is longer."""
+        mask = self.layer_mask
+        if queries > mask.query_length or keys > mask.key_length:
+            return mask, "positions beyond the mask are computed, too"
+        if mask.causal != (attn_mask is not None):
+            return mask, "the model's own mask is not that of its site"
+        if mask.causal:
             future = ~visible_cells(queries, keys, True).to(attn_mask.device)
-            if covered_queries != covered_keys or not torch.equal(attn_mask == -math.inf, future):
-                return None
+            if mask.query_length != mask.key_length or not torch.equal(attn_mask == -math.inf, future):
+                return mask, "the model's own mask hides more than the future"
+        return mask, None
+
+    @property
+    def layer_mask(self) -> LayerMask:
+        """The buffer in the form that the operator takes."""
         # A checkpoint is read into the buffer after the model is built, and a move to a device makes a new buffer.
         mask, version = self.prune_mask, self.prune_mask._version
-        if self._laid_out is None or self._laid_out[0] is not mask or self._laid_out[1] != version:
-            self._laid_out = (mask, version, BlockLayout.from_cells(~mask, self.block_size, causal))
-        return self._laid_out[2]
+        if self._layer_mask is None or self._layer_mask[0] is not mask or self._layer_mask[1] != version:
+            step, lengths = self.block_size, mask.shape[1:]
+            blocks = mask[:, ::step, ::step].cpu().contiguous()  # a block is pruned whole: any cell tells
+            made = LayerMask(blocks, step, *lengths, causal=self.site == "dec-self", source=f"{self.site} mask")
+            self._layer_mask = (mask, version, made)
+        return self._layer_mask[2]
 
     def _attend_by_scores(
         self, scores_BHTS: Tensor, values: Tensor, incremental_state: dict | None

@@ -10,7 +10,7 @@ import torch
 
 from attention_pruning import InputError
 from attention_pruning.mask import RULES, SCOPES, parse_tau
-from attention_pruning.ops.block_calls import BACKENDS
+from attention_pruning.ops.choice import BACKENDS
 
 #: Site -> the flag that prunes it and the flag that names its pattern or mask.
 SITE_FLAGS = {

@@ -15,7 +15,6 @@ from fairseq.models.transformer import TransformerModel
 from torch import Tensor, nn
 
 from attention_pruning import InputError, PruneMask
-from attention_pruning.ops.block_calls import require_blocks
 
 from .attention import MASK_NAME, PrunedAttention
 from .flags import SITE_FLAGS, PruneFlags, add_flags
@@ -108,8 +107,6 @@ class PrunedTransformer(TransformerModel):
         for site, facts in model.record.items():
             if not attention[site]:
                 raise InputError(f"--{SITE_FLAGS[site][0]}: expected a model with {site} attention, found one without")
-            source = masks[site].source if model.read_files else f"checkpoint: {site} mask"
-            require_blocks(flags.backend, facts["block_size"], source)
             if not facts["prunes"]:
                 continue
             for layer, module in enumerate(attention[site]):

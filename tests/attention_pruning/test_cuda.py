@@ -11,11 +11,10 @@ import pytest
 import torch
 import transformers as tf
 
-from attention_pruning import BlockLayout, InputError, PruneMask, block_sparse_attention
+from attention_pruning import BlockLayout, InputError, PruneMask, pruned_attention
 from attention_pruning.huggingface import collect_patterns, prune_model
-from attention_pruning.ops import attention, flex
+from attention_pruning.ops import choice, flex
 from attention_pruning.ops.call import Call
-from attention_pruning.ops.reference import kept_and_visible
 from test_huggingface_attention import assert_same_gradients
 from tiny_models import make, padded, real_outputs
 
@@ -35,26 +34,23 @@ class Case:
     cells: bool = False
     causal: bool = False
     padding: bool = False
-    empty_rows: str = "zero"
     bias: str = "none"
 
 
 FLOAT = torch.float32
 CASES = {
     "float32, block 16, in part, padded, causal, more keys": Case(
-        16, FLOAT, 32, 100, 130, cells=True, causal=True, padding=True, empty_rows="uniform"
+        16, FLOAT, 32, 100, 130, cells=True, causal=True, padding=True
     ),
-    "float32, block 32, whole": Case(32, FLOAT, empty_rows="uniform"),
+    "float32, block 32, whole": Case(32, FLOAT),
     "float32, block 64, causal, learned bias": Case(64, FLOAT, 32, 200, 200, causal=True, bias="learned"),
     "float32, block 128, in part, head 128": Case(128, FLOAT, 128, 200, 300, cells=True),
     "bfloat16, block 16, whole": Case(16, size=32, queries=128, keys=128, causal=True),
     "bfloat16, block 32, head 80, short queries": Case(32, size=80, queries=20, keys=77, padding=True),
-    "bfloat16, block 64, padded, causal": Case(
-        64, queries=384, keys=384, causal=True, padding=True, empty_rows="uniform"
-    ),
+    "bfloat16, block 64, padded, causal": Case(64, queries=384, keys=384, causal=True, padding=True),
     "bfloat16, block 64, in part, head 128": Case(64, size=128, queries=200, keys=333, cells=True),
     "bfloat16, block 64, head 256": Case(64, size=256, queries=128, keys=192),
-    "bfloat16, block 128, padded": Case(128, queries=300, keys=300, padding=True, empty_rows="uniform"),
+    "bfloat16, block 128, padded": Case(128, queries=300, keys=300, padding=True),
     "bfloat16, block 128, bias that hides": Case(128, bias="hides"),
     "bfloat16, block 128, learned bias, head 128": Case(128, size=128, bias="learned"),
     "bfloat16, block 64, learned bias, head 256": Case(64, size=256, queries=128, keys=192, bias="learned"),
@@ -83,15 +79,15 @@ def inputs_of(case, device, seed=2):
 
 
 def options_of(case, device):
-    options = {"causal": case.causal, "empty_rows": case.empty_rows}
+    options = {"is_causal": case.causal}
     if case.padding:
         options["key_padding_mask"] = torch.arange(case.keys, device=device) >= torch.tensor(
             [[case.keys], [case.keys // 3]], device=device
         )
     if case.bias != "none":
         bias = torch.randn(1, 3, case.queries, case.keys, generator=torch.Generator().manual_seed(5))
-        options["bias"] = (bias.masked_fill(bias > 0, -torch.inf) if case.bias == "hides" else bias).to(device)
-        options["bias"][:, 1, 7] = -torch.inf if case.bias == "hides" else 0.0  # a row that sees nothing
+        options["attn_bias"] = (bias.masked_fill(bias > 0, -torch.inf) if case.bias == "hides" else bias).to(device)
+        options["attn_bias"][:, 1, 7] = -torch.inf if case.bias == "hides" else 0.0  # a row with nothing left
     return options
 
 
@@ -101,8 +97,8 @@ def values_and_gradients(case, layout, backend, dtype=None):
     leaves = [x.detach().requires_grad_() for x in leaves]
     options = options_of(case, GPU)
     if case.bias == "learned":
-        leaves.append(options["bias"].requires_grad_())
-    out = block_sparse_attention(*leaves[:3], layout, backend=backend, **options)
+        leaves.append(options["attn_bias"].requires_grad_())
+    out = pruned_attention(*leaves[:3], layout, backend=backend, **options)
     out.backward(g)
     return {name: x.float() for name, x in zip("oqkvb", [out.detach(), *(x.grad for x in leaves)], strict=False)}
 
@@ -121,19 +117,18 @@ def test_values_and_gradients_are_those_of_the_reference(name):
 
 
 @needs_gpu
-@pytest.mark.parametrize("empty_rows", ["zero", "uniform"])
 @pytest.mark.parametrize("taken", ["flex", "masked"])
-def test_inference_and_auto_give_the_same(taken, empty_rows, monkeypatch):
+def test_inference_and_auto_give_the_same(taken, monkeypatch):
     """Whichever of the two "auto" takes."""
-    monkeypatch.setitem(attention.LEAST_SCORES_GPU, 2, 0 if taken == "flex" else 2**60)
+    monkeypatch.setitem(choice.LEAST_SCORES_GPU, 2, 0 if taken == "flex" else 2**60)
     calls, attend = [], flex.attend
-    monkeypatch.setattr(flex, "attend", lambda call: calls.append(call) or attend(call))
-    case = Case(64, queries=384, keys=384, padding=True, causal=True, empty_rows=empty_rows)
+    monkeypatch.setattr(flex, "attend", lambda call, layout: calls.append(call) or attend(call, layout))
+    case = Case(64, queries=384, keys=384, padding=True, causal=True)
     *inputs, _ = inputs_of(case, GPU)
     with torch.no_grad():
-        found = block_sparse_attention(*inputs, layout_of(case), **options_of(case, GPU))
+        found = pruned_attention(*inputs, layout_of(case), **options_of(case, GPU))
         exact = (x.float() for x in inputs)
-        expected = block_sparse_attention(*exact, layout_of(case), backend="reference", **options_of(case, GPU))
+        expected = pruned_attention(*exact, layout_of(case), backend="reference", **options_of(case, GPU))
     assert len(calls) == (taken == "flex")
     torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=0)
 
@@ -155,12 +150,12 @@ def test_all_layers_share_one_graph():
 
 @needs_gpu
 def test_memory_does_not_grow_with_the_scores():
-    case = Case(128, queries=4096, keys=4096, padding=True, empty_rows="uniform")
+    case = Case(128, queries=4096, keys=4096, padding=True)
     leaves = [x.requires_grad_() for x in inputs_of(case, GPU)[:3]]
     layout, options = layout_of(case), options_of(case, GPU)
 
     def step():
-        block_sparse_attention(*leaves, layout, backend="flex", **options).sum().backward()
+        pruned_attention(*leaves, layout, backend="flex", **options).sum().backward()
 
     step()
     torch.cuda.synchronize()
@@ -176,14 +171,14 @@ def test_dropout_and_small_heads_are_refused_and_left_to_others_by_auto():
     case = Case(16, FLOAT, 8, 64, 64)
     *inputs, _ = inputs_of(case, GPU)
     with pytest.raises(InputError, match="backend flex: expected no dropout"):
-        block_sparse_attention(*inputs, layout_of(case), backend="flex", dropout_p=0.1)
+        pruned_attention(*inputs, layout_of(case), backend="flex", dropout_p=0.1)
     with pytest.raises(InputError, match="a head size of 16 to 256 on a GPU, found 8"):
-        block_sparse_attention(*inputs, layout_of(case), backend="flex")
-    expected = block_sparse_attention(*inputs, layout_of(case), backend="reference")
-    torch.testing.assert_close(block_sparse_attention(*inputs, layout_of(case)), expected, atol=2e-5, rtol=1e-4)
+        pruned_attention(*inputs, layout_of(case), backend="flex")
+    expected = pruned_attention(*inputs, layout_of(case), backend="reference")
+    torch.testing.assert_close(pruned_attention(*inputs, layout_of(case)), expected, atol=2e-5, rtol=1e-4)
     many = [x[:1, :, :1].expand(500, -1, 64, -1) for x in inputs]  # dropout keeps the mean
-    found = block_sparse_attention(*many, layout_of(case), dropout_p=0.2)
-    dense = block_sparse_attention(*many, layout_of(case))
+    found = pruned_attention(*many, layout_of(case), dropout_p=0.2)
+    dense = pruned_attention(*many, layout_of(case))
     torch.testing.assert_close(found.mean(0), dense.mean(0), atol=0.1, rtol=0)
 
 
@@ -218,7 +213,7 @@ def bert(backend):
 @pytest.mark.parametrize("real", [(48, 20, 9), (48, 48)], ids=["padded", "whole"])
 def test_a_model_computes_like_the_masked_reference(real, monkeypatch):
     calls, attend = [], flex.attend
-    monkeypatch.setattr(flex, "attend", lambda call: calls.append(call) or attend(call))
+    monkeypatch.setattr(flex, "attend", lambda call, layout: calls.append(call) or attend(call, layout))
     batch = {name: value.to(GPU) for name, value in padded(real, 48).items()}
     model, reference = bert("flex"), bert("reference")
     expected = real_outputs(reference, batch).detach()
@@ -247,10 +242,9 @@ def test_lists_of_blocks_hold_what_is_kept(queries, keys, causal, own, cells):
     if own and causal:
         layout = BlockLayout.from_cells(layout.cells, 16, causal=True)
     q, k = torch.zeros(1, 3, queries, 8), torch.zeros(1, 3, keys, 8)
-    nothing = dict.fromkeys(("key_padding_mask", "dropout_seed", "scale", "bias"))
-    call = Call.check(q, k, k, layout, causal=causal, dropout_p=0.0, **nothing)
-    counts = kept_and_visible(call)[0]
-    partial, whole = flex.split_blocks(call)
+    call = Call.check(q, k, k, layout, is_causal=causal)
+    counts = ~call.pruned() & torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries if causal else keys)
+    partial, whole = flex.split_blocks(call, layout)
     assert not (partial & whole).any()
     for at in torch.cartesian_prod(*map(torch.arange, partial.shape)).tolist():
         h, i, j = at
@@ -258,6 +252,6 @@ def test_lists_of_blocks_hold_what_is_kept(queries, keys, causal, own, cells):
         assert not (whole[h, i, j] and not block.all())
         assert whole[h, i, j] or partial[h, i, j] or not block.any()
     # what FlexAttention is told about single cells is the truth about all of them
-    told = flex.block_mask(call).mask_mod
+    told = flex.block_mask(call, layout).mask_mod
     h, i, j = torch.meshgrid(*map(torch.arange, (3, queries, keys)), indexing="ij")
     assert torch.equal(told(torch.tensor(0), h, i, j), counts)

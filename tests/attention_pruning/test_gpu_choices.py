@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from attention_pruning import BlockLayout
-from attention_pruning.ops import attention, flex, reference
+from attention_pruning import BlockLayout, LayerMask
+from attention_pruning.ops import choice, flex
 from attention_pruning.ops.call import Call
 
 MEASURED = Path(__file__).resolve().parents[2] / "results" / "reference" / "benchmarks" / "block_sparse_gpu.csv"
@@ -25,9 +25,7 @@ def a_call(length, block, dtype, kept=1.0, gradients=False, size=64, heads=12, b
     blocks[:, : round(kept * side * side)] = True
     layout = BlockLayout.from_blocks(blocks.view(heads, side, side), block, length, length)
     q, k, v = (torch.empty((), dtype=dtype).expand(batch, heads, length, size) for _ in range(3))
-    defaults = dict.fromkeys(("key_padding_mask", "dropout_seed", "scale", "bias"))
-    defaults |= {"causal": False, "dropout_p": 0.0}
-    return Call.check(q.requires_grad_(gradients), k, v, layout, **defaults | options)
+    return Call.check(q.requires_grad_(gradients), k, v, layout, **options)
 
 
 def forward_memory(rows, keys, stages, size, bytes_each):
@@ -54,8 +52,8 @@ def test_the_estimate_of_shared_memory_is_what_triton_asked_for():
 @pytest.mark.parametrize("size", [16, 64, 80, 128, 192, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tiles_with_a_bias_fit_every_card_and_divide_their_block(dtype, size, block):
-    call = a_call(256, block, dtype, size=size, heads=1, batch=1, bias=torch.zeros(256, 256))
-    options = flex.kernel_options(call)
+    call = a_call(256, block, dtype, size=size, heads=1, batch=1, attn_bias=torch.zeros(256, 256))
+    options = flex.kernel_options(call, call.mask.given_layout)
     wide, each = 1 << (size - 1).bit_length(), dtype.itemsize  # tiles are as wide as a power of two
     tiles = [value for name, value in options.items() if "_BLOCK_" in name and not name.startswith("SPARSE")]
     assert all(block % tile == 0 for tile in tiles)
@@ -68,7 +66,8 @@ def test_tiles_with_a_bias_fit_every_card_and_divide_their_block(dtype, size, bl
 
 
 def test_without_a_bias_whole_blocks_are_left_to_flexattention():
-    assert flex.kernel_options(a_call(256, 128, torch.bfloat16, heads=1)) == {"FORCE_USE_FLEX_ATTENTION": True}
+    call = a_call(256, 128, torch.bfloat16, heads=1)
+    assert flex.kernel_options(call, call.mask.given_layout) == {"FORCE_USE_FLEX_ATTENTION": True}
 
 
 def measured():
@@ -94,7 +93,7 @@ def test_auto_takes_what_was_measured_to_be_faster():
     for row, other in measured():
         gradients = row["kind"] == "forward+backward"
         call = a_call(row["length"], row["block"], DTYPES[row["dtype"]], 1 - row["sparsity"], gradients)
-        found.append(attention.flex_pays(call))
+        found.append(choice.why_not_flex(call) is None)
         assert found[-1] == (row["milliseconds"] < other), row["measurement"]
     assert set(found) == {True, False}
 
@@ -112,37 +111,51 @@ def test_auto_takes_what_was_measured_to_be_faster():
     ],
 )
 def test_gradients_and_precision_decide_too(dtype, gradients, kept, pays):
-    assert attention.flex_pays(a_call(2048, 64, dtype, kept, gradients)) == pays
+    assert (choice.why_not_flex(a_call(2048, 64, dtype, kept, gradients)) is None) == pays
 
 
 def test_under_no_grad_there_are_no_gradients():
     call = a_call(2048, 64, torch.float32, 0.3, gradients=True)
     with torch.no_grad():
-        assert attention.flex_pays(call)
-    assert not attention.flex_pays(call)
+        assert choice.why_not_flex(call) is None
+    assert choice.why_not_flex(call)
 
 
 def test_a_mask_that_prunes_nothing_is_computed_without_it_unless_something_else_is_hidden():
-    assert not attention.flex_pays(a_call(4096, 128, torch.bfloat16))
-    assert attention.flex_pays(a_call(4096, 128, torch.bfloat16, causal=True))
+    assert choice.why_not_flex(a_call(4096, 128, torch.bfloat16)) == "nothing is pruned"
+    assert choice.why_not_flex(a_call(4096, 128, torch.bfloat16, is_causal=True)) is None
     padding = torch.zeros(8, 4096, dtype=torch.bool)
-    assert attention.flex_pays(a_call(4096, 128, torch.bfloat16, key_padding_mask=padding))
-    assert attention.flex_pays(a_call(4096, 128, torch.bfloat16, bias=torch.zeros(4096)))
+    assert choice.why_not_flex(a_call(4096, 128, torch.bfloat16, key_padding_mask=padding)) is None
+    assert choice.why_not_flex(a_call(4096, 128, torch.bfloat16, attn_bias=torch.zeros(4096))) is None
+
+
+class OnGpu:
+    """The queries of a call as they look on a GPU."""
+
+    device, dtype, shape, requires_grad = torch.device("cuda"), torch.bfloat16, torch.Size((1, 1, 64, 64)), False
+
+    def element_size(self):
+        return 2
 
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_flexattention_leaves_what_it_refuses_to_fused_attention(pays, monkeypatch):
-    """A call as it looks on a GPU: dropout, which FlexAttention has not, goes the same way as what does not pay."""
-    taken = []
-    monkeypatch.setattr(attention, "flex_pays", lambda call: pays)
-    monkeypatch.setattr(flex, "attend", lambda call: taken.append("flex"))
-    monkeypatch.setattr(reference, "attend_fused", lambda call: taken.append("fused"))
-
-    class OnGpu:
-        device, dtype, shape, requires_grad = torch.device("cuda"), torch.bfloat16, (1, 1, 64, 64), False
-
+    """Dropout, which FlexAttention has not, goes the same way as what does not pay, and is worth a warning."""
+    monkeypatch.setattr(choice, "why_not_flex", lambda call: None if pays else "few scores")
+    found = []
     for dropout_p in (0.0, 0.1):
-        call = a_call(64, 64, torch.bfloat16, heads=1, batch=1, dropout_p=dropout_p)
+        call = a_call(64, 64, torch.bfloat16, kept=0.0, heads=1, batch=1, dropout_p=dropout_p)
         object.__setattr__(call, "q", OnGpu())
-        attention._attend_fastest(call)
-    assert taken == ["flex" if pays else "fused", "fused"]
+        found.append(choice.choose(call))
+    assert [x.backend for x in found] == ["flex" if pays else "sdpa", "sdpa"]
+    assert [x.refused for x in found] == [False, pays]
+
+
+def test_single_cells_are_computed_whole_on_a_gpu_and_it_is_said(monkeypatch):
+    monkeypatch.setattr(choice, "why_not_flex", lambda call: None)
+    mask = LayerMask(torch.rand(1, 64, 64) < 0.5, 1, 64, 64)
+    call = a_call(64, 64, torch.bfloat16, heads=1, batch=1)
+    object.__setattr__(call, "mask", mask)
+    object.__setattr__(call, "q", OnGpu())
+    found = choice.choose(call)
+    assert found.backend == "sdpa" and found.refused and "single cells" in found.reason

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from attention_pruning import InputError
-from attention_pruning.huggingface import collect_patterns, prune_model
+from attention_pruning.huggingface import collect_patterns, forward, prune_model
+from attention_pruning.ops import DenseAttentionWarning, reasons
 from attention_pruning.ops.cpu import native
 from test_huggingface_attention import assert_same, gradients
 from test_huggingface_generate import answer, full_logits
@@ -41,13 +42,14 @@ def block_masks(name, share=0.6, size=16, **more):
 @pytest.fixture
 def taken(monkeypatch):
     """The calls that the compiled kernel computed."""
-    calls, attend = [], native.attend
+    calls, attend = [], forward.attend_call
 
-    def spy(call):
-        calls.append(call)
-        return attend(call)
+    def spy(call, choice):
+        if choice.backend == "block_sparse":
+            calls.append(call)
+        return attend(call, choice)
 
-    monkeypatch.setattr(native, "attend", spy)
+    monkeypatch.setattr(forward, "attend_call", spy)
     return calls
 
 
@@ -98,8 +100,8 @@ def test_auto_takes_the_kernel_for_sparse_blocks_and_nothing_else(name, taken):
         prune_model(make(name), block_masks(name, share=0.9))(**batch)
         layers = len(block_masks(name)) * 2
         assert len(taken) == layers
-        assert any(call.key_seen is not None for call in taken)  # padding is handed on as such
-        for masks in (block_masks(name, size=1), block_masks(name, size=8), block_masks(name, share=0.0)):
+        assert any(call.key_padding_mask is not None for call in taken)  # padding is handed on as such
+        for masks in (block_masks(name, size=1), block_masks(name, share=0.0)):
             prune_model(make(name), masks)(**batch)
         prune_model(make(name), block_masks(name, share=0.9), "reference")(**batch)
         collect_patterns(prune_model(make(name), block_masks(name, share=0.9)), [batch])
@@ -249,28 +251,22 @@ def test_half_and_double_precision():
         torch.testing.assert_close(found / expected.abs().max(), expected / expected.abs().max(), atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ["auto", "block_sparse"])
-def test_without_a_compiler_there_is_one_warning_and_the_same_answer(backend, monkeypatch):
+def test_without_a_compiler_there_is_one_warning_and_the_same_answer(monkeypatch):
     monkeypatch.setattr(native, "runnable_builds", lambda: ())
     monkeypatch.delenv(native.VARIABLE, raising=False)
-    native._warn_once.cache_clear()
-    model, reference = pair("BERT", backend, share=0.9)
-    with pytest.warns(RuntimeWarning, match="not compiled") as warned:
+    monkeypatch.setattr(reasons, "_warned", set())
+    model, reference = pair("BERT", share=0.9)
+    with pytest.warns(DenseAttentionWarning, match="the kernel is not compiled") as warned:
         assert_same(model, reference, batch_of("BERT"))
     assert len([warning for warning in warned if "not compiled" in str(warning.message)]) == 1
-    native._warn_once.cache_clear()
 
 
-@pytest.mark.parametrize("size", [1, 8])
-@pytest.mark.parametrize("backend", ["block_sparse", "flex"])
-def test_a_backend_that_has_no_blocks_to_compute_is_refused(backend, size):
-    model, sizes = make("BERT", implementation="sdpa"), "16, 32, 64, 128"
-    message = f"expected a block_size of {sizes} for backend {backend}, found {size}"
-    with pytest.raises(InputError, match=message) as refusal:
-        prune_model(model, block_masks("BERT", size=size), backend)
-    assert "\n" not in str(refusal.value) and not hasattr(model.config, "prune_config")
-    with pytest.raises(InputError, match=message):
-        block_masks("BERT", size=size)["self"].apply(model, backend)
+@pytest.mark.parametrize("size", [1, 8, 48])
+def test_a_kernel_computes_masks_of_any_block(size, taken):
+    """What is no block of its own it computes in its own blocks, cell by cell where they are kept in part."""
+    model, reference = pair("BERT", "block_sparse", size=size)
+    assert_same(model, reference, batch_of("BERT"))
+    assert taken
 
 
 def test_flex_leaves_training_on_a_cpu_to_the_cells():

@@ -6,12 +6,10 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_pruning import BlockLayout, InputError, LayerMask, PrunedAttention, pruned_attention
-from attention_pruning.ops import fused
+from attention_pruning import LayerMask
 from attention_pruning.ops.attention import attend
 from attention_pruning.ops.call import Call
 from attention_pruning.ops.choice import Choice, kernel_layout
@@ -82,7 +80,11 @@ def calls(draw, gradients=True):
     if draw(st.booleans()):
         shape = [draw(st.sampled_from([1, n])) for n in (batch, heads, queries, keys)]
         bias = tensor(*shape)
-    leaves = [tensor(batch, heads, queries, size), tensor(batch, kv_heads, keys, size), tensor(batch, kv_heads, keys, size)]
+    leaves = [
+        tensor(batch, heads, queries, size),
+        tensor(batch, kv_heads, keys, size),
+        tensor(batch, kv_heads, keys, size),
+    ]
     options = {"is_causal": told, "key_padding_mask": padding, "query_offset": offset}
     return leaves, mask, options | {"scale": draw(st.sampled_from([None, 0.3]))}, bias
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from .choice import Choice
 from .layer_mask import LayerMask
+from .layout import BlockLayout
 
 
 class DenseAttentionWarning(UserWarning):
@@ -53,36 +54,39 @@ _warned: set[tuple[str, str]] = set()
 
 
 def record(site: str, layer: int | None, mask: LayerMask | None, choice: Choice) -> None:
-    """Note a choice where somebody records, and warn, once for each site and reason, if it saves nothing against the
-    caller's will."""
+    """Note a choice where somebody records, and warn, once for each site and reason, if it saves nothing though it
+    should."""
+    _note(site, layer, mask, choice.backend, choice.reason, choice.layout, choice.refused)
+
+
+def _note(
+    site: str,
+    layer: int | None,
+    mask: LayerMask | None,
+    backend: str,
+    reason: str,
+    layout: BlockLayout | None,
+    refused: bool,
+) -> None:
     rows = _recording.get()
     if rows is not None:
-        rows.append(_explained(site, layer, mask, choice))
-    if choice.refused and (site, choice.reason) not in _warned:
-        _warned.add((site, choice.reason))
+        every_block = layout is None and mask is not None and mask.prunes and mask.has_whole_blocks
+        counted = mask.layout(mask.whole_block) if every_block else layout
+        blocks, size = (0, 0) if counted is None else (counted.visible_count, counted.block_size)
+        computed = blocks if layout is None else layout.column.numel()
+        rows.append(Explained(site, layer, backend, reason, computed, blocks, size))
+    if refused and (site, reason) not in _warned:
+        _warned.add((site, reason))
         warnings.warn(
-            f"{site} attention is pruned, but every score of it is computed: {choice.reason}; "
+            f"{site} attention is pruned, but every score of it is computed: {reason}; "
             "attention_pruning.explain(model, batch) shows each layer",
             DenseAttentionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-# While torch.compile makes a graph the choice is a constant of it: run then, instead of being traced.
-record._dynamo_marked_constant = True
-
-
-def _explained(site: str, layer: int | None, mask: LayerMask | None, choice: Choice) -> Explained:
-    layout = choice.layout
-    if layout is None and mask is not None and mask.prunes and mask.has_whole_blocks:
-        layout = mask.layout(mask.whole_block)
-        return Explained(
-            site, layer, choice.backend, choice.reason, layout.visible_count, layout.visible_count, layout.block_size
-        )
-    if layout is None:
-        return Explained(site, layer, choice.backend, choice.reason, 0, 0, 0)
-    computed = layout.column.numel()
-    return Explained(site, layer, choice.backend, choice.reason, computed, layout.visible_count, layout.block_size)
+# While torch.compile makes a graph a choice is a constant of it: noted then, instead of being traced.
+_note._dynamo_marked_constant = True
 
 
 @contextlib.contextmanager
