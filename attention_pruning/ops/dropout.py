@@ -18,8 +18,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def keep_mask(seed: int, dropout_p: float, batch: int, heads: int, queries: int, keys: int) -> Tensor:
-    """bool [batch, heads, queries, keys], True = stays: each cell with probability 1 - ``dropout_p``."""
+def keep_mask(seed: int | Tensor, dropout_p: float, batch: int, heads: int, queries: int, keys: int) -> Tensor:
+    """bool [batch, heads, queries, keys], True = stays: each cell with probability 1 - ``dropout_p``.
+
+    The seed is 64 bits, a number or an int64 tensor (), whose value nobody looks at: ``torch.compile`` goes through.
+    """
     row = torch.arange(batch * heads * queries, dtype=torch.int64)
     low, high = seed & _WORD, (seed >> 32) & _WORD
     row_hash = _mix(_mix((row & _WORD) ^ low) ^ (row >> 32) ^ high)
@@ -27,6 +30,6 @@ def keep_mask(seed: int, dropout_p: float, batch: int, heads: int, queries: int,
     return (_mix(cell) >= threshold(dropout_p)).view(batch, heads, queries, keys)
 
 
-def threshold(dropout_p: float) -> int:
-    """Hashes below it are dropped. From the float32 that the kernel is given."""
-    return int(torch.tensor(dropout_p, dtype=torch.float32).double() * 2**32)
+def threshold(dropout_p: float) -> Tensor:
+    """int64 (): hashes below it are dropped. From the float32 that the kernel is given."""
+    return (torch.tensor(dropout_p, dtype=torch.float32).double() * 2**32).long()

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import os
 import warnings
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_uint64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ..call import Call
 
 #: From the least to the most that a processor may have; `block_sparse_processor` answers with a position.
 BUILDS = ("portable", "avx2", "avx512")
 VARIABLE = "ATTENTION_PRUNING_KERNEL"
-DTYPES = (torch.float32, torch.bfloat16)
-LARGEST_HEAD = 256
+#: ``kAbi`` of problem.h, whose structures are those below. A library of another number is one of another version.
+ABI = 2
 
 #: What a number other than 0 from the kernel means, see ``broken_rule`` in kernel.cpp.
 _RULES = {
@@ -49,12 +48,14 @@ class _Layout(Structure):
 
 class _Problem(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("batch", "heads", "queries", "keys", "size")),
+        *((name, c_int64) for name in ("batch", "heads", "kv_heads", "queries", "keys", "size")),
         *((name, _Array) for name in ("q", "k", "v", "out")),
         ("log_sum", c_void_p),
         ("layout", _Layout),
+        ("first_row", c_int64),
         ("key_seen", c_void_p),
         ("causal", c_int64),
+        ("shift", c_int64),
         ("bias", c_void_p),
         ("bias_strides", c_int64 * 4),
         ("scale", c_float),
@@ -73,19 +74,69 @@ class _Gradients(Structure):
     ]
 
 
+class Settings(NamedTuple):
+    """What a call says beside its tensors, and the tensors that have no gradient; see ``op.block_sparse``.
+
+    Attributes
+    ----------
+    row_start, column, part, bits : Tensor
+        Those of a ``BlockLayout``.
+    block_size, key_blocks : int
+        Side of a block; how many blocks the keys of the layout take.
+    query_offset : int
+        The row of the layout that query 0 is.
+    shift : int or None
+        Query i sees key j <= i + shift; None: it sees all.
+    """
+
+    key_padding_mask: Tensor | None
+    dropout_seed: Tensor | None
+    row_start: Tensor
+    column: Tensor
+    part: Tensor
+    bits: Tensor
+    block_size: int
+    key_blocks: int
+    query_offset: int
+    shift: int | None
+    scale: float
+    dropout_p: float
+
+
 @functools.cache
 def load(build: str) -> ctypes.CDLL | None:
-    """One build of the kernel; None if it was not compiled."""
+    """One build of the kernel; None if it was not compiled.
+
+    Raises
+    ------
+    InputError
+        If it was compiled from another version of the sources.
+    """
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_block_sparse_{build}{suffix}")
         if path.is_file():
             library = ctypes.CDLL(str(path))
+            refuse_stale(library, path.name)
             library.block_sparse_forward.argtypes = [POINTER(_Problem)]
             library.block_sparse_backward.argtypes = [POINTER(_Problem), POINTER(_Gradients)]
             for name in ("block_sparse_forward", "block_sparse_backward", "block_sparse_processor"):
                 getattr(library, name).restype = c_int64
             return library
     return None
+
+
+def refuse_stale(library: ctypes.CDLL, name: str) -> None:
+    """Refuse, with InputError, a library whose structures are not those of this file."""
+    expected = [ABI, *(ctypes.sizeof(kind) for kind in (_Array, _Layout, _Problem, _Gradients))]
+    sizes, found = (c_int64 * 4)(), "an older one"
+    if hasattr(library, "block_sparse_abi"):
+        library.block_sparse_abi.restype = c_int64
+        found = [library.block_sparse_abi(sizes), *sizes]
+    if found != expected:
+        raise InputError(
+            f"compiled kernel {name}: expected interface {expected}, that of the sources, found {found}; compile it "
+            "again: pip install -e . (or python setup.py build_ext --inplace)"
+        )
 
 
 def runnable_builds() -> tuple[str, ...]:
@@ -127,73 +178,42 @@ def _warn_once() -> None:
     )
 
 
-def refusal(call: Call) -> str | None:
-    """Why the kernel cannot compute a call, or None: on the CPU, float32 or bfloat16, heads of at most 256."""
-    q = call.q
-    if q.device.type != "cpu":
-        return f"tensors on the CPU, found {q.device}"
-    if q.dtype not in DTYPES:
-        return f"float32 or bfloat16, found {q.dtype}"
-    if q.shape[-1] > LARGEST_HEAD:
-        return f"a head size of at most {LARGEST_HEAD}, found {q.shape[-1]}"
-    return None
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, log_sum: Tensor, settings: Settings
+) -> None:
+    """Fill ``out`` and ``log_sum``."""
+    problem, alive = _problem(q, k, v, bias, out, log_sum, settings)
+    _run("forward", byref(problem))
+    del alive
 
 
-def attend(call: Call) -> tuple[Tensor, Tensor]:
-    """Outputs [B, H, L, D] and which rows are empty, bool [B, H, L, 1]."""
-    out, log_sum = _BlockSparse.apply(call.q, call.k, call.v, call.bias, call)
-    return out, torch.isinf(log_sum).unsqueeze(-1)
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    log_sum: Tensor,
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor],
+    bias_gradient: Tensor | None,
+    settings: Settings,
+) -> None:
+    """Fill the gradients of q, k and v from that of ``out``, all four in ``gradients`` with the latter first.
+
+    ``bias_gradient`` is float32 zeros in the shape of the bias: a number that is broadcast gets a sum.
+    """
+    problem, alive = _problem(q, k, v, bias, out, log_sum, settings)
+    data, strides = None, (0,) * 4
+    if bias_gradient is not None:
+        data, strides = bias_gradient.data_ptr(), _whole(bias_gradient, q, k).stride()
+    to = _Gradients(*(_array(x) for x in gradients), data, (c_int64 * 4)(*strides))
+    _run("backward", byref(problem), byref(to))
+    del alive
 
 
-class _BlockSparse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
-        q, k, v = _rows_dense(q), _rows_dense(k), _rows_dense(v)
-        out, log_sum = _empty_like(q, v.shape[-1]), q.new_empty(q.shape[:3], dtype=torch.float32)
-        if out.numel():
-            problem, alive = _problem(q, k, v, out, log_sum, bias, call)
-            _run("forward", byref(problem))
-            del alive
-        ctx.save_for_backward(q, k, v, out, log_sum, bias)
-        ctx.call = call
-        ctx.mark_non_differentiable(log_sum)
-        return out, log_sum
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, log_sum, bias = ctx.saved_tensors
-        g = _rows_dense(g)
-        q_gradient, k_gradient, v_gradient = _empty_like(q), _empty_like(k), _empty_like(v)
-        full = None
-        if ctx.needs_input_grad[3]:
-            full = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.float32)
-        if out.numel() and k.numel():
-            problem, alive = _problem(q, k, v, out, log_sum, bias, ctx.call)
-            arrays = [_array(x) for x in (g, q_gradient, k_gradient, v_gradient)]
-            strides = (0,) * 4 if full is None else full.stride()
-            to = _Gradients(*arrays, None if full is None else full.data_ptr(), (c_int64 * 4)(*strides))
-            _run("backward", byref(problem), byref(to))
-            del alive
-        else:
-            for gradient in (q_gradient, k_gradient, v_gradient):
-                gradient.zero_()
-        bias_gradient = None if full is None else full.sum_to_size(bias.shape).to(bias.dtype)
-        return q_gradient, k_gradient, v_gradient, bias_gradient, None
-
-
-def _rows_dense(x: Tensor) -> Tensor:
-    """A tensor whose last axis is contiguous: itself, whatever its other strides, wherever possible."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _empty_like(x_BHLD: Tensor, size: int | None = None) -> Tensor:
-    """In the order of memory that the input has: (B, L, H, D) makes the merging of heads free."""
-    batch, heads, length, width = x_BHLD.shape
-    width = width if size is None else size
-    if x_BHLD.stride(1) < x_BHLD.stride(2):
-        return x_BHLD.new_empty(batch, length, heads, width).transpose(1, 2)
-    return x_BHLD.new_empty(batch, heads, length, width)
+def _whole(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """A bias as [B, H, L, S], where it is broadcast with strides of 0."""
+    return bias.expand(*q.shape[:3], k.shape[2])
 
 
 def _array(x: Tensor) -> _Array:
@@ -201,38 +221,42 @@ def _array(x: Tensor) -> _Array:
 
 
 def _problem(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, bias: Tensor | None, call: Call
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, log_sum: Tensor, settings: Settings
 ) -> tuple[_Problem, list[Tensor]]:
     """The call as the kernel reads it, and tensors that must live as long."""
-    layout, alive = call.layout, [log_sum]
-    bias_strides, bias_data = (0,) * 4, None
+    alive, bias_strides, bias_data = [], (0,) * 4, None
     if bias is not None:
-        bias = bias.detach().float().expand(*q.shape[:3], k.shape[2])
+        bias = _whole(bias.detach().float(), q, k)
         bias_strides, bias_data = bias.stride(), bias.data_ptr()
         alive.append(bias)
     seen = None
-    if call.key_seen is not None:
-        alive.append(call.key_seen.to(torch.uint8).contiguous())
+    if settings.key_padding_mask is not None:
+        alive.append((~settings.key_padding_mask).contiguous())
         seen = alive[-1].data_ptr()
-    side = layout.block_size
-    blocks = [math.ceil(length / side) for length in (layout.query_length, layout.key_length)]
-    described = _Layout(layout.heads, *blocks, side, layout.column.numel(), len(layout.bits))
+    heads, starts = settings.row_start.shape
+    described = _Layout(
+        heads, starts - 1, settings.key_blocks, settings.block_size, settings.column.numel(), len(settings.bits)
+    )
     for name in ("row_start", "column", "part", "bits"):
-        setattr(described, name, getattr(layout, name).data_ptr())
+        setattr(described, name, getattr(settings, name).data_ptr())
     problem = _Problem(
-        *q.shape[:3],
+        *q.shape[:2],
+        k.shape[1],
+        q.shape[2],
         k.shape[2],
         q.shape[3],
         *(_array(x) for x in (q, k, v, out)),
         log_sum.data_ptr(),
         described,
+        settings.query_offset,
         seen,
-        int(call.causal and not layout.causal),
+        int(settings.shift is not None),
+        settings.shift or 0,
         bias_data,
         (c_int64 * 4)(*bias_strides),
-        call.scale,
-        call.dropout_p,
-        call.dropout_seed & (2**64 - 1),
+        settings.scale,
+        settings.dropout_p,
+        0 if settings.dropout_seed is None else int(settings.dropout_seed) & (2**64 - 1),
         torch.get_num_threads(),
         int(q.dtype == torch.bfloat16),
     )
@@ -240,8 +264,45 @@ def _problem(
 
 
 def _run(name: str, *arguments) -> None:
-    result = getattr(library(), f"block_sparse_{name}")(*arguments)
+    found = library()
+    if found is None:
+        raise InputError("block-sparse attention: expected a compiled kernel, found none")
+    result = getattr(found, f"block_sparse_{name}")(*arguments)
     if result == -1:
         raise MemoryError("block_sparse_attention: no memory for the kernel's buffers")
     if result:
         raise InputError(f"layout: expected {_RULES[result]}, found otherwise")
+
+
+def refusal(call) -> str | None:  # until ops/attention.py asks op.reason
+    from . import op
+
+    return op.unsupported(call.q, call.k, call.v)
+
+
+def attend(call) -> tuple[Tensor, Tensor]:  # until ops/attention.py calls op.block_sparse
+    from . import op
+
+    layout, queries, keys = call.layout, call.q.shape[2], call.k.shape[2]
+    seed = torch.tensor(call.dropout_seed) if call.dropout_p > 0.0 else None
+    bias = None if call.bias is None else op.four_axes(call.bias)
+    out, log_sum = torch.ops.attention_pruning.block_sparse(
+        call.q,
+        call.k,
+        call.v,
+        bias,
+        None if call.key_seen is None else ~call.key_seen,
+        seed,
+        layout.row_start,
+        layout.column,
+        layout.part,
+        layout.bits,
+        layout.block_size,
+        -(-layout.key_length // layout.block_size),
+        0,
+        keys - queries if call.causal else None,
+        call.scale,
+        call.dropout_p,
+    )
+    empty = torch.isinf(log_sum).unsqueeze(-1)
+    return (out.masked_fill(empty, 0.0) if empty.any() else out), empty

@@ -1,14 +1,14 @@
 // Block-sparse attention on the CPU: what the shared library offers, by plain C names for ctypes.
 //
-// Reading order: problem.h (what comes in), scores.h and forward.h (the algorithm), backward.h; beneath them vector.h
-// (one vector width), products.h with matmul.h, pairs.h and tiles.h (the products), rows.h (memory), visibility.h
-// (masks) and dropout.h.
+// Reading order: problem.h (what comes in), scores.h and forward.h (the algorithm), backward.h and backward_tasks.h, empty_rows.h;
+// beneath them vector.h (one vector width), products.h with matmul.h, pairs.h and tiles.h (the products), rows.h (memory),
+// visibility.h (masks) and dropout.h.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "backward.h"
+#include "backward_tasks.h"
 #include "forward.h"
 
 /// 0 if every number of a layout stays inside its arrays, else the rule that it breaks. Before anything else is read.
@@ -16,8 +16,8 @@ static int64_t broken_rule(const Problem& p) {
     const Layout& layout = p.layout;
     const int64_t block = layout.block;
     if (block != 16 && block != 32 && block != 64 && block != 128) return 1;
-    if (layout.heads != p.heads) return 2;
-    if (layout.query_blocks * block < p.queries || layout.key_blocks * block < p.keys) return 3;
+    if (layout.heads != p.heads || p.kv_heads < 1 || p.heads % p.kv_heads != 0) return 2;
+    if (layout.query_blocks * block < p.first_row + p.queries || layout.key_blocks * block < p.keys) return 3;
     int32_t before = 0;
     for (int64_t head = 0; head < layout.heads; head++) {
         const int32_t* start = layout.row_start + head * (layout.query_blocks + 1);
@@ -51,6 +51,13 @@ static int64_t guarded(const Problem& p, const Run& run) {
 #pragma GCC visibility push(default)
 extern "C" {
 
+/// The number of this interface, and the bytes of its structures in the order of problem.h.
+int64_t block_sparse_abi(int64_t sizes[4]) {
+    const int64_t here[] = {sizeof(Array), sizeof(Layout), sizeof(Problem), sizeof(Gradients)};
+    std::copy(here, here + 4, sizes);
+    return kAbi;
+}
+
 /// What this build is: lanes of a vector.
 int64_t block_sparse_lanes() { return kLanes; }
 
@@ -73,7 +80,7 @@ int64_t block_sparse_forward(const Problem* p) {
 
 /// Fill the gradients from out and log_sum.
 int64_t block_sparse_backward(const Problem* p, const Gradients* to) {
-    return guarded(*p, [&] { p->bfloat16 ? backward<BFloat16>(*p, *to) : backward<float>(*p, *to); });
+    return guarded(*p, [&] { p->bfloat16 ? Backward<BFloat16>(*p, *to).run() : Backward<float>(*p, *to).run(); });
 }
 }
 #pragma GCC visibility pop

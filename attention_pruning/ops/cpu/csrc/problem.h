@@ -1,7 +1,11 @@
 // What Python hands over. Field for field the ctypes structures of attention_pruning/ops/cpu/native.py.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+
+/// Raised with every change of a structure or of its meaning; native.py refuses a library of another number.
+constexpr int64_t kAbi = 2;
 
 /// [batch, head, row, D] in elements; the last axis is contiguous.
 struct Array {
@@ -19,12 +23,13 @@ struct Layout {
 };
 
 struct Problem {
-    int64_t batch, heads, queries, keys, size;
-    Array q, k, v, out;
-    float* log_sum;  // [batch, heads, queries], base 2; +inf for a row with nothing to attend to
+    int64_t batch, heads, kv_heads, queries, keys, size;
+    Array q, k, v, out;  // k and v have kv_heads heads, each for heads / kv_heads heads of queries in a row
+    float* log_sum;      // [batch, heads, queries], base 2; +inf for a row that keeps nothing
     Layout layout;
+    int64_t first_row;        // the row of the layout that query 0 is
     const uint8_t* key_seen;  // [batch, keys], 0 = padding; or null
-    int64_t causal;           // 1: key <= query + keys - queries
+    int64_t causal, shift;    // with causal 1, a query sees key <= query + shift
     const float* bias;        // or null
     int64_t bias_strides[4];  // batch, head, query, key; 0 where it is broadcast
     float scale, dropout;
@@ -35,6 +40,34 @@ struct Problem {
 
 struct Gradients {
     Array out, q, k, v;
-    float* bias;              // gradient of the scores, to be filled wherever a block is kept; or null
-    int64_t bias_strides[4];  // never 0
+    float* bias;              // gradient of the bias, zeros that are added to; or null
+    int64_t bias_strides[4];  // 0 where it is broadcast
 };
+
+/// Heads of queries that share a head of keys and values.
+inline int64_t group_size(const Problem& p) { return p.heads / p.kv_heads; }
+
+/// How many keys a query may look at, padding included, whatever the layout keeps.
+inline int64_t keys_in_reach(const Problem& p, int64_t query) {
+    return p.causal ? std::clamp<int64_t>(query + p.shift + 1, 0, p.keys) : p.keys;
+}
+
+/// Queries of the call that lie in one row of blocks of the layout.
+struct Queries {
+    int64_t row_block;     // of the layout
+    int64_t first, count;  // queries of the call
+    int64_t lead;          // how far into the block the first of them is
+    int64_t lanes;         // `count`, rounded up to whole vectors
+};
+
+/// One block of queries of one head.
+struct Place {
+    int64_t batch, head;
+    Queries queries;
+};
+
+/// How many rows of blocks the queries lie in.
+inline int64_t count_query_blocks(const Problem& p) {
+    const int64_t block = p.layout.block;
+    return (p.first_row + p.queries + block - 1) / block - p.first_row / block;
+}

@@ -69,12 +69,12 @@ void copy_rows(
 
 /// Whether rows are written past the caches: if they are whole cache lines, and more than the caches would hold until
 /// somebody reads them. The kernel is bound by memory, and this saves reading each line before it is written.
-inline bool should_stream(const Problem& p, const Array& to, int64_t rows) {
+inline bool should_stream(const Problem& p, const Array& to, int64_t heads, int64_t rows) {
     constexpr int64_t line = 64, caches = 4 << 20;
     const int64_t bytes = p.bfloat16 ? sizeof(BFloat16) : sizeof(float);
     const int64_t steps = bytes * (to.batch_stride | to.head_stride | to.row_stride | p.size);
     const bool whole_lines = ((intptr_t)to.data | steps) % line == 0;
-    return whole_lines && p.batch * p.heads * rows * p.size * bytes > caches;
+    return whole_lines && p.batch * heads * rows * p.size * bytes > caches;
 }
 
 template <typename Element>
@@ -111,8 +111,11 @@ class HeadRows {
           copied_(p.layout.key_blocks),
           copy_(in_place_ ? 0 : rows_ * padded_) {}
 
+    /// Begin with a head; where it is the one before, copies stay.
     void start(int64_t batch, int64_t head) {
-        from_ = head_of<const Element>(array_, batch, head);
+        const Element* from = head_of<const Element>(array_, batch, head);
+        if (from == from_) return;
+        from_ = from;
         std::fill(asked_.begin(), asked_.end(), 0);
         std::fill(copied_.begin(), copied_.end(), 0);
     }

@@ -1,0 +1,187 @@
+// Backward pass: what is shared out over the threads. The order of every sum is the same however it is done.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "backward.h"
+
+template <typename Element>
+class Backward {
+  public:
+    Backward(const Problem& p, const Gradients& to)
+        : p_(p),
+          to_(to),
+          padded_(round_up(p.size, kLanes)),
+          blocks_(count_query_blocks(p)),
+          per_unit_(blocks_ * group_size(p)),
+          units_(p.batch * p.kv_heads) {
+        for (int64_t thread = 0; thread < p.threads; thread++)
+            spaces_.push_back(std::make_unique<BackwardSpace<Element>>(p, to));
+    }
+
+    void run() { shares_blocks() ? by_blocks() : by_units(); }
+
+  private:
+    /// Whole units, a head of keys and values each, leave a sixth of the threads or more idle; or several add to the
+    /// same numbers of the bias.
+    bool shares_blocks() const {
+        if (p_.threads == 1) return false;
+        const bool bias = to_.bias && ((to_.bias_strides[0] == 0 && p_.batch > 1) ||
+                                       (to_.bias_strides[1] == 0 && p_.heads > 1));
+        const int64_t rounds = (units_ + p_.threads - 1) / p_.threads;
+        return bias || (per_unit_ > 1 && 6 * units_ < 5 * rounds * p_.threads);
+    }
+
+    /// Call body(i, space) for all i < count, by all threads. Nothing in it may throw.
+    template <typename Body>
+    void share(int64_t count, const Body& body) {
+#pragma omp parallel num_threads(p_.threads)
+        {
+            BackwardSpace<Element>& space = *spaces_[thread_number()];
+            begin_products<Element>();
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < count; i++) body(i, space);
+            end_products<Element>();
+            finish_streams();
+        }
+    }
+
+    /// A head of keys and values is one thread's, with all heads of queries that read it.
+    void by_units() {
+        struct Own {
+            Own(const Problem& p, int64_t rows)
+                : sums(p), q(rows), g(rows), p(p.layout.block * p.layout.block),
+                  ds(std::max(kKeysAtOnce, p.layout.block) * p.layout.block) {}
+            KeyGradients<Element> sums;
+            Buffer q, g, p, ds;
+        };
+        std::vector<std::unique_ptr<Own>> own;
+        for (int64_t thread = 0; thread < p_.threads; thread++)
+            own.push_back(std::make_unique<Own>(p_, p_.layout.block * padded_));
+        share(units_, [&](int64_t unit, BackwardSpace<Element>& space) {
+            Own& mine = *own[thread_number()];
+            mine.sums.start();
+            for (int64_t n = unit * per_unit_; n < (unit + 1) * per_unit_; n++) {
+                const Place at = place(n);
+                Visibility(p_, at.batch, at.head, at.queries).visits(space.visits);
+                const int64_t square = p_.layout.block * at.queries.lanes;
+                const Matrices matrices{mine.q, mine.g, mine.p, mine.ds, false, square};
+                const auto after = [&](const Visit& visit, const float* p_at, const float* ds) {
+                    if (to_.bias) add_bias_gradient(p_, to_, at, visit, ds);
+                    add_visit(at.queries, visit, matrices, p_at, ds, padded_, mine.sums);
+                };
+                backward_block(p_, to_, at, space.visits, matrices, space, after);
+            }
+            mine.sums.finish(p_, to_, unit / p_.kv_heads, unit % p_.kv_heads);
+        });
+    }
+
+    /// One block of queries, and where its matrices are kept until blocks of keys have read them.
+    struct Item {
+        Place at;
+        std::vector<Visit> visits;
+        Matrices matrices;
+        std::unique_ptr<Buffer> memory;
+    };
+
+    /// A block of keys that an item visits, and whose turn it is in: uses of one piece are one thread's.
+    struct Use {
+        int64_t item, visit, piece;
+    };
+
+    /// Blocks of queries are shared out, then blocks of keys, some of the former after the other: in between their
+    /// matrices are kept, and memory is to stay small.
+    void by_blocks() {
+        std::vector<std::unique_ptr<KeyGradients<Element>>> sums(units_);
+        int64_t finished = 0;
+        for (int64_t next = 0, count = units_ * per_unit_; next < count;) {
+            std::vector<Item> items = plan(next, count);
+            next += items.size();
+            for (int64_t unit = finished; unit * per_unit_ < next; unit++)
+                if (!sums[unit]) sums[unit] = std::make_unique<KeyGradients<Element>>(p_);
+            share(items.size(), [&](int64_t n, BackwardSpace<Element>& space) {
+                const auto nothing = [](const Visit&, const float*, const float*) {};
+                backward_block(p_, to_, items[n].at, items[n].visits, items[n].matrices, space, nothing);
+            });
+            const auto add_to_keys = [&](const Item& item, int64_t n) {
+                add_visit(item.at.queries, item.visits[n], item.matrices, item.matrices.p_at(n), item.matrices.ds_at(n),
+                          padded_, *sums[unit_of(item.at)]);
+            };
+            share_pieces(items, add_to_keys, [&](const Item& item, int64_t n) {
+                return unit_of(item.at) * p_.layout.key_blocks + item.visits[n].column;
+            });
+            if (to_.bias) add_to_bias(items);
+            const int64_t first = finished;
+            finished = next / per_unit_;
+            share(finished - first, [&](int64_t n, BackwardSpace<Element>&) {
+                sums[first + n]->finish(p_, to_, (first + n) / p_.kv_heads, (first + n) % p_.kv_heads);
+            });
+            for (int64_t unit = first; unit < finished; unit++) sums[unit].reset();
+        }
+    }
+
+    /// Floats that are kept at once, unless these are too few blocks for the threads.
+    static constexpr int64_t kKept = 8 << 20;
+
+    /// The next blocks of queries.
+    std::vector<Item> plan(int64_t next, int64_t count) const {
+        std::vector<Item> items;
+        for (int64_t kept = 0; next < count; next++) {
+            if (kept >= kKept && (int64_t)items.size() >= 2 * p_.threads) break;
+            Item item{place(next), {}, {}, nullptr};
+            Visibility(p_, item.at.batch, item.at.head, item.at.queries).visits(item.visits);
+            const int64_t rows = item.at.queries.lanes * padded_, square = p_.layout.block * item.at.queries.lanes;
+            const int64_t all = item.visits.size() * square;
+            if (all > 0) {
+                item.memory = std::make_unique<Buffer>(2 * (rows + all));
+                float* memory = *item.memory;
+                item.matrices = {memory, memory + rows, memory + 2 * rows, memory + 2 * rows + all, true, square};
+                kept += 2 * (rows + all);
+            }
+            items.push_back(std::move(item));
+        }
+        return items;
+    }
+
+    /// The gradient of the bias in pieces that no two threads add to.
+    void add_to_bias(const std::vector<Item>& items) {
+        const auto add = [&](const Item& item, int64_t n) {
+            add_bias_gradient(p_, to_, item.at, item.visits[n], item.matrices.ds_at(n));
+        };
+        share_pieces(items, add, [&](const Item& item, int64_t n) {
+            if (to_.bias_strides[3] != 0) return item.visits[n].column;
+            return to_.bias_strides[2] != 0 ? item.at.queries.row_block : 0;
+        });
+    }
+
+    /// Call add(item, n) for every visit of every item: those of a piece by one thread, in their order.
+    template <typename Add, typename PieceOf>
+    void share_pieces(const std::vector<Item>& items, const Add& add, const PieceOf& piece_of) {
+        std::vector<Use> uses;
+        for (size_t item = 0; item < items.size(); item++)
+            for (size_t n = 0; n < items[item].visits.size(); n++)
+                uses.push_back({(int64_t)item, (int64_t)n, piece_of(items[item], n)});
+        std::stable_sort(uses.begin(), uses.end(), [](const Use& a, const Use& b) { return a.piece < b.piece; });
+        std::vector<size_t> starts;
+        for (size_t i = 0; i < uses.size(); i++)
+            if (i == 0 || uses[i].piece != uses[i - 1].piece) starts.push_back(i);
+        starts.push_back(uses.size());
+        share(starts.size() - 1, [&](int64_t n, BackwardSpace<Element>&) {
+            for (size_t i = starts[n]; i < starts[n + 1]; i++) add(items[uses[i].item], uses[i].visit);
+        });
+    }
+
+    /// The n-th block of queries over batch, heads and blocks.
+    Place place(int64_t n) const {
+        return {n / blocks_ / p_.heads, n / blocks_ % p_.heads, queries_of(p_, n % blocks_)};
+    }
+
+    int64_t unit_of(const Place& at) const { return at.batch * p_.kv_heads + at.head / group_size(p_); }
+
+    const Problem& p_;
+    const Gradients& to_;
+    const int64_t padded_, blocks_, per_unit_, units_;  // a unit: a head of keys and values; blocks of queries of each
+    std::vector<std::unique_ptr<BackwardSpace<Element>>> spaces_;
+};
