@@ -8,9 +8,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import InputError
-from . import fused, interim, reference
+from . import fused, reference
 from .call import Call
 from .choice import BACKENDS, Choice, choose
+from .cpu import op
 from .layer_mask import LayerMask
 from .layout import BlockLayout
 from .reasons import record
@@ -98,7 +99,7 @@ def pruned_attention(
     )
     choice = choose(call, backend)
     if choice.refused and backend != "auto":
-        raise InputError(f"backend {backend}: expected {choice.reason.partition(' needs ')[2]}")
+        raise InputError(f"backend {backend}: expected another call or backend, found that {choice.reason}")
     record("attention", None, call.mask, choice)
     return attend(call, choice)
 
@@ -113,7 +114,19 @@ def attend(call: Call, choice: Choice) -> Tensor:
         from . import flex
 
         return flex.attend(call, choice.layout)
-    return interim.attend(call, choice.layout)
+    return op.block_sparse(
+        call.q,
+        call.k,
+        call.v,
+        choice.layout,
+        causal=call.causal,
+        query_offset=call.query_offset,
+        key_padding_mask=call.key_padding_mask,
+        bias=call.bias,
+        scale=call.scale,
+        dropout_p=call.dropout_p,
+        dropout_seed=call.dropout_seed,
+    )
 
 
 class PrunedAttention(nn.Module):

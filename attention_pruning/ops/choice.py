@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-from . import interim
 from .call import Call
-from .cpu import native
+from .cpu import native, op
 from .layer_mask import LayerMask
 from .layout import BlockLayout
 
@@ -61,31 +61,32 @@ def choose(call: Call, backend: str = "auto") -> Choice:
         return Choice("reference", "asked for")
     if backend == "auto":
         return _fastest_gpu(call) if call.q.device.type == "cuda" else _fastest_cpu(call)
-    refusal = _refusal(call, backend)
-    if refusal:
-        return Choice("sdpa", f"{backend} needs {refusal}", refused=True)
-    if backend == "block_sparse" and native.library() is None:
-        return Choice("reference", "the kernel is not compiled", refused=False)
+    reason = _reason_against(call, backend)
+    if reason:
+        return Choice("sdpa", reason, refused=True)
     return Choice(backend, "asked for", kernel_layout(call.mask)[0])
 
 
-def _refusal(call: Call, backend: str) -> str | None:
+def _reason_against(call: Call, backend: str) -> str | None:
+    """Why a backend cannot compute a call; None if it can."""
     if backend == "flex":
         from . import flex  # slow to import, and needed on a GPU alone
 
-        return flex.refusal(call)
-    return interim.refusal(call)
+        refusal = flex.refusal(call)
+    else:
+        if native.missing():
+            return native.missing()
+        refusal = op.unsupported(call.q, call.k, call.v)
+    return refusal and f"{backend} needs {refusal}"
 
 
 def _fastest_cpu(call: Call) -> Choice:
     mask = call.mask
     if not mask.prunes and call.bias is None:
         return Choice("sdpa", "nothing is pruned")
-    refusal = interim.refusal(call)
-    if refusal:
-        return _all_scores(call, f"the kernel needs {refusal}")
-    if native.library() is None:
-        return _all_scores(call, "the kernel is not compiled")
+    reason = _reason_against(call, "block_sparse")
+    if reason:  # also what a user chose: to do without the kernel is nothing to warn of
+        return Choice("sdpa", reason, refused=mask.prunes and os.environ.get(native.VARIABLE) != "none")
     if not mask.has_whole_blocks and mask.given_layout is None and call.keys < LEAST_KEYS_CELLS:
         return Choice("sdpa", f"single cells of fewer than {LEAST_KEYS_CELLS} keys: measured to be faster")
     layout, cost = kernel_layout(mask)
@@ -100,11 +101,9 @@ def _fastest_gpu(call: Call) -> Choice:
         return Choice("sdpa", slower)
     if not call.mask.has_whole_blocks and call.mask.given_layout is None:
         return _all_scores(call, "single cells are pruned, and no kernel leaves them out on a GPU")
-    from . import flex  # slow to import
-
-    refusal = flex.refusal(call)
-    if refusal:
-        return _all_scores(call, f"flex needs {refusal}")
+    reason = _reason_against(call, "flex")
+    if reason:
+        return _all_scores(call, reason)
     layout, _ = kernel_layout(call.mask)
     return Choice("flex", f"{layout.density:.0%} of blocks of {layout.block_size} are kept", layout)
 
@@ -136,7 +135,7 @@ kernel_layout._dynamo_marked_constant = True
 
 
 def _make_kernel_layout(mask: LayerMask) -> tuple[BlockLayout, float]:
-    whole, cells = COSTS["avx512"]
+    whole, cells = COSTS[native.build() or "portable"]
     given = mask.given_layout
     if given is not None:
         costs = cells if len(given.bits) else whole

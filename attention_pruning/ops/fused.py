@@ -24,15 +24,17 @@ def attend(call: Call) -> Tensor:
     """[B, H, L, E]. Dropout is torch's own."""
     if not call.mask.prunes and call.bias is None:
         return _attend_dense(call)
-    uniform, blind = _uniform_rows(call), _blind_rows(call)
+    in_product = _padding_in_product(call)
+    scores = _masked_scores(call, PRUNED_SCORE if in_product else -torch.inf)
+    uniform, blind = _uniform_rows(call, scores), _blind_rows(call)
     q, k, v = call.q, call.k, call.v
     if uniform is not None:  # a row of equal scores, through which no gradient passes
         q = q.masked_fill(uniform, 0.0)
-    if _padding_in_product(call):
-        scores = _masked_scores(call, None, PRUNED_SCORE)
+    if in_product:
         q, k, v = _with_padding(call, q)
     else:
-        scores = _masked_scores(call, uniform, -torch.inf)
+        if uniform is not None:
+            scores = torch.where(uniform, _past_scores(call), scores)
         if call.key_padding_mask is not None:
             scores = scores + _padding_scores(call, -torch.inf)  # [B, H, L, S]
         if blind is not None:
@@ -73,41 +75,43 @@ def _attend_dense(call: Call) -> Tensor:
     return out if blind is None else out.masked_fill(blind, 0.0)
 
 
-def _masked_scores(call: Call, uniform: Tensor | None, pruned_score: float) -> Tensor:
-    """What is added to the scores, padding apart: [H, L, S], or wider where a bias or ``uniform`` rows make it so."""
-    device, dtype = call.q.device, call.q.dtype
-    scores = call.mask.additive(device, dtype, pruned_score)[:, call.rows, : call.keys]
+def _masked_scores(call: Call, pruned_score: float) -> Tensor:
+    """What is added to the scores, padding apart: [H, L, S], or the shape that a bias gives it."""
+    scores = call.mask.additive(call.q.device, call.q.dtype, pruned_score)[:, call.rows, : call.keys]
     if call.causal and not call.mask.causal:
         scores = scores.masked_fill(~call.past(), -torch.inf)
+    return scores if call.bias is None else scores + call.bias.to(call.q.dtype)
+
+
+def _past_scores(call: Call) -> Tensor:
+    """[L, S]: 0 where causality shows a key, else -inf."""
+    zeros = torch.zeros(call.queries, call.keys, dtype=call.q.dtype, device=call.q.device)
+    return zeros.masked_fill_(~call.past(), -torch.inf) if call.causal else zeros
+
+
+def _uniform_rows(call: Call, scores: Tensor) -> Tensor | None:
+    """bool [B or 1, H, L, 1]: rows left empty, by the mask or by a bias of -inf.
+
+    None where there are none, as far as is known without waiting for a GPU.
+    """
+    device, mask = call.q.device, call.mask
     if call.bias is not None:
-        scores = scores + call.bias.to(dtype)
-        nothing = (scores == -torch.inf).all(-1, keepdim=True)  # a bias of -inf may hide what was left
-        uniform = nothing if uniform is None else uniform | nothing
-    if uniform is not None:
-        past = torch.zeros(call.queries, call.keys, dtype=dtype, device=device)
-        scores = torch.where(uniform, past.masked_fill(~call.past(), -torch.inf) if call.causal else past, scores)
-    return scores
-
-
-def _uniform_rows(call: Call) -> Tensor | None:
-    """bool [B or 1, H, L, 1]: rows left empty by the mask; None where there are none, as far as is known without
-    waiting for a GPU."""
-    device = call.q.device
-    if call.key_padding_mask is None:
-        told = call.causal and not call.mask.causal  # causality that the mask does not know of
-        if not told and call.keys > last_first_kept(call.mask):
+        counts = scores > -torch.inf
+        if call.key_padding_mask is not None:
+            counts = counts & ~call.key_padding_mask[:, None, None, :]
+        uniform = ~counts.any(-1, keepdim=True)
+    elif call.key_padding_mask is not None:
+        # As many kept keys as are no padding, counted by one product for all sequences.
+        real = (~call.key_padding_mask).to(call.q.dtype)
+        uniform = ((scores == 0).to(call.q.dtype) @ real.T).eq(0).permute(2, 0, 1)[..., None]
+    else:
+        told = call.causal and not mask.causal  # causality that the mask does not know of
+        if not told and call.keys > last_first_kept(mask):
             return None
         last = torch.full((call.queries,), call.keys - 1, device=device)
         if told:
             last = torch.arange(call.queries, device=device) + call.diagonal
-        uniform = (call.mask.first_kept(device)[:, call.rows] > last)[None, :, :, None]
-    else:
-        # As many kept keys as are no padding, counted by one product for all sequences.
-        kept = call.mask.additive(device, call.q.dtype, -torch.inf)[:, call.rows, : call.keys] == 0
-        if call.causal and not call.mask.causal:
-            kept = kept & call.past()
-        real = (~call.key_padding_mask).to(call.q.dtype)
-        uniform = (kept.to(call.q.dtype) @ real.T).eq(0).permute(2, 0, 1)[..., None]
+        uniform = (mask.first_kept(device)[:, call.rows] > last)[None, :, :, None]
     if device.type == "cpu" and not torch.compiler.is_compiling() and not uniform.any():
         return None
     return uniform

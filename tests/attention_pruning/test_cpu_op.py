@@ -407,17 +407,9 @@ def test_bad_arguments_are_refused(change, message):
         ({"size": 257}, "a head size of at most 256, found 257"),
     ],
 )
-def test_the_reason_why_a_call_cannot_be_computed(monkeypatch, change, reason):
-    if native.runnable_builds() == ():
-        monkeypatch.setattr(op, "is_compiled", lambda: True)
+def test_what_a_call_lacks_is_named(change, reason):
     kind = {"dtype": change.get("dtype", torch.float32), "device": change.get("device", "cpu")}
     size = change.get("size", 16)
     q = torch.zeros(1, 1, 4, size, **kind)
     v = torch.zeros(1, 1, 4, change.get("v_size", size), **kind | {"dtype": change.get("v_dtype", kind["dtype"])})
-    assert op.reason(q, q, v) == reason
-
-
-def test_the_reason_without_a_kernel(monkeypatch):
-    monkeypatch.setenv(native.VARIABLE, "none")
-    q = torch.zeros(1, 1, 4, 8)
-    assert op.reason(q, q, q) == "a compiled kernel, found none"
+    assert op.unsupported(q, q, v) == reason

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import warnings
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_uint64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -148,34 +147,38 @@ def runnable_builds() -> tuple[str, ...]:
     return tuple(build for build in BUILDS[: best + 1] if load(build) is not None)
 
 
-def library() -> ctypes.CDLL | None:
-    """The build to use: the one that the environment names, else the fastest; None, with one warning, without any."""
-    wanted = os.environ.get(VARIABLE)
-    builds = runnable_builds()
-    if wanted in builds:
-        return load(wanted)
-    if wanted == "none":  # asked for: nothing to warn of
-        return None
-    if wanted:
+def build() -> str | None:
+    """The name of the build to use: the one that the environment names, else the fastest; None without any.
+
+    Raises
+    ------
+    InputError
+        If the environment names one that is not there.
+    """
+    wanted, builds = os.environ.get(VARIABLE), runnable_builds()
+    if wanted and wanted not in (*builds, "none"):
         raise InputError(f"{VARIABLE}: expected one of {', '.join((*builds, 'none'))}, found {wanted!r}")
-    if builds:
-        return load(builds[-1])
-    _warn_once()
-    return None
+    return wanted if wanted in builds else None if wanted or not builds else builds[-1]
 
 
-# A constant: while torch.compile makes a graph it is looked up, instead of being traced.
-library._dynamo_marked_constant = True
+def missing() -> str | None:
+    """Why there is no kernel to call; None if there is one."""
+    if build() is not None:
+        return None
+    if os.environ.get(VARIABLE) == "none":
+        return f"{VARIABLE} is none"
+    return "the kernel is not compiled (no C++ compiler when it was installed?)"
 
 
-@functools.cache
-def _warn_once() -> None:
-    warnings.warn(
-        "attention_pruning: the block-sparse kernel is not compiled (no C++ compiler when it was installed?); the "
-        "reference is used instead, which saves neither time nor memory",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+# Constants: while torch.compile makes a graph they are looked up, instead of being traced.
+build._dynamo_marked_constant = True
+missing._dynamo_marked_constant = True
+
+
+def library() -> ctypes.CDLL | None:
+    """The build to use, loaded; None without any."""
+    name = build()
+    return None if name is None else load(name)
 
 
 def forward(
@@ -269,40 +272,6 @@ def _run(name: str, *arguments) -> None:
         raise InputError("block-sparse attention: expected a compiled kernel, found none")
     result = getattr(found, f"block_sparse_{name}")(*arguments)
     if result == -1:
-        raise MemoryError("block_sparse_attention: no memory for the kernel's buffers")
+        raise MemoryError("block_sparse: no memory for the kernel's buffers")
     if result:
         raise InputError(f"layout: expected {_RULES[result]}, found otherwise")
-
-
-def refusal(call) -> str | None:  # until ops/attention.py asks op.reason
-    from . import op
-
-    return op.unsupported(call.q, call.k, call.v)
-
-
-def attend(call) -> tuple[Tensor, Tensor]:  # until ops/attention.py calls op.block_sparse
-    from . import op
-
-    layout, queries, keys = call.layout, call.q.shape[2], call.k.shape[2]
-    seed = torch.tensor(call.dropout_seed) if call.dropout_p > 0.0 else None
-    bias = None if call.bias is None else op.four_axes(call.bias)
-    out, log_sum = torch.ops.attention_pruning.block_sparse(
-        call.q,
-        call.k,
-        call.v,
-        bias,
-        None if call.key_seen is None else ~call.key_seen,
-        seed,
-        layout.row_start,
-        layout.column,
-        layout.part,
-        layout.bits,
-        layout.block_size,
-        -(-layout.key_length // layout.block_size),
-        0,
-        keys - queries if call.causal else None,
-        call.scale,
-        call.dropout_p,
-    )
-    empty = torch.isinf(log_sum).unsqueeze(-1)
-    return (out.masked_fill(empty, 0.0) if empty.any() else out), empty

@@ -96,21 +96,8 @@ def block_sparse(
     return out
 
 
-def reason(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the kernel cannot compute such a call, as the end of "expected ..."; None if it can."""
-    found = unsupported(q, k, v)
-    if found is None and not is_compiled():
-        return "a compiled kernel, found none"
-    return found
-
-
-def is_compiled() -> bool:
-    """Whether there is a kernel to call, with one warning if nobody asked to do without."""
-    return native.library() is not None
-
-
 def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """:func:`reason`, wherever the kernel is compiled."""
+    """What the kernel needs and such a call has not, as the end of "expected ..."; None if it can compute it."""
     if q.device.type != "cpu":
         return f"tensors on the CPU, found {q.device}"
     if q.dtype not in DTYPES:
