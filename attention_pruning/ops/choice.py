@@ -20,6 +20,9 @@ COSTS = {
     "avx2": ({16: 1.05, 32: 0.9, 64: 0.85, 128: 0.85}, {16: 1.3, 32: 1.0, 64: 0.85, 128: 0.85}),
     "portable": ({16: 1.05, 32: 0.9, 64: 0.85, 128: 0.85}, {16: 1.3, 32: 1.0, 64: 0.85, 128: 0.85}),
 }
+#: What a call of few queries costs beside that: a block is computed whole, whatever rows of it are asked for. The
+#: factor of the largest number that is not above that of the queries.
+FEW_QUERIES = {1: 3.5, 4: 2.5, 16: 1.5, 64: 1.0}
 #: Below so many keys a mask of cells is not worth a kernel's call: measured as the above.
 LEAST_KEYS_CELLS = 128
 
@@ -90,8 +93,11 @@ def _fastest_cpu(call: Call) -> Choice:
     if not mask.has_whole_blocks and mask.given_layout is None and call.keys < LEAST_KEYS_CELLS:
         return Choice("sdpa", f"single cells of fewer than {LEAST_KEYS_CELLS} keys: measured to be faster")
     layout, cost = kernel_layout(mask)
-    if cost > 1.0:
-        return Choice("sdpa", f"{layout.density:.0%} of blocks of {layout.block_size} are kept: measured to be faster")
+    factor = next(factor for number, factor in reversed(FEW_QUERIES.items()) if number <= max(1, call.queries))
+    if cost * factor > 1.0:
+        few = f" for {call.queries} queries" if factor > 1.0 else ""
+        kept = f"{layout.density:.0%} of blocks of {layout.block_size} are kept"
+        return Choice("sdpa", f"{kept}{few}: measured to be faster")
     return Choice("block_sparse", f"{layout.density:.0%} of blocks of {layout.block_size} are kept", layout)
 
 
