@@ -89,3 +89,9 @@ def expand_blocks(x_qk: Tensor, block_size: int, query_length: int, key_length: 
         return x_qk
     by_row = x_qk.repeat_interleave(block_size, -2)[..., :query_length, :]
     return by_row.repeat_interleave(block_size, -1)[..., :key_length]
+
+
+def rows_without(kept_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tensor:
+    """The rows (head, query) that have useful blocks but no kept one among them: bool [H, Q]."""
+    kept_HQk = kept_Hqk.repeat_interleave(block_size, 1)[:, : useful_Qk.shape[0]]
+    return useful_Qk.any(-1) & ~(kept_HQk & useful_Qk).any(-1)

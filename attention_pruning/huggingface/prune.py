@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
-from ..make.rules import require_choice
 from ..mask import PruneMask
 from ..ops.block_calls import BACKENDS, require_blocks
+from ..recipe import require_choice
 from .forward import IMPLEMENTATION, SITE_ATTRIBUTE, AttentionSite
 from .sites import AttentionStack, find_stacks
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as tf
 
-from attention_pruning import BlockLayout, InputError, PruneMask, block_sparse_attention
+from attention_pruning import BlockLayout, InputError, MaskRecipe, PruneMask, block_sparse_attention
 from attention_pruning.huggingface import collect_patterns, prune_model
 from attention_pruning.ops import attention, flex
 from attention_pruning.ops.call import Call
@@ -204,11 +204,7 @@ def bert(backend):
         torch.ones(48, 48, dtype=torch.bool),
         site="self",
         causal=False,
-        tau=0.6,
-        rule="allowed",
-        scope="layer",
-        row_floor="none",
-        block_size=16,
+        recipe=MaskRecipe(0.6, rule="allowed", scope="layer", row_floor="none", block_size=16),
         metadata={"seed": 4},
     )
     return prune_model(model.eval(), mask, backend).to(GPU)
