@@ -2,25 +2,32 @@
 
 The method of "Data-Informed Global Sparseness in Attention Mechanisms for Deep Neural Networks" (arXiv 2012.02030), as
 a library for anyone's model: collect an :class:`AttentionPattern` with a :class:`PatternAccumulator`, turn it into a
-:class:`PruneMask`, and attend under it with :func:`masked_attention`, or with :func:`block_sparse_attention` under a
-mask of whole blocks.
+:class:`PruneMask` (:mod:`attention_pruning.make`), and attend under it with :func:`pruned_attention`;
+:func:`explain` says what computed each layer.
 """
 
+from . import make
 from .accumulate import PatternAccumulator
+from .deprecated import block_sparse_attention, masked_attention
 from .errors import InputError
 from .mask import PruneMask
-from .ops import BlockLayout, LayerMask, PrunedAttention, pruned_attention
-from .ops.eager import masked_attention
+from .ops import BlockLayout, DenseAttentionWarning, LayerMask, PrunedAttention, explain, pruned_attention
 from .pattern import AttentionPattern
+from .recipe import MaskRecipe
 
 __all__ = [
     "AttentionPattern",
     "BlockLayout",
+    "DenseAttentionWarning",
     "InputError",
+    "LayerMask",
+    "MaskRecipe",
     "PatternAccumulator",
     "PruneMask",
-    "LayerMask",
     "PrunedAttention",
-    "pruned_attention",
+    "block_sparse_attention",
+    "explain",
+    "make",
     "masked_attention",
+    "pruned_attention",
 ]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arrays import as_tensor
 from .errors import InputError
 from .files.tensors import MetadataValue
 from .pattern import AttentionPattern
@@ -104,7 +105,8 @@ class PatternAccumulator:
         layer : int
             From 0.
         probabilities_BHQK : Tensor
-            [B, heads, Q, K], any floating dtype and device; Q and K may be shorter than the pattern's.
+            [B, heads, Q, K], any floating dtype and device; Q and K may be shorter than the pattern's. Here and below,
+            what ``torch.as_tensor`` takes will do, such as a numpy array.
         real_query_BQ, real_key_BK : Tensor, optional
             bool, True = a real token, False = padding. None: all real. A cell of a sequence counts only if its query
             and its key are real; what the probabilities say elsewhere, nan included, is never looked at.
@@ -118,15 +120,15 @@ class PatternAccumulator:
         Raises
         ------
         InputError
-            If the batch is longer than the pattern, has other heads or a mask of another shape, or attends to hidden
-            cells (told here or by :meth:`finalize`).
+            For what is no array, or if the batch is longer than the pattern, has other heads or a mask of another
+            shape, or attends to hidden cells (told here or by :meth:`finalize`).
         """
-        self._check(layer, probabilities_BHQK, query_offset, key_offset)
-        batch, _, queries, keys = probabilities_BHQK.shape
-        _check_mask("real_query_BQ", real_query_BQ, (batch, queries))
-        _check_mask("real_key_BK", real_key_BK, (batch, keys))
-        _check_mask("visible_QK", visible_QK, (queries, keys))
-        p_BHQK = probabilities_BHQK.detach()
+        p_BHQK = as_tensor(probabilities_BHQK, "attention probabilities")
+        self._check(layer, p_BHQK, query_offset, key_offset)
+        batch, _, queries, keys = p_BHQK.shape
+        real_query_BQ = _checked_bools("real_query_BQ", real_query_BQ, (batch, queries))
+        real_key_BK = _checked_bools("real_key_BK", real_key_BK, (batch, keys))
+        visible_QK = _checked_bools("visible_QK", visible_QK, (queries, keys))
         self._visible = self._visible.to(p_BHQK.device)
         visible = self._visible[query_offset : query_offset + queries, key_offset : key_offset + keys]
         if visible_QK is not None:
@@ -150,8 +152,8 @@ class PatternAccumulator:
         self._add(layer, sums_HQK, count_QK, query_offset, key_offset)
 
     def _check(self, layer: int, p: Tensor, query_offset: int, key_offset: int) -> None:
-        if not 0 <= layer < self.layers:
-            raise InputError(f"layer: expected 0 to {self.layers - 1}, found {layer}")
+        if not (isinstance(layer, int) and 0 <= layer < self.layers):
+            raise InputError(f"layer: expected 0 to {self.layers - 1}, found {layer!r}")
         if p.ndim != 4 or p.shape[1] != self.heads or not p.is_floating_point():
             raise InputError(
                 f"attention probabilities: expected floats of shape [batch, {self.heads} heads, query, key], found "
@@ -278,9 +280,13 @@ class PatternAccumulator:
         )
 
 
-def _check_mask(name: str, mask: Tensor | None, shape: tuple[int, int]) -> None:
-    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape):
-        raise InputError(f"{name}: expected bools of shape {list(shape)}, found {mask.dtype} of {list(mask.shape)}")
+def _checked_bools(name: str, bools: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    if bools is None:
+        return None
+    bools = as_tensor(bools, name)
+    if bools.dtype != torch.bool or tuple(bools.shape) != shape:
+        raise InputError(f"{name}: expected bools of shape {list(shape)}, found {bools.dtype} of {list(bools.shape)}")
+    return bools
 
 
 def _real_cells(p_BHQK: Tensor, real_query_BQ: Tensor | None, real_key_BK: Tensor | None) -> Tensor | None:

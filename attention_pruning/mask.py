@@ -1,4 +1,4 @@
-"""PruneMask: one fixed global mask over attention, how it is made, what it prunes and how sparse it is.
+"""PruneMask: one fixed global mask over attention, what it prunes and how sparse it is.
 
 Letters in names: H heads, Q queries, K keys in cells; q, k the same in blocks.
 """
@@ -7,57 +7,86 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import sparsity
+from .arrays import as_tensor
 from .errors import InputError
-from .files.tensors import MetadataValue, checked_metadata, fingerprint, load_tensors, require_fields, save_tensors
-from .make.controls import distance_like, random_like, window_like
-from .make.rules import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, parse_tau, prune_by_rule, require_choice
+from .files.tensors import FileKind, MetadataValue, Stored, checked_metadata, fingerprint, read_stored, save_tensors
 from .ops.layer_mask import LayerMask
 from .ops.layout import BLOCK_SIZES, BlockLayout
 from .pattern import AttentionPattern
-from .structure import block_count, expand_blocks, require_block_size, resolve_structure, visible_cells
+from .recipe import RECORDED, MaskRecipe, require_choice
+from .structure import (
+    block_any,
+    block_count,
+    block_sum,
+    expand_blocks,
+    require_block_size,
+    resolve_structure,
+    visible_cells,
+)
 
-__all__ = ["KINDS", "MASK_FORMAT", "ROW_FLOORS", "RULES", "SCOPES", "UNOBSERVED", "PruneMask", "parse_tau"]
-
-MASK_FORMAT = "attention-pruning/mask/1"
-KINDS = ("data", "random", "window", "distance")
+KINDS = ("data", "random", "window", "distance", "custom")
 #: What a mask is beside its tensors, and what its file's header says.
-_FIELDS = ("site", "causal", "tau", "rule", "scope", "row_floor", "block_size", "kind", "seed", "metadata")
+_FIELDS = ("site", "causal", *RECORDED, "kind", "seed", "metadata")
+#: Fields of a recipe that the metadata of a mask says, where they are known.
+_IN_METADATA = ("unobserved", "crop")
 
 
 class PruneMask:
     """One fixed global prune mask: what attention never computes, whatever the input.
 
-    Made by :meth:`from_pattern`, :meth:`random_like`, :meth:`window_like`, :meth:`distance_like` or :meth:`load`.
+    Made from a pattern by ``make.from_pattern``, to compare with by ``make.random_like``, ``make.window_like`` and
+    ``make.distance_like``, of cells of one's own by :meth:`from_cells`, of two masks by ``|`` and ``&``, and read by
+    :meth:`load`. A mask is data and stays on the CPU; models and layouts take what they need of it to their devices.
 
-    Attributes
+    Two masks are equal if they prune the same of the same attention (:attr:`fingerprint`), however they were made.
+
+    Parameters
     ----------
     pruned : Tensor
-        bool [layers, heads, ceil(Q/B), ceil(K/B)] for block size B, True = pruned. :meth:`cells` and :meth:`slice` give
-        it by cell. Blocks that no query can see may be True or False; it makes no difference.
+        bool [layers, heads, ceil(Q/B), ceil(K/B)] for the recipe's block size B, True = pruned. :meth:`cells` and
+        :meth:`slice` give it by cell. Blocks that no query can see may be True or False; it makes no difference.
     allowed : Tensor
         bool [Q, K]: the cells that the pattern saw, the denominator of every sparsity.
     site, causal
         As in AttentionPattern.
-    tau : float
-        The share that was asked for, alias :attr:`nominal_sparsity`.
-    rule, scope, row_floor : str
-        How it was made, see ``rules.prune_by_rule``. Masks of other kinds than data keep those of the mask
-        they are like.
-    block_size : int
-        Side of the square blocks that are pruned whole; 1 = single cells.
-    kind : {"data", "random", "window", "distance"}
-    seed : int or None
+    recipe : MaskRecipe
+        How it was made: its tau is what was asked for, and neither that nor block size and row floor may be left open.
+        Masks of other kinds than "data" keep the recipe of the mask that they are like; a custom one has no rule.
+    kind : {"data", "random", "window", "distance", "custom"}
+    seed : int, optional
         Of a random mask.
-    metadata : dict
-        What the pattern said about itself, and which pattern or mask this one was made from.
+    metadata : mapping, optional
+        What the pattern said about itself, and which pattern or masks this one was made from. ``unobserved`` and
+        ``crop`` of the recipe join it.
+
+    Attributes
+    ----------
+    tau, rule, scope, row_floor, block_size
+        Those of the recipe.
+    file : str or None
+        The file that the mask, or the pattern behind it, was read from.
     source : str
-        The file that the mask or its pattern was read from, for the beginning of error messages.
+        That file, else "mask". Error messages begin with it.
+
+    Raises
+    ------
+    InputError
+        For wrong types or shapes, an unknown site or kind, a recipe without tau, block size or row floor, or allowed
+        cells that are none or that no query can see.
     """
+
+    FILE: ClassVar = FileKind(
+        "attention-pruning/mask/1",
+        {"pruned": torch.bool, "allowed": torch.bool},
+        (*_FIELDS, "effective_sparsity"),
+    )
 
     def __init__(
         self,
@@ -66,37 +95,28 @@ class PruneMask:
         *,
         site: str,
         causal: bool | None,
-        tau: float,
-        rule: str,
-        scope: str,
-        row_floor: str,
-        block_size: int = 1,
+        recipe: MaskRecipe,
         kind: str = "data",
         seed: int | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
-        source: str = "mask",
+        source: str | None = None,
     ) -> None:
-        for name, value, choices in (
-            ("rule", rule, RULES),
-            ("scope", scope, SCOPES),
-            ("row_floor", row_floor, ROW_FLOORS),
-            ("kind", kind, KINDS),
-        ):
-            require_choice(name, value, choices)
-        self.source = source
-        self.pruned, self.allowed = pruned, allowed
-        self.block_size = require_block_size(block_size)
+        self.file, self.source = source, source or "mask"
+        require_choice("kind", kind, KINDS)
+        _require_recipe(recipe, self.source)
+        self.recipe = recipe
+        self.pruned = as_tensor(pruned, f"{self.source}: pruned").cpu()
+        self.allowed = as_tensor(allowed, f"{self.source}: allowed").cpu()
         self._check_shapes()
         self._layers: dict[int, LayerMask] = {}
         self.site = site
-        self.causal = resolve_structure(site, causal, *allowed.shape)
-        self.tau = parse_tau(tau)
-        self.rule, self.scope, self.row_floor = rule, scope, row_floor
+        self.causal = resolve_structure(site, causal, *self.allowed.shape)
         self.kind, self.seed = kind, seed
-        self.metadata = checked_metadata(metadata)
-        if not allowed.any() or (allowed & ~self.visible).any():
+        made = {name: getattr(recipe, name) for name in _IN_METADATA}
+        self.metadata = checked_metadata(metadata) | {name: how for name, how in made.items() if how is not None}
+        if not self.allowed.any() or (self.allowed & ~self.visible).any():
             raise InputError(
-                f"{source}: expected allowed cells, all of them visible to their query, found none or others"
+                f"{self.source}: expected allowed cells, all of them visible to their query, found none or others"
             )
 
     def _check_shapes(self) -> None:
@@ -116,78 +136,136 @@ class PruneMask:
                 f"{self.pruned.shape[3]}"
             )
 
-    # How it is made
-
     @classmethod
-    def from_pattern(
+    def from_cells(
         cls,
-        pattern: AttentionPattern,
-        tau: float | str,
-        rule: str = "published",
-        scope: str = "layer",
+        pruned_LHQK: Tensor,
+        *,
+        site: str,
+        causal: bool | None = None,
+        allowed: Tensor | None = None,
         block_size: int = 1,
-        row_floor: str = "keep-best",
-        unobserved: str = "keep",
-        crop: bool = True,
+        metadata: Mapping[str, MetadataValue] | None = None,
     ) -> PruneMask:
-        """Prune the lowest share ``tau`` of a pattern.
+        """A mask of one's own, of kind "custom": its tau is its effective sparsity, it has no rule and no scope.
+
+        Its row floor is "keep-best" if every row keeps a cell, else "none": controls made like it do as it does.
 
         Parameters
         ----------
-        pattern : AttentionPattern
-        tau : float or str
-            A fraction in [0, 1]. 0 prunes nothing.
-        rule, scope, row_floor, unobserved, crop
-            See ``rules.prune_by_rule``. Transformer-XL takes its percentile over the whole array: ``crop=False``.
+        pruned_LHQK : Tensor
+            bool [layers, heads, Q, K], True = pruned. What it says of cells that no query can see does not matter.
+        site, causal
+            As in AttentionPattern.
+        allowed : Tensor, optional
+            bool [Q, K], visible cells that occur in the data: the denominator of every sparsity. By default all.
         block_size : int
-            Pool the pattern over blocks of this side and prune whole blocks by the same rules.
+            The side of the blocks that are pruned whole. Only such masks become time and memory.
 
         Raises
         ------
         InputError
-            For a tau outside [0, 1], an unknown choice, a block size other than the pool of a pooled pattern, or a
-            pattern without a single observation.
+            For what is not bool, other shapes, an unknown site, or a block that is pruned in part.
         """
-        tau = parse_tau(tau)
-        require_choice("rule", rule, RULES)
-        require_choice("scope", scope, SCOPES)
-        require_choice("row_floor", row_floor, ROW_FLOORS)
-        require_choice("unobserved", unobserved, UNOBSERVED)
-        if not pattern.allowed.any():
-            raise InputError(f"{pattern.source}: expected at least one observed cell, found none")
-        made_by = {"rule": rule, "scope": scope, "block_size": block_size, "row_floor": row_floor}
-        pruned = prune_by_rule(
-            pattern.pooled(block_size).average,
-            pattern.visible,
-            pattern.allowed,
-            tau,
-            **made_by,
-            unobserved=unobserved,
-            crop=crop,
-        )
-        made_from = {"pattern_fingerprint": pattern.fingerprint, "unobserved": unobserved, "crop": crop}
-        return cls(
-            pruned,
-            pattern.allowed,
-            site=pattern.site,
-            causal=pattern.causal,
-            tau=tau,
-            **made_by,
-            metadata=pattern.metadata | made_from,
-            source=pattern.source,
-        )
+        pruned = as_tensor(pruned_LHQK, "mask: pruned_LHQK").cpu()
+        if pruned.dtype != torch.bool or pruned.ndim != 4 or 0 in pruned.shape:
+            raise InputError(
+                f"mask: expected pruned_LHQK to be bools [layer, head, query, key], found {pruned.dtype} of "
+                f"{list(pruned.shape)}"
+            )
+        size = require_block_size(block_size)
+        visible = visible_cells(*pruned.shape[2:], resolve_structure(site, causal, *pruned.shape[2:]))
+        kept = block_any(visible & ~pruned, size)
+        pruned = block_any(visible & pruned, size)
+        if (kept & pruned).any():
+            layer, head, query, key = (kept & pruned).nonzero()[0].tolist()
+            raise InputError(
+                f"mask: expected blocks of {size} that are pruned whole or not at all, found one pruned in part, at "
+                f"layer {layer}, head {head}, query {query * size}, key {key * size}"
+            )
+        allowed = visible if allowed is None else allowed
+        return cls._custom(pruned, allowed, site, causal, size, metadata)
 
-    # As much pruned, chosen by something else; baselines.py explains each.
-    random_like = staticmethod(random_like)
-    window_like = staticmethod(window_like)
-    distance_like = staticmethod(distance_like)
+    @classmethod
+    def _custom(
+        cls,
+        pruned_LHqk: Tensor,
+        allowed_QK: Tensor,
+        site: str,
+        causal: bool | None,
+        block_size: int,
+        metadata: Mapping[str, MetadataValue] | None,
+    ) -> PruneMask:
+        asked = MaskRecipe(tau=0.0, block_size=block_size, row_floor="none")
+        mask = cls(pruned_LHqk, allowed_QK, site=site, causal=causal, recipe=asked, kind="custom", metadata=metadata)
+        floor = "none" if mask.empty_rows else "keep-best"
+        mask.recipe = MaskRecipe(tau=mask.effective_sparsity, block_size=block_size, row_floor=floor)
+        return mask
 
     def with_pruned(self, pruned: Tensor, **changes: object) -> PruneMask:
-        """A mask that prunes something else and is as this one otherwise, but for ``changes`` of its fields."""
-        fields = {name: getattr(self, name) for name in _FIELDS} | changes
-        return type(self)(pruned, self.allowed, **fields, source=self.source)
+        """A mask that prunes something else and is as this one otherwise, but for ``changes`` of its arguments."""
+        same = {name: getattr(self, name) for name in ("site", "causal", "recipe", "kind", "seed", "metadata")}
+        return type(self)(pruned, self.allowed, **same | changes, source=self.file)
+
+    def __or__(self, other: PruneMask) -> PruneMask:
+        """What either mask prunes, of kind "custom"; allowed is what is allowed in either.
+
+        Raises
+        ------
+        InputError
+            For what is no mask, or one of another site, causality, shape or block size.
+        """
+        self._require_like(other)
+        return self._combined(self.pruned | other.pruned, other, "union_of")
+
+    def __and__(self, other: PruneMask) -> PruneMask:
+        """What both masks prune; otherwise as ``|``."""
+        self._require_like(other)
+        return self._combined(self.pruned & other.pruned, other, "intersection_of")
+
+    def _require_like(self, other: PruneMask) -> None:
+        require_mask(other)
+        for name in ("site", "causal", "layers", "heads", "query_length", "key_length", "block_size"):
+            if (expected := getattr(self, name)) != (found := getattr(other, name)):
+                raise InputError(f"{other.source}: expected {name} {expected}, that of {self.source}, found {found}")
+
+    def _combined(self, pruned: Tensor, other: PruneMask, how: str) -> PruneMask:
+        metadata = {how: f"{self.fingerprint} {other.fingerprint}"}
+        allowed = self.allowed | other.allowed
+        return self._custom(pruned, allowed, self.site, self.causal, self.block_size, metadata)
+
+    def __eq__(self, other: object) -> bool:
+        return self.fingerprint == other.fingerprint if isinstance(other, PruneMask) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     # What it is
+
+    @property
+    def tau(self) -> float:
+        """The share that was asked for."""
+        return self.recipe.tau
+
+    @property
+    def rule(self) -> str | None:
+        """How tau became a mask; None for a custom one."""
+        return self.recipe.rule
+
+    @property
+    def scope(self) -> str | None:
+        """Within what cells competed; None for a custom mask."""
+        return self.recipe.scope
+
+    @property
+    def row_floor(self) -> str:
+        """Whether every row keeps its best block: "keep-best" or "none"."""
+        return self.recipe.row_floor
+
+    @property
+    def block_size(self) -> int:
+        """Side of the square blocks that are pruned whole; 1 = single cells."""
+        return self.recipe.block_size
 
     @property
     def layers(self) -> int:
@@ -211,6 +289,11 @@ class PruneMask:
     def visible(self) -> Tensor:
         """bool [Q, K]: the structure (causality, memory) shows this key to this query."""
         return visible_cells(self.query_length, self.key_length, self.causal)
+
+    @property
+    def kept(self) -> Tensor:
+        """bool [layers, heads, ceil(Q/B), ceil(K/B)]: what attention computes, not pruned and visible (in part)."""
+        return ~self.pruned & block_any(self.visible, self.block_size)
 
     @property
     def fingerprint(self) -> str:
@@ -322,24 +405,25 @@ class PruneMask:
     @property
     def layer_sparsity(self) -> list[float]:
         """Pruned allowed cells / allowed cells, by layer."""
-        return sparsity.layer_sparsity(self)
+        return sparsity.layer_sparsity(self.pruned, self.allowed, self.block_size)
 
     @property
     def effective_sparsity(self) -> float:
         """Pruned allowed cells / allowed cells over all layers and heads: the share of real attention that went."""
-        return sparsity.effective_sparsity(self)
+        return sparsity.effective_sparsity(self.pruned, self.allowed, self.block_size)
 
     @property
     def empty_rows(self) -> int:
         """How many rows (layer, head, query) have allowed cells and keep none of them; 0 under ``keep-best``."""
-        return sparsity.empty_rows(self)
+        return sparsity.empty_rows(self.pruned, self.allowed, self.block_size)
 
     def block_sparsity(self, size: int) -> float:
         """Skipped blocks / blocks that hold an allowed cell, for a kernel with blocks of side ``size``.
 
         A block is skipped if nothing visible in it is kept. This is the share of computation that goes.
         """
-        return sparsity.block_sparsity(self, size)
+        layers = (self.cells(layer) for layer in range(self.layers))
+        return sparsity.block_sparsity(layers, self.visible, self.allowed, size)
 
     def evaluated_sparsity(self, count_QK: Tensor) -> float:
         """The pruned share of the cells that an evaluation used, each as often as it was used.
@@ -354,20 +438,21 @@ class PruneMask:
         InputError
             If it is longer than the mask, counts nothing, or counts cells that no query can see.
         """
-        return sparsity.evaluated_sparsity(self, count_QK)
+        count_QK = self.checked_counts(count_QK)
+        if (count_QK[~self.visible] != 0).any():
+            raise InputError(f"{self.source}: expected counts of visible cells only, found some that no query can see")
+        return sparsity.pruned_share(self.pruned, block_sum(count_QK, self.block_size))
 
-    # Where it is used and kept
+    def checked_counts(self, count_QK: Tensor) -> Tensor:
+        """Counts of use as int64 [Q, K]; refused are shapes that do not fit the mask, and what counts nothing."""
+        return sparsity.checked_counts(count_QK, self.query_length, self.key_length, self.source)
 
-    def apply(self, model, backend: str = "auto", beyond: str = "error"):
-        """Prune its site of a transformers model, see ``huggingface.prune_model``; masks of other sites stay."""
-        from .huggingface import model_masks, prune_model  # needs transformers, as nothing else here does
-
-        return prune_model(model, model_masks(model) | {self.site: self}, backend, beyond)
+    # Where it is kept
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file (format ``attention-pruning/mask/1``), whole or not at all."""
         fields = {name: getattr(self, name) for name in _FIELDS} | {"effective_sparsity": self.effective_sparsity}
-        save_tensors(path, MASK_FORMAT, {"pruned": self.pruned, "allowed": self.allowed}, fields)
+        save_tensors(path, self.FILE, {"pruned": self.pruned, "allowed": self.allowed}, fields)
 
     @classmethod
     def load(cls, path: str | Path) -> PruneMask:
@@ -376,14 +461,50 @@ class PruneMask:
         Raises
         ------
         InputError
-            If the file is missing, truncated, or anything but a mask.
+            If the file is missing, damaged, or anything but a mask.
         """
-        tensors, fields = load_tensors(path, MASK_FORMAT, {"pruned": torch.bool, "allowed": torch.bool})
-        require_fields(path, fields, (*_FIELDS, "effective_sparsity"))
+        return cls.from_stored(read_stored(path, cls.FILE))
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> PruneMask:
+        """The mask that was read from a file."""
+        fields = dict(stored.fields)
         recorded = fields.pop("effective_sparsity")
-        mask = cls(**tensors, **fields, source=str(path))
+        metadata = checked_metadata(fields["metadata"])
+        known = {name: fields.pop(name) for name in RECORDED} | {name: metadata.get(name) for name in _IN_METADATA}
+        mask = cls(**stored.tensors, **fields, recipe=MaskRecipe(**known), source=str(stored.path))
         if mask.effective_sparsity != recorded:
             raise InputError(
-                f"{path}: expected effective sparsity {recorded}, as its header says, found {mask.effective_sparsity}"
+                f"{mask.source}: expected effective sparsity {recorded}, as its header says, found "
+                f"{mask.effective_sparsity}"
             )
         return mask
+
+
+def _require_recipe(recipe: object, source: str) -> None:
+    if not isinstance(recipe, MaskRecipe):
+        raise InputError(f"{source}: expected a MaskRecipe, found {type(recipe).__name__}")
+    for name in ("tau", "block_size", "row_floor"):
+        if getattr(recipe, name) is None:
+            raise InputError(f"{source}: expected a recipe that says its {name}, found it left open")
+
+
+def require_mask(thing: object) -> None:
+    """Refuse what is no PruneMask, with the way to one.
+
+    Raises
+    ------
+    InputError
+    """
+    if isinstance(thing, PruneMask):
+        return
+    hint = ""
+    if isinstance(thing, AttentionPattern):
+        hint = "; make.from_pattern(pattern, tau) makes one of a pattern"
+    elif isinstance(thing, str | Path):
+        hint = "; PruneMask.load reads a file"
+    elif isinstance(thing, Tensor | np.ndarray):
+        hint = "; PruneMask.from_cells makes one of bools"
+    elif isinstance(thing, Mapping) and any(isinstance(value, PruneMask) for value in thing.values()):
+        hint = f"; it has one mask a site, take masks[{next(iter(thing))!r}]"
+    raise InputError(f"mask: expected a PruneMask, found {type(thing).__name__}{hint}")

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import as_tensor
 from .errors import InputError
-from .files.tensors import MetadataValue, checked_metadata, fingerprint, load_tensors, require_fields, save_tensors
+from .files.tensors import FileKind, MetadataValue, Stored, checked_metadata, fingerprint, read_stored, save_tensors
 from .structure import block_any, block_count, block_sum, require_block_size, resolve_structure, visible_cells
 
-PATTERN_FORMAT = "attention-pruning/pattern/1"
+#: How far above 1 an average may lie: probabilities in half precision add up to a little more.
+SLACK = 1e-3
 
 
 class AttentionPattern:
@@ -43,15 +46,23 @@ class AttentionPattern:
 
     Attributes
     ----------
+    file : str or None
+        The file that the pattern was read from.
     source : str
-        The file that the pattern was read from, else "pattern". Error messages begin with it.
+        That file, else "pattern". Error messages begin with it.
 
     Raises
     ------
     InputError
-        For wrong shapes, an unknown site, numbers that are no probabilities' averages (negative or not finite), or a
-        non-zero average where no query sees a key or nothing was observed.
+        For wrong types or shapes, an unknown site, numbers that are no averages of probabilities (not finite, negative
+        or above 1), or a non-zero average where no query sees a key or nothing was observed.
     """
+
+    FILE: ClassVar = FileKind(
+        "attention-pruning/pattern/1",
+        {"average": torch.float32, "count": torch.int64},
+        ("site", "causal", "pool", "metadata"),
+    )
 
     def __init__(
         self,
@@ -62,11 +73,11 @@ class AttentionPattern:
         pool: int = 1,
         lengths: tuple[int, int] | None = None,
         metadata: Mapping[str, MetadataValue] | None = None,
-        source: str = "pattern",
+        source: str | None = None,
     ) -> None:
-        self.source = source
-        self.average = torch.as_tensor(average).detach().to("cpu", torch.float32)
-        self.count = _as_count(count, source)
+        self.file, self.source = source, source or "pattern"
+        self.average = as_tensor(average, f"{self.source}: average").to("cpu", torch.float32)
+        self.count = _as_count(count, self.source)
         self.site = site
         self.pool = require_block_size(pool)
         self.metadata = checked_metadata(metadata)
@@ -96,6 +107,8 @@ class AttentionPattern:
     def _check_values(self) -> None:
         if not torch.isfinite(self.average).all() or (self.average < 0).any():
             raise InputError(f"{self.source}: expected finite averages of at least 0, found nan, inf or negative ones")
+        if (largest := float(self.average.max())) > 1 + SLACK:
+            raise InputError(f"{self.source}: expected averages of probabilities, of at most 1, found {largest:.4g}")
         if (self.count < 0).any():
             raise InputError(f"{self.source}: expected counts of at least 0, found {int(self.count.min())}")
         # A mean over nothing is 0 by convention. Anything else betrays a wrong causal flag or attention that leaked.
@@ -167,13 +180,13 @@ class AttentionPattern:
         sums = torch.stack([block_sum(layer.double(), block_size) for layer in self.average])
         average = sums / cells.clamp(min=1)
         return AttentionPattern(
-            average, self.count, self.site, self.causal, block_size, metadata=self.metadata, source=self.source
+            average, self.count, self.site, self.causal, block_size, metadata=self.metadata, source=self.file
         )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file (format ``attention-pruning/pattern/1``), whole or not at all."""
         fields = {"site": self.site, "causal": self.causal, "pool": self.pool, "metadata": self.metadata}
-        save_tensors(path, PATTERN_FORMAT, {"average": self.average, "count": self.count}, fields)
+        save_tensors(path, self.FILE, {"average": self.average, "count": self.count}, fields)
 
     @classmethod
     def load(cls, path: str | Path) -> AttentionPattern:
@@ -182,15 +195,37 @@ class AttentionPattern:
         Raises
         ------
         InputError
-            If the file is missing, truncated, or anything but a pattern.
+            If the file is missing, damaged, or anything but a pattern.
         """
-        tensors, fields = load_tensors(path, PATTERN_FORMAT, {"average": torch.float32, "count": torch.int64})
-        require_fields(path, fields, ("site", "causal", "pool", "metadata"))
-        return cls(**tensors, **fields, source=str(path))
+        return cls.from_stored(read_stored(path, cls.FILE))
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> AttentionPattern:
+        """The pattern that was read from a file."""
+        return cls(**stored.tensors, **stored.fields, source=str(stored.path))
 
 
 def _as_count(count: Tensor | np.ndarray, source: str) -> Tensor:
-    count = torch.as_tensor(count).detach().cpu()
+    count = as_tensor(count, f"{source}: count").cpu()
     if count.is_floating_point() and not torch.equal(count, count.round()):
         raise InputError(f"{source}: expected whole numbers as counts, found fractions")
     return count.to(torch.int64)
+
+
+def require_pattern(thing: object) -> None:
+    """Refuse what is no AttentionPattern, with the way to one.
+
+    Raises
+    ------
+    InputError
+    """
+    if isinstance(thing, AttentionPattern):
+        return
+    hint = ""
+    if isinstance(thing, Mapping) and any(isinstance(value, AttentionPattern) for value in thing.values()):
+        hint = f"; it has one pattern a site, take patterns[{next(iter(thing))!r}]"
+    elif isinstance(thing, str | Path):
+        hint = "; AttentionPattern.load reads a file"
+    elif isinstance(thing, Tensor | np.ndarray):
+        hint = "; AttentionPattern(average, count, site) makes one of arrays"
+    raise InputError(f"pattern: expected an AttentionPattern, found {type(thing).__name__}{hint}")

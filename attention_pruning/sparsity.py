@@ -1,21 +1,18 @@
 """How sparse a mask is: counts that answer different questions (the terms are those of docs/method.md).
 
-Letters in names: L layers, H heads, Q queries, K keys in cells; q, k the same in blocks.
+Letters in names: L layers, H heads, Q queries, K keys in cells; q, k the same in blocks of ``block_size``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from .arrays import as_tensor
 from .errors import InputError
-from .make.rules import rows_without
-from .structure import block_any, block_sum, require_block_size, row_blocks
-
-if TYPE_CHECKING:
-    from .mask import PruneMask
+from .structure import block_any, block_sum, require_block_size, row_blocks, rows_without
 
 
 def pruned_share(pruned_LHQK: Tensor, count_QK: Tensor) -> float:
@@ -34,51 +31,56 @@ def pruned_share(pruned_LHQK: Tensor, count_QK: Tensor) -> float:
     return used / (int(count_QK.sum()) * layers * heads)
 
 
-def layer_sparsity(mask: PruneMask) -> list[float]:
+def layer_sparsity(pruned_LHqk: Tensor, allowed_QK: Tensor, block_size: int) -> list[float]:
     """Pruned allowed cells / allowed cells, by layer."""
-    allowed_qk = block_sum(mask.allowed.long(), mask.block_size)
-    return [pruned_share(layer_Hqk[None], allowed_qk) for layer_Hqk in mask.pruned]
+    allowed_qk = block_sum(allowed_QK.long(), block_size)
+    return [pruned_share(layer_Hqk[None], allowed_qk) for layer_Hqk in pruned_LHqk]
 
 
-def effective_sparsity(mask: PruneMask) -> float:
+def effective_sparsity(pruned_LHqk: Tensor, allowed_QK: Tensor, block_size: int) -> float:
     """Pruned allowed cells / allowed cells over all layers and heads."""
-    return pruned_share(mask.pruned, block_sum(mask.allowed.long(), mask.block_size))
+    return pruned_share(pruned_LHqk, block_sum(allowed_QK.long(), block_size))
 
 
-def checked_counts(mask: PruneMask, count_QK: Tensor) -> Tensor:
-    """Counts of use as int64 [Q, K], on the CPU; refused are other shapes than the mask's and what counts nothing."""
-    count = torch.as_tensor(count_QK).cpu()
-    if count.ndim != 2 or count.shape[0] > mask.query_length or count.shape[1] > mask.key_length:
+def checked_counts(count: object, query_length: int, key_length: int, source: str) -> Tensor:
+    """Counts of use as int64 [query_length, key_length], on the CPU, 0 where they do not reach.
+
+    Raises
+    ------
+    InputError
+        For other shapes, counts that are longer, fractions, negative numbers, or counts of nothing.
+    """
+    count = as_tensor(count, "counts").cpu()
+    if count.ndim != 2 or count.shape[0] > query_length or count.shape[1] > key_length:
         raise InputError(
-            f"{mask.source}: expected counts of at most {mask.query_length} queries and {mask.key_length} keys, found "
+            f"{source}: expected counts of at most {query_length} queries and {key_length} keys, found "
             f"{list(count.shape)}"
         )
-    if count.is_floating_point() or (count < 0).any() or not count.any():
-        raise InputError(f"{mask.source}: expected whole counts, none negative and some above 0, found others")
-    missing = (0, mask.key_length - count.shape[1], 0, mask.query_length - count.shape[0])
+    if count.is_floating_point() or count.is_complex() or (count < 0).any() or not count.any():
+        raise InputError(f"{source}: expected whole counts, none negative and some above 0, found others")
+    missing = (0, key_length - count.shape[1], 0, query_length - count.shape[0])
     return torch.nn.functional.pad(count.long(), missing)
 
 
-def evaluated_sparsity(mask: PruneMask, count_QK: Tensor) -> float:
-    """Pruned share of the cells that an evaluation used."""
-    count = checked_counts(mask, count_QK)
-    if (count[~mask.visible] != 0).any():
-        raise InputError(f"{mask.source}: expected counts of visible cells only, found some that no query can see")
-    return pruned_share(mask.pruned, block_sum(count, mask.block_size))
+def block_sparsity(layers_HQK: Iterable[Tensor], visible_QK: Tensor, allowed_QK: Tensor, size: int) -> float:
+    """Skipped blocks / blocks of side ``size`` that hold an allowed cell; skipped: nothing visible in it is kept.
 
-
-def block_sparsity(mask: PruneMask, size: int) -> float:
-    """Skipped blocks / blocks that hold an allowed cell; skipped means that nothing visible in the block is kept."""
+    Parameters
+    ----------
+    layers_HQK : iterable of Tensor
+        Layer by layer, the pruned cells: bool.
+    """
     size = require_block_size(size)
-    holds_allowed, visible = block_any(mask.allowed, size), mask.visible
-    skipped = 0
-    for layer in range(mask.layers):
-        computed = block_any(visible & ~mask.cells(layer), size)
-        skipped += int((holds_allowed & ~computed).sum())
-    return skipped / (int(holds_allowed.sum()) * mask.layers * mask.heads)
+    holds_allowed_qk = block_any(allowed_QK, size)
+    skipped = heads = 0
+    for pruned_HQK in layers_HQK:
+        computed_Hqk = block_any(visible_QK & ~pruned_HQK, size)
+        skipped += int((holds_allowed_qk & ~computed_Hqk).sum())
+        heads += len(pruned_HQK)
+    return skipped / (int(holds_allowed_qk.sum()) * heads)
 
 
-def empty_rows(mask: PruneMask) -> int:
+def empty_rows(pruned_LHqk: Tensor, allowed_QK: Tensor, block_size: int) -> int:
     """Rows (layer, head, query) that have allowed cells and keep none of them."""
-    useful_Qk = row_blocks(mask.allowed, mask.block_size)
-    return sum(int(rows_without(~layer_Hqk, useful_Qk, mask.block_size).sum()) for layer_Hqk in mask.pruned)
+    useful_Qk = row_blocks(allowed_QK, block_size)
+    return sum(int(rows_without(~layer_Hqk, useful_Qk, block_size).sum()) for layer_Hqk in pruned_LHqk)

@@ -99,3 +99,9 @@ def visible_blocks(query_length: int, key_length: int, block_size: int, causal: 
     last_query = (torch.arange(1, q + 1) * block_size).clamp(max=query_length) - 1
     first_key = torch.arange(k) * block_size
     return first_key[None, :] <= last_query[:, None] + (key_length - query_length)
+
+
+def rows_without(kept_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tensor:
+    """The rows (head, query) that have useful blocks but no kept one among them: bool [H, Q]."""
+    kept_HQk = kept_Hqk.repeat_interleave(block_size, 1)[:, : useful_Qk.shape[0]]
+    return useful_Qk.any(-1) & ~(kept_HQk & useful_Qk).any(-1)

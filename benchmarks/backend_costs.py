@@ -2,8 +2,8 @@
 
 For every build of the kernel that this processor runs: its time with every block kept over that of torch's dense
 attention, for whole blocks and for blocks of single cells; what few queries cost beside that; and from how many keys on
-a mask of cells gains. One thread, interleaved, medians. A build is measured in a process whose torch is held to the same
-instructions, as on the processors that the build is for.
+a mask of cells gains. One thread, interleaved, medians. A build is measured in a process whose torch is held to the
+same instructions, as on the processors that the build is for.
 
     python benchmarks/backend_costs.py                              # some minutes; prints the table
     python benchmarks/backend_costs.py --out results/benchmarks     # and writes backend_costs-DATE.csv

@@ -72,7 +72,8 @@ def draw_batches(task: Any, count: int) -> list[dict[str, Any]]:
 
 def random_masks(folder: Path) -> dict[str, Path]:
     """Prune masks at TAU from patterns of random numbers: site -> file."""
-    from attention_pruning import AttentionPattern, PruneMask
+    from attention_pruning import AttentionPattern
+    from attention_pruning.make import from_pattern
 
     generator, files = torch.Generator().manual_seed(SEED), {}
     for site in SITES:
@@ -81,7 +82,7 @@ def random_masks(folder: Path) -> dict[str, Path]:
         count = count.tril() if site == "dec-self" else count
         average = torch.rand(LAYERS, HEADS, size, size, generator=generator) * count
         files[site] = folder / f"{site}.safetensors"
-        PruneMask.from_pattern(AttentionPattern(average, count, site), TAU, rule="allowed").save(files[site])
+        from_pattern(AttentionPattern(average, count, site), TAU, rule="allowed").save(files[site])
     return files
 
 

@@ -85,7 +85,7 @@ def load_ours() -> SimpleNamespace:
         build_optimizer=trainer.build_optimizer,
         AttentionPattern=library.AttentionPattern,
         PatternAccumulator=library.PatternAccumulator,
-        PruneMask=library.PruneMask,
+        from_pattern=library.make.from_pattern,
     )
 
 
@@ -96,7 +96,7 @@ def random_mask(ours: SimpleNamespace, lengths: Lengths) -> Any:
     generator = torch.Generator().manual_seed(SEED)
     average = torch.rand(SHAPE["n_layer"], SHAPE["n_head"], queries, keys, generator=generator) * count
     pattern = ours.AttentionPattern(average, count, site="self", causal=True)
-    return ours.PruneMask.from_pattern(pattern, TAU, rule="published", crop=False)
+    return ours.from_pattern(pattern, TAU, rule="published", crop=False)
 
 
 def build_ours(ours: SimpleNamespace, lengths: Lengths, *, pruned: bool = False) -> Any:

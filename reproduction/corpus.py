@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from attention_pruning.errors import InputError
+from attention_pruning.files.tensors import name_beside
 from reproduction.encoding import LEVELS, UNKNOWN, encode_lines, encode_with
 from reproduction.raw_text import SPLITS, raw_files, read_lines
 
@@ -122,7 +123,7 @@ class Corpus:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: expected a folder to write the corpus to, found a file")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+        temporary = name_beside(folder)
         temporary.mkdir()
         try:
             (temporary / VOCABULARY_FILE).write_bytes(_vocabulary_bytes(self.vocabulary))

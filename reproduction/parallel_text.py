@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_pruning import InputError
+from attention_pruning.files.tensors import name_beside
 from reproduction.raw_text import SPLITS
 from reproduction.subwords import Subwords
 from reproduction.training import make_folder
@@ -66,7 +67,7 @@ def write_pairs(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder to write the pairs to, found a file")
     make_folder(folder.parent)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    temporary = name_beside(folder)
     (temporary / SUBWORD_FOLDER).mkdir(parents=True)
     try:
         digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from attention_pruning import InputError
-from attention_pruning.make.rules import RULES, SCOPES
+from attention_pruning.recipe import RULES, SCOPES
 from reproduction.metrics import LABELS, SPARSITIES
 from reproduction.training import atomic_path, run_main
 

@@ -125,7 +125,7 @@ def ranked_cells(mask: PruneMask) -> int:
     """
     if mask.rule == "allowed":
         return int(mask.allowed.sum())
-    box: Tensor = mask.allowed[bounding_box(mask.allowed)] if mask.metadata.get("crop", True) else mask.allowed
+    box: Tensor = mask.allowed[bounding_box(mask.allowed)] if mask.recipe.crop is not False else mask.allowed
     return box.numel()
 
 

@@ -51,11 +51,11 @@ class LoadedModel:
 
 def describe_mask(mask: PruneMask) -> dict[str, Any]:
     """What a model's file tells of its prune mask."""
-    made = ("kind", "tau", "rule", "scope", "row_floor", "block_size", "seed")
-    fields = (*made, "effective_sparsity", "empty_rows", "fingerprint")
+    measured = {name: getattr(mask, name) for name in ("effective_sparsity", "empty_rows", "fingerprint")}
     # Of single cells: the share of the smallest kernel blocks that happen to be empty.
     size = mask.block_size if mask.block_size > 1 else 16
-    return {name: getattr(mask, name) for name in fields} | {"block_sparsity": mask.block_sparsity(size)}
+    made = {"kind": mask.kind, **mask.recipe.recorded(), "seed": mask.seed}
+    return made | measured | {"block_sparsity": mask.block_sparsity(size)}
 
 
 def save_model(path: str | Path, model: MemTransformerLM, **info: Any) -> None:

@@ -17,7 +17,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from attention_pruning import InputError, PruneMask
 from attention_pruning.files.load import load_mask
-from attention_pruning.mask import ROW_FLOORS, RULES, SCOPES, parse_tau
+from attention_pruning.make import random_like
+from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES, MaskRecipe
 from data_utils import LMOrderedIterator
 from flags import HelpFormatter, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM, ModelConfig
@@ -26,6 +27,9 @@ from reproduction.corpus import Corpus
 from reproduction.training import RunRecord, limit_threads, make_folder, run_main, seed_everything
 from schedules import SCHEDULES
 from trainer import Trainer
+
+#: The flags that a MaskRecipe has by the same names; its tau is --th.
+RECIPE_FLAGS = ("rule", "scope", "block_size", "row_floor")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -148,7 +152,7 @@ def check(args: argparse.Namespace) -> None:
     if not args.adaptive and (args.cutoffs or args.div_val != 1):
         raise InputError("--cutoffs and --div_val: expected --adaptive with them, found none")
     if args.fn is None:
-        given = [n for n in ("th", "rule", "scope", "block_size", "row_floor") if getattr(args, n) is not None]
+        given = [n for n in ("th", *RECIPE_FLAGS) if getattr(args, n) is not None]
         if given or args.random_prune:
             name = given[0] if given else "random_prune"
             raise InputError(f"--{name}: expected --fn with it, the pattern to prune by, found none")
@@ -158,18 +162,10 @@ def read_mask(args: argparse.Namespace) -> PruneMask | None:
     """The prune mask that the flags ask for, or None for a dense model."""
     if args.fn is None:
         return None
-    mask = load_mask(
-        args.fn,
-        None if args.th is None else parse_tau(args.th),
-        rule=args.rule,
-        scope=args.scope,
-        block_size=args.block_size,
-        row_floor=args.row_floor,
-        site="self",
-        causal=True,
-        crop=False,
-    )
-    return PruneMask.random_like(mask, args.prune_seed) if args.random_prune else mask
+    # As published for Transformer-XL, the percentile is that of the whole array.
+    recipe = MaskRecipe(tau=args.th, **{name: getattr(args, name) for name in RECIPE_FLAGS}, crop=False)
+    mask = load_mask(args.fn, recipe, site="self", causal=True)
+    return random_like(mask, args.prune_seed) if args.random_prune else mask
 
 
 def model_config(args: argparse.Namespace, n_token: int) -> ModelConfig:

@@ -13,9 +13,14 @@ from torch import Tensor
 from ..errors import InputError
 from ..files.load import load_any, load_pattern
 from ..files.published import LAYOUTS, write_published
-from ..mask import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, PruneMask
+from ..make import distance_like, from_pattern, random_like, window_like
+from ..mask import PruneMask
+from ..recipe import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, MaskRecipe
 from ..structure import SITES
 from .describe import as_text, describe
+
+#: The flags of ``mask`` that a MaskRecipe has by the same names.
+_RECIPE_FLAGS = ("tau", "rule", "scope", "block_size", "row_floor", "unobserved", "crop")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,8 +159,6 @@ def _mask(arguments: argparse.Namespace) -> None:
     if given != ["PATTERN", "--distance-like"] and len(given) != 1:
         raise InputError(f"mask: expected one of {', '.join(sources)}, found {' and '.join(given) or 'none'}")
     output = Path(arguments.output)
-    if output.suffix != ".safetensors":
-        raise InputError(f"{output}: expected the name of a .safetensors file to write, found another ending")
     if output.exists() and any(output.samefile(sources[name]) for name in given if Path(sources[name]).exists()):
         raise InputError(f"{output}: expected another file to write than the one to read, found the same")
     mask = _mask_of_pattern(arguments) if given == ["PATTERN"] else _mask_like(arguments, given[-1], like[given[-1]])
@@ -168,8 +171,7 @@ def _mask(arguments: argparse.Namespace) -> None:
 
 def _mask_like(arguments: argparse.Namespace, kind: str, path: str) -> PruneMask:
     """A control; ``kind`` is the flag that asks for it, with the ``path`` of the mask that it is like."""
-    refused = ["tau", "rule", "scope", "block_size", "row_floor", "unobserved", "crop"]
-    refused += [] if kind == "--distance-like" else ["site", "causal", "layout"]
+    refused = [*_RECIPE_FLAGS, *([] if kind == "--distance-like" else ["site", "causal", "layout"])]
     _refuse_flags(arguments, (*refused, *([] if kind == "--random-like" else ["seed"])), kind)
     if kind == "--random-like" and arguments.seed is None:
         raise InputError("mask: expected --seed with --random-like, found none")
@@ -177,10 +179,10 @@ def _mask_like(arguments: argparse.Namespace, kind: str, path: str) -> PruneMask
         raise InputError("mask: expected PATTERN with --distance-like, found none")
     mask, use = PruneMask.load(path), _use(arguments)
     if kind == "--random-like":
-        return PruneMask.random_like(mask, arguments.seed, use)
+        return random_like(mask, arguments.seed, use)
     if kind == "--window-like":
-        return PruneMask.window_like(mask, use)
-    return PruneMask.distance_like(mask, load_pattern(arguments.pattern, **_file_flags(arguments)), use)
+        return window_like(mask, use)
+    return distance_like(mask, load_pattern(arguments.pattern, **_file_flags(arguments)), use)
 
 
 def _refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], source: str) -> None:
@@ -198,9 +200,11 @@ def _mask_of_pattern(arguments: argparse.Namespace) -> PruneMask:
     if arguments.tau is None:
         raise InputError("mask: expected --tau with PATTERN, found none")
     pattern = load_pattern(arguments.pattern, **_file_flags(arguments))
-    names = ("rule", "scope", "block_size", "row_floor", "unobserved", "crop")
-    chosen = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    return PruneMask.from_pattern(pattern, arguments.tau, **{"block_size": pattern.pool} | chosen)
+    return from_pattern(pattern, _recipe(arguments).closed(block_size=pattern.pool))
+
+
+def _recipe(arguments: argparse.Namespace) -> MaskRecipe:
+    return MaskRecipe(**{name: getattr(arguments, name) for name in _RECIPE_FLAGS})
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -144,7 +144,8 @@ def _title(thing: AttentionPattern | PruneMask) -> str:
     words += ["causal"] if thing.causal else []
     words += [f"blocks of {block}"] if block > 1 else []
     if not is_pattern:
-        words += [f"rule {thing.rule}", f"tau {thing.tau:g}", f"effective sparsity {thing.effective_sparsity:.3f}"]
+        words += [f"rule {thing.rule}"] if thing.rule else []
+        words += [f"tau {thing.tau:g}", f"effective sparsity {thing.effective_sparsity:.3f}"]
     return ", ".join(words)
 
 

@@ -1,21 +1,25 @@
-"""One way from a file to a PruneMask, for every script that takes a pattern or a mask."""
+"""One way from a file to what it holds, for every script that takes a pattern or a mask."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..errors import InputError
-from ..make.rules import parse_tau
-from ..mask import MASK_FORMAT, PruneMask
-from ..pattern import PATTERN_FORMAT, AttentionPattern
+from ..make import from_pattern
+from ..mask import PruneMask
+from ..pattern import AttentionPattern
+from ..recipe import MaskRecipe
 from .published import read_published
-from .tensors import read_header
+from .tensors import file_name, read_stored
+
+#: What has files of this library, told apart by their format.
+_CLASSES = {kind.FILE.format: kind for kind in (AttentionPattern, PruneMask)}
 
 
-def load_pattern(
+def load_any(
     path: str | Path, *, site: str | None = None, causal: bool | None = None, layout: str | None = None
-) -> AttentionPattern:
-    """Read a pattern file of this library, or a published ``.npy``.
+) -> AttentionPattern | PruneMask:
+    """Read a pattern or a mask of this library, whichever the file is, or a published ``.npy`` pattern.
 
     Parameters
     ----------
@@ -27,9 +31,60 @@ def load_pattern(
     Raises
     ------
     InputError
-        If the file is no pattern, contradicts what is given, or is a ``.npy`` and no site is given.
+        If the file is none of these, contradicts what is given, or is a ``.npy`` and no site is given.
     """
-    if Path(path).suffix == ".npy":
+    return _read(path, tuple(_CLASSES.values()), site, causal, layout)
+
+
+def load_pattern(
+    path: str | Path, *, site: str | None = None, causal: bool | None = None, layout: str | None = None
+) -> AttentionPattern:
+    """Read a pattern file of this library, or a published ``.npy``; arguments and errors as in :func:`load_any`."""
+    return _read(path, (AttentionPattern,), site, causal, layout)
+
+
+def load_mask(
+    path: str | Path,
+    recipe: MaskRecipe | float | str | None = None,
+    *,
+    site: str | None = None,
+    causal: bool | None = None,
+    **fields: object,
+) -> PruneMask:
+    """The mask in a mask file, or the mask that a pattern file gives by a recipe.
+
+    Parameters
+    ----------
+    path : str or Path
+        A mask or pattern of this library, or a pattern in a published ``.npy`` layout (which needs ``site``).
+    recipe : MaskRecipe, float or str, optional
+        A pattern needs its tau; what else it leaves open takes its default, the block size the pattern's pool. With a
+        mask, what it says must be the mask's own, but for what concerns patterns alone, ``crop`` and ``unobserved``.
+    site, causal : optional
+        What the file must say, if given.
+    **fields
+        Of the recipe, by name.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or broken or neither of these, lacks its tau, or contradicts what is given.
+    """
+    recipe = MaskRecipe.of(recipe, **fields)
+    loaded = load_any(path, site=site, causal=causal)
+    if isinstance(loaded, PruneMask):
+        _require_same(loaded, recipe.recorded())
+        return loaded
+    if recipe.tau is None:
+        raise InputError(f"{path}: expected a tau, since this is a pattern and not yet a mask, found none")
+    return from_pattern(loaded, recipe.closed(block_size=loaded.pool))
+
+
+def _read(
+    path: str | Path, classes: tuple[type, ...], site: str | None, causal: bool | None, layout: str | None
+) -> AttentionPattern | PruneMask:
+    path = file_name(path)
+    if path.suffix == ".npy":
         if site is None:
             raise InputError(
                 f"{path}: expected a site to be given, since a .npy file does not name its own, found none"
@@ -37,87 +92,13 @@ def load_pattern(
         return read_published(path, layout, site=site, causal=causal)
     if layout is not None:
         raise InputError(f"{path}: expected a .npy file where a layout ({layout}) is given, found another kind of file")
-    pattern = AttentionPattern.load(path)
-    _require_same(pattern, site=site, causal=causal)
-    return pattern
+    stored = read_stored(path, *(kind.FILE for kind in classes))
+    loaded = _CLASSES[stored.kind.format].from_stored(stored)
+    _require_same(loaded, {"site": site, "causal": causal})
+    return loaded
 
 
-def load_any(
-    path: str | Path, *, site: str | None = None, causal: bool | None = None, layout: str | None = None
-) -> AttentionPattern | PruneMask:
-    """Read a pattern or a mask, whichever the file is; arguments and errors as in :func:`load_pattern`."""
-    if Path(path).suffix == ".npy" or layout is not None or not is_mask_file(path):
-        return load_pattern(path, site=site, causal=causal, layout=layout)
-    return load_mask(path, site=site, causal=causal)
-
-
-def load_mask(
-    path: str | Path,
-    tau: float | str | None = None,
-    *,
-    rule: str | None = None,
-    scope: str | None = None,
-    block_size: int | None = None,
-    row_floor: str | None = None,
-    site: str | None = None,
-    causal: bool | None = None,
-    crop: bool = True,
-) -> PruneMask:
-    """The mask in a mask file, or the mask that a pattern file gives at ``tau``.
-
-    Parameters
-    ----------
-    path : str or Path
-        A mask or pattern of this library, or a pattern in a published ``.npy`` layout (which needs ``site``).
-    tau : float or str, optional
-        Needed for a pattern. With a mask, it must be the mask's own or absent.
-    rule, scope, block_size, row_floor : optional
-        For a pattern by default "published", "layer", the pattern's pool, "keep-best". With a mask, as tau.
-    site, causal : optional
-        What the file must say, if given.
-    crop : bool
-        For patterns only, see ``PruneMask.from_pattern``.
-
-    Raises
-    ------
-    InputError
-        If the file is missing or broken or neither of these, lacks its tau, or contradicts what is given.
-    """
-    tau = None if tau is None else parse_tau(tau)
-    if Path(path).suffix != ".npy" and is_mask_file(path):
-        mask = PruneMask.load(path)
-        given = {"tau": tau, "rule": rule, "scope": scope, "block_size": block_size, "row_floor": row_floor}
-        _require_same(mask, **given, site=site, causal=causal)
-        return mask
-    pattern = load_pattern(path, site=site, causal=causal)
-    if tau is None:
-        raise InputError(f"{path}: expected a tau, since this is a pattern and not yet a mask, found none")
-    return PruneMask.from_pattern(
-        pattern,
-        tau,
-        rule=rule or "published",
-        scope=scope or "layer",
-        block_size=pattern.pool if block_size is None else block_size,
-        row_floor=row_floor or "keep-best",
-        crop=crop,
-    )
-
-
-def is_mask_file(path: str | Path) -> bool:
-    """Whether a file is a mask (True) or a pattern (False) of this library.
-
-    Raises
-    ------
-    InputError
-        If it is missing, broken or neither.
-    """
-    found = read_header(path).get("format")
-    if found not in (MASK_FORMAT, PATTERN_FORMAT):
-        raise InputError(f"{path}: expected a file of format {PATTERN_FORMAT!r} or {MASK_FORMAT!r}, found {found!r}")
-    return found == MASK_FORMAT
-
-
-def _require_same(loaded: PruneMask | AttentionPattern, **given: object) -> None:
+def _require_same(loaded: PruneMask | AttentionPattern, given: dict[str, object]) -> None:
     for name, value in given.items():
         found = getattr(loaded, name)
         if value is not None and value != found:

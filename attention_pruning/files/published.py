@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..pattern import AttentionPattern
-from .tensors import written_whole
+from .tensors import file_name, written_whole
 
 #: For each layout, where layer, head, query and key stand among the five axes; the one left over has length 1.
 LAYOUTS = {
@@ -77,18 +77,22 @@ def write_published(pattern: AttentionPattern, path: str | Path, layout: str) ->
 
 
 def _load_array(path: str | Path) -> np.ndarray:
+    path = file_name(path)
     try:
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
-        raise InputError(f"{path}: expected a .npy file, found: {error.strerror}") from error
-    except ValueError as error:  # not a .npy, truncated, or in need of pickle
+        raise InputError(f"{path}: expected a .npy file, found: {error.strerror or error}") from error
+    except Exception as error:
+        # Not a .npy, truncated, or in need of pickle: ValueError. Of a damaged header numpy lets out whatever Python's
+        # tokenizer and parser say of it (TokenError, SyntaxError...), and of a damaged shape MemoryError.
         raise InputError(
             f"{path}: expected a whole .npy file of plain numbers, found: {' '.join(str(error).split())}"
         ) from error
     if array.dtype.kind != "f" or array.ndim != 5:
         raise InputError(f"{path}: expected floats with five axes, found {array.dtype} of shape {list(array.shape)}")
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which no average is
+        return array.astype(np.float32)
 
 
 def _unit_axis(layout: str) -> int:

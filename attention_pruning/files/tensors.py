@@ -1,6 +1,6 @@
 """Files of this library: safetensors whose header says what they are, written whole or not at all.
 
-A file's header holds strings only: ``format`` as it is, every other value JSON-encoded.
+A file's header holds strings only: ``format`` and ``content_sha256`` as they are, every other value JSON-encoded.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -21,24 +23,61 @@ from ..errors import InputError
 
 #: What may stand in the metadata of a pattern or a mask.
 MetadataValue = str | int | float | bool | None
+#: The header's name for a hash of all else. Files of older versions have none.
+HASH = "content_sha256"
 
 
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name in the folder of ``path``; move it there when the block ends well, remove it when it does
-    not.
+@dataclass(frozen=True)
+class FileKind:
+    """What a file of one format holds: its tensors, each with its dtype, and its header fields, no others."""
+
+    format: str
+    dtypes: Mapping[str, torch.dtype]
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was read from a file of ``kind``: tensors on the CPU, header fields decoded."""
+
+    path: Path
+    kind: FileKind
+    tensors: Mapping[str, Tensor]
+    fields: Mapping[str, object]
+
+
+def file_name(path: str | Path) -> Path:
+    """The name of a file as a Path.
 
     Raises
     ------
     InputError
-        If the folder does not exist or cannot be written, or if ``path`` is itself a folder.
+        For anything else, such as a mask where its file is expected.
     """
-    path = Path(path)
+    try:
+        return Path(path)
+    except TypeError as error:
+        raise InputError(f"path: expected the name of a file, found {type(path).__name__}") from error
+
+
+@contextmanager
+def written_whole(path: str | Path, ending: str | None = None) -> Iterator[Path]:
+    """Give a temporary name in the folder of ``path``; move it there when the block ends well, remove it when it does
+    not. The file has the permissions that ``open`` would give it.
+
+    Raises
+    ------
+    InputError
+        If the folder does not exist or cannot be written, or if ``path`` is itself a folder or has another ending.
+    """
+    path = file_name(path)
     if path.is_dir():
         raise InputError(f"{path}: expected the name of a file to write, found a folder")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if ending is not None and path.suffix != ending:
+        raise InputError(f"{path}: expected the name of a {ending} file to write, found {path.suffix or 'no ending'}")
+    temporary = name_beside(path)
     try:
-        temporary.touch()
+        temporary.touch(exist_ok=False)
     except OSError as error:
         raise InputError(f"{path}: expected a folder that can be written to, found: {error.strerror}") from error
     try:
@@ -48,14 +87,27 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_tensors(
-    path: str | Path, format_name: str, tensors: Mapping[str, Tensor], fields: Mapping[str, object]
-) -> None:
-    """Write tensors and header fields. The same content always gives the same bytes."""
-    header = {"format": format_name} | {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
+def name_beside(path: Path) -> Path:
+    """A name in the folder of ``path`` that no other process, thread or machine comes upon.
+
+    Unlike a file or folder of ``tempfile``, what is made under it has the permissions that it would have at ``path``.
+    """
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+
+
+def save_tensors(path: str | Path, kind: FileKind, tensors: Mapping[str, Tensor], fields: Mapping[str, object]) -> None:
+    """Write tensors and header fields. The same content always gives the same bytes.
+
+    Raises
+    ------
+    InputError
+        If ``path`` does not end in .safetensors, or cannot be written.
+    """
+    header = {"format": kind.format} | {name: json.dumps(value, sort_keys=True) for name, value in fields.items()}
+    header[HASH] = _digest(tensors, header)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = safetensors.torch.save(contiguous, metadata=header)
-    with written_whole(path) as temporary:
+    with written_whole(path, ".safetensors") as temporary:
         temporary.write_bytes(_with_sorted_header(content))
 
 
@@ -68,64 +120,56 @@ def _with_sorted_header(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[start:]
 
 
-def read_header(path: str | Path) -> dict[str, str]:
-    """The header of a safetensors file, its strings undecoded.
+def read_stored(path: str | Path, *kinds: FileKind) -> Stored:
+    """Open a file once, tell which of some kinds it is, and read it whole.
 
     Raises
     ------
     InputError
-        If there is no such file, or if it is not a whole safetensors file.
+        If the file is missing, truncated, of none of these kinds, holds other tensors or fields, or is not what was
+        written: its content has another hash than its header says. Files of older versions have no hash.
     """
-    with _opened(path) as file:
-        return dict(file.metadata() or {})
-
-
-def load_tensors(
-    path: str | Path, format_name: str, dtypes: Mapping[str, torch.dtype]
-) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Read a file written by :func:`save_tensors`: its tensors, and its header fields decoded.
-
-    Parameters
-    ----------
-    format_name : str
-        What the header must say.
-    dtypes : mapping
-        The tensors that must be there, no others, each with its dtype.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, truncated, of another format, or holds other tensors.
-    """
+    path = file_name(path)
     with _opened(path) as file:
         header = dict(file.metadata() or {})
-        found_format = header.pop("format", None)
-        if found_format != format_name:
-            raise InputError(f"{path}: expected a file of format {format_name!r}, found {found_format!r}")
-        if set(file.keys()) != set(dtypes):
-            raise InputError(f"{path}: expected the tensors {sorted(dtypes)}, found {sorted(file.keys())}")
-        # clone: the tensors of safe_open live in the file, and a file may change under a running process
-        tensors = {name: file.get_tensor(name).clone() for name in dtypes}
-    for name, dtype in dtypes.items():
-        if tensors[name].dtype != dtype:
-            raise InputError(f"{path}: expected {name!r} to be {dtype}, found {tensors[name].dtype}")
+        kind = _told_apart(path, header.get("format"), kinds)
+        if set(file.keys()) != set(kind.dtypes):
+            raise InputError(f"{path}: expected the tensors {sorted(kind.dtypes)}, found {sorted(file.keys())}")
+        mapped = {name: file.get_tensor(name) for name in kind.dtypes}
+        for name, dtype in kind.dtypes.items():
+            if mapped[name].dtype != dtype:
+                raise InputError(f"{path}: expected {name!r} to be {dtype}, found {mapped[name].dtype}")
+        recorded = header.pop(HASH, None)
+        if recorded is not None and recorded != (found := _digest(mapped, header)):
+            raise InputError(f"{path}: expected content of sha256 {recorded}, as its header says, found {found}")
+        # clone: these tensors live in the file, and a file may change under a running process
+        tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+    return Stored(path, kind, tensors, _decoded(path, kind, header))
+
+
+def _told_apart(path: Path, found: str | None, kinds: tuple[FileKind, ...]) -> FileKind:
+    for kind in kinds:
+        if kind.format == found:
+            return kind
+    formats = " or ".join(repr(kind.format) for kind in kinds)
+    raise InputError(f"{path}: expected a file of format {formats}, found {found!r}")
+
+
+def _decoded(path: Path, kind: FileKind, header: Mapping[str, str]) -> dict[str, object]:
     try:
-        return tensors, {name: json.loads(value) for name, value in header.items()}
-    except json.JSONDecodeError as error:
+        fields = {name: json.loads(value) for name, value in header.items() if name != "format"}
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: expected JSON values in the header, found: {error}") from error
-
-
-def require_fields(path: str | Path, fields: Mapping[str, object], names: tuple[str, ...]) -> None:
-    """Refuse a header that lacks one of ``names`` or has others."""
-    if set(fields) != set(names):
-        raise InputError(f"{path}: expected the header fields {sorted(names)}, found {sorted(fields)}")
+    if set(fields) != set(kind.fields):
+        raise InputError(f"{path}: expected the header fields {sorted(kind.fields)}, found {sorted(fields)}")
+    return fields
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[safe_open]:
-    if not Path(path).exists():
+def _opened(path: Path) -> Iterator[safe_open]:
+    if not path.exists():
         raise InputError(f"{path}: expected a safetensors file, found no such file")
-    if not Path(path).is_file():
+    if not path.is_file():
         raise InputError(f"{path}: expected a safetensors file, found a folder or a device")
     try:
         with safe_open(path, framework="pt") as file:
@@ -136,17 +180,24 @@ def _opened(path: str | Path) -> Iterator[safe_open]:
         raise InputError(f"{path}: expected a file that can be read, found: {error}") from error
 
 
-def fingerprint(tensors: Mapping[str, Tensor], **facts: object) -> str:
-    """First 16 hexadecimal digits of a sha256 over names, shapes, dtypes and bytes of tensors, and over some facts."""
+def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> str:
+    """sha256 over names, shapes, dtypes and bytes of tensors, and over some facts: hexadecimal."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
+
+
+def fingerprint(tensors: Mapping[str, Tensor], **facts: object) -> str:
+    """First 16 hexadecimal digits of a sha256 over names, shapes, dtypes and bytes of tensors, and over some facts."""
+    return _digest(tensors, facts)[:16]
 
 
 def checked_metadata(metadata: Mapping[str, MetadataValue] | None) -> dict[str, MetadataValue]:
     """A copy of ``metadata``, refused with InputError unless it maps strings to strings, numbers, bools or None."""
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InputError(f"metadata: expected values by name, found {type(metadata).__name__}")
     metadata = dict(metadata or {})
     for name, value in metadata.items():
         if not isinstance(name, str) or not isinstance(value, MetadataValue):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
-from ..make.rules import require_choice
 from ..mask import PruneMask
 from ..ops.choice import BACKENDS
+from ..recipe import require_choice
 from .attention_site import SITE_ATTRIBUTE, AttentionSite, Steps
 from .forward import IMPLEMENTATION
 from .sites import AttentionStack, find_stacks
@@ -33,7 +33,7 @@ def prune_model(
         One for each site that is to be pruned (``find_stacks(model)`` names the sites); other sites stay dense.
     backend : {"auto", "block_sparse", "flex", "reference"}
         What computes pruned attention: the fastest ("auto"), the compiled kernel or FlexAttention where the mask prunes
-        blocks (see ``block_sparse_attention``), or the readable one. A call that the backend cannot compute, such as a
+        blocks (see ``pruned_attention``), or the readable one. A call that the backend cannot compute, such as a
         step of decoding, is computed by torch's SDPA under the same mask.
     beyond : {"error", "dense"}
         What happens to positions beyond the mask: refuse the sequence, or leave them unpruned.

@@ -8,29 +8,25 @@ of a row. Letters in names: H heads, Q queries, K keys in cells; q, k the same i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..sparsity import checked_counts
+from ..mask import PruneMask, require_mask
+from ..pattern import AttentionPattern, require_pattern
 from ..structure import block_any, block_sum, row_blocks
 from .rules import best_of, bounding_box, lowest
 
-if TYPE_CHECKING:
-    from ..mask import PruneMask
-    from ..pattern import AttentionPattern
 
-
-def random_like(mask: PruneMask, seed: int, use_QK: Tensor | None = None) -> PruneMask:
+def random_like(mask: PruneMask, seed: int, use: Tensor | None = None) -> PruneMask:
     """Prune as many allowed cells (blocks) of every layer as ``mask`` does, drawn uniformly with a recorded seed.
 
     Under ``keep-best`` every row keeps its best-drawn cell. Unobserved cells stay as they are in ``mask``.
 
     Parameters
     ----------
-    use_QK : Tensor, optional
+    use : Tensor, optional
         int64 [<= Q, <= K], such as the ``count`` of the pattern behind ``mask``: how often each cell was used. Then a
         layer loses the same share of that *use*, to one cell, instead of the same number of cells: the two masks agree
         in evaluated instead of effective sparsity.
@@ -38,47 +34,51 @@ def random_like(mask: PruneMask, seed: int, use_QK: Tensor | None = None) -> Pru
     Raises
     ------
     InputError
-        For a seed that is no whole number of at least 0, counts that are none or longer than the mask, or if the row
-        floor leaves too few blocks to choose from.
+        For what is no mask, a seed that is no whole number of at least 0, counts that are none or longer than the mask,
+        or if the row floor leaves too few blocks to choose from.
     """
+    require_mask(mask)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: expected a whole number of at least 0, found {seed!r}")
-    return _like(mask, random_scores(mask, seed), use_QK, kind="random", seed=seed)
+    return _like(mask, random_scores(mask, seed), use, kind="random", seed=seed)
 
 
-def window_like(mask: PruneMask, use_QK: Tensor | None = None) -> PruneMask:
+def window_like(mask: PruneMask, use: Tensor | None = None) -> PruneMask:
     """Keep as many allowed cells (blocks) of every layer as ``mask`` does, those nearest to the diagonal.
 
-    See `window_scores` for where the diagonal lies, and `random_like` for ``use_QK``.
+    See `window_scores` for where the diagonal lies, and `random_like` for ``use``.
 
     Raises
     ------
     InputError
-        For counts that are none or longer than the mask, or if the row floor leaves too few blocks to choose from.
+        For what is no mask, counts that are none or longer than the mask, or if the row floor leaves too few blocks to
+        choose from.
     """
-    return _like(mask, window_scores(mask), use_QK, kind="window")
+    require_mask(mask)
+    return _like(mask, window_scores(mask), use, kind="window")
 
 
-def distance_like(mask: PruneMask, pattern: AttentionPattern, use_QK: Tensor | None = None) -> PruneMask:
+def distance_like(mask: PruneMask, pattern: AttentionPattern, use: Tensor | None = None) -> PruneMask:
     """Keep as many allowed cells (blocks) of every layer as ``mask`` does, at the distances that the heads attend to.
 
     A data-informed mask that is no better than this one has learned which distances matter to which head, and nothing
-    about positions. See `distance_scores` for how a cell is judged, and `random_like` for ``use_QK``.
+    about positions. See `distance_scores` for how a cell is judged, and `random_like` for ``use``.
 
     Raises
     ------
     InputError
-        For a pattern of another shape, site or choice of allowed cells than the mask's, counts that are none or longer
-        than the mask, or if the row floor leaves too few blocks to choose from.
+        For what is no mask or no pattern, a pattern of another shape, site or choice of allowed cells than the mask's,
+        counts that are none or longer than the mask, or if the row floor leaves too few blocks to choose from.
     """
-    found = _like(mask, distance_scores(mask, pattern), use_QK, kind="distance")
+    require_mask(mask)
+    found = _like(mask, distance_scores(mask, pattern), use, kind="distance")
     return found.with_pruned(found.pruned, metadata=found.metadata | {"distances_fingerprint": pattern.fingerprint})
 
 
 def _like(
-    mask: PruneMask, scores: Callable[[int], Tensor], use_QK: Tensor | None, *, kind: str, seed: int | None = None
+    mask: PruneMask, scores: Callable[[int], Tensor], use: Tensor | None, *, kind: str, seed: int | None = None
 ) -> PruneMask:
-    use_QK = None if use_QK is None else checked_counts(mask, use_QK) * mask.allowed
+    use_QK = None if use is None else mask.checked_counts(use) * mask.allowed
     equal = "effective_sparsity" if use_QK is None else "evaluated_sparsity"
     metadata = mask.metadata | {"like_fingerprint": mask.fingerprint, "like_in": equal}
     return mask.with_pruned(prune_as_much(mask, scores, use_QK), kind=kind, seed=seed, metadata=metadata)
@@ -122,6 +122,7 @@ def distance_scores(mask: PruneMask, pattern: AttentionPattern) -> Callable[[int
     InputError
         If the pattern does not describe the attention that the mask prunes.
     """
+    require_pattern(pattern)
     for name in ("site", "causal", "layers", "heads", "query_length", "key_length"):
         if (expected := getattr(mask, name)) != (found := getattr(pattern, name)):
             raise InputError(f"{pattern.source}: expected {name} {expected}, that of {mask.source}, found {found}")

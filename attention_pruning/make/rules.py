@@ -1,4 +1,4 @@
-"""How averages and tau become pruned cells: the two rules, their scopes, and the row floor.
+"""From a pattern to a mask: how averages and tau become pruned cells by the two rules, their scopes, and the row floor.
 
 Everything works on blocks of ``block_size`` B; cells are blocks of 1. Letters in names: L layers, H heads, Q queries, K
 keys in cells; q, k the same in blocks; G groups that lose the same share, N members of a group.
@@ -7,7 +7,6 @@ keys in cells; q, k the same in blocks; G groups that lose the same share, N mem
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -15,34 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..structure import block_any, row_blocks
-
-RULES = ("published", "allowed")
-SCOPES = ("layer", "head", "row", "model")
-ROW_FLOORS = ("keep-best", "none")
-UNOBSERVED = ("keep", "prune")
-
-
-def parse_tau(value: float | str) -> float:
-    """The share to prune as a fraction in [0, 1], from a number or its spelling.
-
-    Raises
-    ------
-    InputError
-        For anything else. A percentage is refused with the fraction that was probably meant.
-    """
-    text = str(value).strip()
-    try:
-        number = float(text.rstrip("%"))
-    except ValueError:
-        number = math.nan
-    if 0 <= number <= 1 and "%" not in text:
-        return number + 0.0  # -0.0 becomes 0.0
-    hint = "such as 0.9 for 90 percent"
-    if 0 <= number <= 100:
-        percent = text.rstrip("%").strip()
-        hint = f"for {percent} percent write {Decimal(percent).scaleb(-2).normalize():f}"
-    raise InputError(f"tau: expected a fraction between 0 and 1, found {text!r}; {hint}")
+from ..mask import PruneMask
+from ..pattern import AttentionPattern, require_pattern
+from ..recipe import MaskRecipe
+from ..structure import block_any, row_blocks, rows_without
 
 
 def decimal_share(tau: float) -> Fraction:
@@ -50,26 +25,49 @@ def decimal_share(tau: float) -> Fraction:
     return Fraction(str(tau))
 
 
-def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse, with InputError, a value that is not among the choices."""
-    if value not in choices:
-        raise InputError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+def from_pattern(
+    pattern: AttentionPattern, recipe: MaskRecipe | float | str | None = None, **fields: object
+) -> PruneMask:
+    """Prune the lowest share tau of a pattern.
+
+    Parameters
+    ----------
+    pattern : AttentionPattern
+    recipe : MaskRecipe, float or str
+        How, or tau alone: a fraction in [0, 1], of which 0 prunes nothing. What it leaves open takes its default.
+    **fields
+        Of the recipe, by name: ``from_pattern(pattern, 0.9, rule="allowed", block_size=32)``. Transformer-XL takes its
+        percentile over the whole array: ``crop=False``.
+
+    Returns
+    -------
+    PruneMask
+        Of kind "data". Its metadata is the pattern's, with the pattern's fingerprint.
+
+    Raises
+    ------
+    InputError
+        For what is no pattern, a recipe without tau or with an unknown choice, a block size other than the pool of a
+        pooled pattern, or a pattern without a single observation.
+    """
+    require_pattern(pattern)
+    recipe = MaskRecipe.of(recipe, **fields).closed()
+    if not pattern.allowed.any():
+        raise InputError(f"{pattern.source}: expected at least one observed cell, found none")
+    average_LHqk = pattern.pooled(recipe.block_size).average
+    return PruneMask(
+        prune_by_rule(average_LHqk, pattern.visible, pattern.allowed, recipe),
+        pattern.allowed,
+        site=pattern.site,
+        causal=pattern.causal,
+        recipe=recipe,
+        metadata=pattern.metadata | {"pattern_fingerprint": pattern.fingerprint},
+        source=pattern.file,
+    )
 
 
-def prune_by_rule(
-    average_LHqk: Tensor,
-    visible_QK: Tensor,
-    allowed_QK: Tensor,
-    tau: float,
-    *,
-    rule: str,
-    scope: str,
-    block_size: int = 1,
-    row_floor: str = "keep-best",
-    unobserved: str = "keep",
-    crop: bool = True,
-) -> Tensor:
-    """The prune mask of a pattern: bool [L, H, q, k], True = pruned. See docs/method.md and arXiv 2012.02030.
+def prune_by_rule(average_LHqk: Tensor, visible_QK: Tensor, allowed_QK: Tensor, recipe: MaskRecipe) -> Tensor:
+    """The prune mask of averages: bool [L, H, q, k], True = pruned. See docs/method.md and arXiv 2012.02030.
 
     Parameters
     ----------
@@ -77,35 +75,23 @@ def prune_by_rule(
         float32, the average attention of each block (0 for blocks without an allowed cell).
     visible_QK, allowed_QK : Tensor
         bool, in cells: what the structure shows; what it shows and was observed.
-    tau : float
-        The share asked for. 0 prunes nothing, under either rule.
-    rule : {"published", "allowed"}
-        "allowed": of every group exactly floor(tau * allowed blocks), lowest average first, ties in flat index order.
-        "published": of every group the blocks not above the 100 * tau percentile (nearest) of all its blocks, which
-        includes those that no query can see, whose average is 0.
-    scope : {"layer", "head", "row", "model"}
-        What a group is.
-    row_floor : {"keep-best", "none"}
-        Whether a row that would lose all its allowed cells gets its best block back.
-    unobserved : {"keep", "prune"}
-        What happens to blocks that are visible in part but hold no observed cell.
-    crop : bool
-        Rule "published": take the percentile within the bounding box of the observed blocks, not of the whole array.
+    recipe : MaskRecipe
+        With nothing left open.
     """
     pruned = torch.zeros(average_LHqk.shape, dtype=torch.bool)
-    if tau == 0:
+    if recipe.tau == 0:
         return pruned
-    allowed_qk = block_any(allowed_QK, block_size)
-    unobserved_qk = block_any(visible_QK, block_size) & ~allowed_qk
-    if rule == "allowed":
-        pruned = _prune_share(average_LHqk, allowed_qk, tau, scope)
+    allowed_qk = block_any(allowed_QK, recipe.block_size)
+    unobserved_qk = block_any(visible_QK, recipe.block_size) & ~allowed_qk
+    if recipe.rule == "allowed":
+        pruned = _prune_share(average_LHqk, allowed_qk, recipe)
     else:
-        rows, columns = bounding_box(allowed_qk) if crop else (slice(None), slice(None))
-        pruned[:, :, rows, columns] = _prune_below_percentile(average_LHqk[:, :, rows, columns], tau, scope)
-    pruned = pruned & ~unobserved_qk if unobserved == "keep" else pruned | unobserved_qk
-    if row_floor == "keep-best":
+        rows, columns = bounding_box(allowed_qk) if recipe.crop else (slice(None), slice(None))
+        pruned[:, :, rows, columns] = _prune_below_percentile(average_LHqk[:, :, rows, columns], recipe)
+    pruned = pruned & ~unobserved_qk if recipe.unobserved == "keep" else pruned | unobserved_qk
+    if recipe.row_floor == "keep-best":
         for layer_pruned, layer_average in zip(pruned, average_LHqk, strict=True):
-            _keep_best(layer_pruned, layer_average, allowed_QK, block_size)
+            _keep_best(layer_pruned, layer_average, allowed_QK, recipe.block_size)
     return pruned
 
 
@@ -122,10 +108,10 @@ def _in_groups(x_LHqk: Tensor, scope: str) -> Tensor:
     return x_LHqk.reshape(groups, -1)
 
 
-def _prune_share(average_LHqk: Tensor, allowed_qk: Tensor, tau: float, scope: str) -> Tensor:
-    average_GN = _in_groups(average_LHqk, scope)
-    allowed_GN = _in_groups(allowed_qk.expand(average_LHqk.shape), scope)
-    share = decimal_share(tau)
+def _prune_share(average_LHqk: Tensor, allowed_qk: Tensor, recipe: MaskRecipe) -> Tensor:
+    average_GN = _in_groups(average_LHqk, recipe.scope)
+    allowed_GN = _in_groups(allowed_qk.expand(average_LHqk.shape), recipe.scope)
+    share = decimal_share(recipe.tau)
     budget_G = torch.tensor([math.floor(share * number) for number in allowed_GN.sum(1).tolist()])
     return lowest(average_GN, allowed_GN, budget_G).reshape(average_LHqk.shape)
 
@@ -153,9 +139,9 @@ def lowest(score_GN: Tensor, candidates_GN: Tensor, budget_G: Tensor) -> Tensor:
     return torch.zeros_like(candidates_GN).scatter(1, order_GN, within_budget)
 
 
-def _prune_below_percentile(average_LHqk: Tensor, tau: float, scope: str) -> Tensor:
-    average_GN = _in_groups(average_LHqk, scope).double().numpy()  # in float32 numpy would round the rank, too
-    percent = float(100 * decimal_share(tau))
+def _prune_below_percentile(average_LHqk: Tensor, recipe: MaskRecipe) -> Tensor:
+    average_GN = _in_groups(average_LHqk, recipe.scope).double().numpy()  # in float32 numpy would round the rank, too
+    percent = float(100 * decimal_share(recipe.tau))
     threshold_G1 = np.percentile(average_GN, percent, axis=1, method="nearest", keepdims=True)
     return torch.from_numpy(average_GN <= threshold_G1).reshape(average_LHqk.shape)
 
@@ -182,9 +168,3 @@ def best_of(score: Tensor, candidates: Tensor) -> Tensor:
     with a row floor therefore still prunes a superset of that for a smaller tau.
     """
     return score.shape[-1] - 1 - score.masked_fill(~candidates, -math.inf).flip(-1).argmax(-1)
-
-
-def rows_without(kept_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tensor:
-    """The rows (head, query) that have useful blocks but no kept one among them: bool [H, Q]."""
-    kept_HQk = kept_Hqk.repeat_interleave(block_size, 1)[:, : useful_Qk.shape[0]]
-    return useful_Qk.any(-1) & ~(kept_HQk & useful_Qk).any(-1)

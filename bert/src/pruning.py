@@ -10,13 +10,16 @@ from transformers import PreTrainedModel
 from attention_pruning import InputError, PruneMask
 from attention_pruning.files.load import load_mask
 from attention_pruning.huggingface import BACKENDS, AttentionStack, find_stacks, model_masks, prune_model
-from attention_pruning.mask import ROW_FLOORS, RULES, SCOPES, parse_tau
+from attention_pruning.make import random_like
+from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES, MaskRecipe
 
 #: The one site of a model with a single stack of attention.
 SITE = "self"
 #: What a gathered pattern may be written as: this library's file, or the published layout, which has no counts.
 PATTERN_ENDINGS = (".safetensors", ".npy")
-_NEED_PRUNE = ("tau", "rule", "scope", "block_size", "row_floor", "random_prune")
+#: The flags that a MaskRecipe has by the same names.
+_RECIPE_FLAGS = ("tau", "rule", "scope", "block_size", "row_floor")
+_NEED_PRUNE = (*_RECIPE_FLAGS, "random_prune")
 
 
 @dataclass
@@ -71,6 +74,11 @@ class PruningArguments:
         metadata={"help": "average over so many training sequences, drawn with --seed, instead of all of them"},
     )
 
+    @property
+    def recipe(self) -> MaskRecipe:
+        """How the mask is asked for; what no flag says is left open."""
+        return MaskRecipe(**{name: getattr(self, name) for name in _RECIPE_FLAGS})
+
     def check(self, pad_to_max_length: bool) -> None:
         """Refuse flags that contradict each other or make no sense.
 
@@ -91,8 +99,7 @@ class PruningArguments:
             for name in _NEED_PRUNE:
                 if getattr(self, name) not in (None, False):
                     raise InputError(f"--{name}: expected --prune with it, found none")
-        if self.tau is not None:
-            parse_tau(self.tau)
+        _ = self.recipe  # refuses a bad one
         if self.save_attention_patterns and Path(self.attn_path).suffix not in PATTERN_ENDINGS:
             raise InputError(f"--attn_path: expected a name in {' or '.join(PATTERN_ENDINGS)}, found {self.attn_path}")
         if self.max_pattern_samples is not None:
@@ -137,17 +144,8 @@ def read_mask(arguments: PruningArguments, causal: bool) -> PruneMask:
     InputError
         If the file is missing, broken or of another site, or a pattern has no --tau with it.
     """
-    mask = load_mask(
-        arguments.attn_path,
-        arguments.tau,
-        rule=arguments.rule,
-        scope=arguments.scope,
-        block_size=arguments.block_size,
-        row_floor=arguments.row_floor,
-        site=SITE,
-        causal=causal,
-    )
-    return PruneMask.random_like(mask, arguments.prune_seed) if arguments.random_prune else mask
+    mask = load_mask(arguments.attn_path, arguments.recipe, site=SITE, causal=causal)
+    return random_like(mask, arguments.prune_seed) if arguments.random_prune else mask
 
 
 def apply_pruning(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from attention_pruning import InputError
-from attention_pruning.mask import RULES, SCOPES, parse_tau
 from attention_pruning.ops.choice import BACKENDS
+from attention_pruning.recipe import RULES, SCOPES, MaskRecipe
 
 #: Site -> the flag that prunes it and the flag that names its pattern or mask.
 SITE_FLAGS = {
@@ -78,8 +78,8 @@ class PruneFlags:
     ----------
     paths : dict
         Site -> pattern or mask file; empty without --PRUNE_BOOL.
-    tau, rule, scope, block_size
-        None where not given.
+    recipe : MaskRecipe
+        How the masks are asked for; open where no flag was given.
     random_seed : int or None
         With --RANDOM_PRUNE, its seed.
     beyond_pattern : {"decoding", "dense", "error"}
@@ -88,10 +88,7 @@ class PruneFlags:
     """
 
     paths: dict[str, str]
-    tau: float | None
-    rule: str | None
-    scope: str | None
-    block_size: int | None
+    recipe: MaskRecipe
     random_seed: int | None
     beyond_pattern: str
     normalizer: str
@@ -114,13 +111,10 @@ class PruneFlags:
         random = getattr(args, "RANDOM_PRUNE", False)
         if seed is not None and not random:
             raise InputError("--prune-seed: expected --RANDOM_PRUNE beside it, found none")
-        tau = getattr(args, "TAU", None)
+        chosen = {name: getattr(args, name, None) for name in ("rule", "scope", "block_size")}
         return cls(
             paths=_paths(args),
-            tau=None if tau is None else parse_tau(tau),
-            rule=getattr(args, "rule", None),
-            scope=getattr(args, "scope", None),
-            block_size=getattr(args, "block_size", None),
+            recipe=MaskRecipe(tau=getattr(args, "TAU", None), **chosen),
             random_seed=(DEFAULT_SEED if seed is None else seed) if random else None,
             beyond_pattern=getattr(args, "beyond_pattern", None) or "decoding",
             normalizer="entmax15" if entmax else "softmax",

@@ -10,6 +10,8 @@ import torch
 
 from attention_pruning import InputError, PruneMask
 from attention_pruning.files.load import load_mask
+from attention_pruning.make import random_like
+from attention_pruning.recipe import MaskRecipe
 from attention_pruning.structure import block_any
 
 from .flags import PruneFlags
@@ -40,7 +42,7 @@ def load_site_masks(flags: PruneFlags, shapes: Mapping[str, tuple[int, int]]) ->
     """
     masks = {}
     for site, path in flags.paths.items():
-        mask = _load(path, site, flags.tau, flags.rule, flags.scope, flags.block_size, flags.random_seed)
+        mask = _load(path, site, flags.recipe, flags.random_seed)
         layers, heads = shapes[site]
         mask.check_model(layers=layers, heads=heads)
         masks[site] = mask
@@ -48,42 +50,26 @@ def load_site_masks(flags: PruneFlags, shapes: Mapping[str, tuple[int, int]]) ->
 
 
 @functools.lru_cache(maxsize=6)  # the flags are checked when they are read and once more when the model is built
-def _load(
-    path: str,
-    site: str,
-    tau: float | None,
-    rule: str | None,
-    scope: str | None,
-    block_size: int | None,
-    random_seed: int | None,
-) -> PruneMask:
-    mask = load_mask(path, tau, rule=rule, scope=scope, block_size=block_size, site=site)
+def _load(path: str, site: str, recipe: MaskRecipe, random_seed: int | None) -> PruneMask:
+    mask = load_mask(path, recipe, site=site)
     if random_seed is None:
         return mask
     if mask.kind != "data":
         raise InputError(
             f"{path}: expected a pattern or a data-informed mask for --RANDOM_PRUNE, found a {mask.kind} mask"
         )
-    return PruneMask.random_like(mask, random_seed)
+    return random_like(mask, random_seed)
 
 
 def describe(mask: PruneMask) -> dict[str, Any]:
     """What a checkpoint records of one site's mask, beside the cells themselves: JSON values."""
-    names = (
-        "kind",
-        "tau",
-        "rule",
-        "scope",
-        "row_floor",
-        "block_size",
-        "seed",
-        "effective_sparsity",
-        "empty_rows",
-        "fingerprint",
-    )
+    made = {"kind": mask.kind, **mask.recipe.recorded(), "seed": mask.seed}
     size = mask.block_size if mask.block_size > 1 else SMALLEST_BLOCK
     each = mask.layers * mask.heads
-    return {name: getattr(mask, name) for name in names} | {
+    return made | {
+        "effective_sparsity": mask.effective_sparsity,
+        "empty_rows": mask.empty_rows,
+        "fingerprint": mask.fingerprint,
         "queries": mask.query_length,
         "keys": mask.key_length,
         "allowed_cells": int(mask.allowed.sum()) * each,
@@ -109,8 +95,10 @@ def check_record(args: Any, record: Mapping[str, Mapping[str, Any]]) -> None:
             f"{', '.join(flags.paths) or 'none'}"
         )
     for site, facts in record.items():
-        if flags.tau not in (None, facts["tau"]):
-            raise InputError(f"checkpoint: expected --TAU {facts['tau']}, that of its {site} mask, found {flags.tau}")
+        if flags.recipe.tau not in (None, facts["tau"]):
+            raise InputError(
+                f"checkpoint: expected --TAU {facts['tau']}, that of its {site} mask, found {flags.recipe.tau}"
+            )
 
 
 def empty_mask(facts: Mapping[str, Any], heads: int) -> torch.Tensor:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from attention_pruning import AttentionPattern, PatternAccumulator, PruneMask
+from attention_pruning import AttentionPattern, PatternAccumulator
+from attention_pruning.make import from_pattern
 
 #: For every property test of this folder: no deadline (the machine may be busy), and few enough examples to stay quick.
 law = settings(deadline=None, max_examples=80)
@@ -62,7 +63,7 @@ def cell_set(mask_QK):
 
 def uniform_mask(queries, keys, tau, site, causal=None, heads=1, **chosen):
     """The mask of a pattern of noise, seen everywhere."""
-    average = torch.rand(1, heads, queries, keys, generator=torch.Generator().manual_seed(1)) + 0.01
+    average = torch.rand(1, heads, queries, keys, generator=torch.Generator().manual_seed(1)) * 0.9 + 0.01
     visible = PatternAccumulator(1, 1, queries, keys, site, causal)._visible
     pattern = AttentionPattern(average * visible, torch.ones(queries, keys), site, causal)
-    return PruneMask.from_pattern(pattern, tau, rule="allowed", **chosen)
+    return from_pattern(pattern, tau, rule="allowed", **chosen)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention_pruning import AttentionPattern, BlockLayout, InputError, PruneMask, pruned_attention
+from attention_pruning import AttentionPattern, BlockLayout, InputError, pruned_attention
+from attention_pruning.make import from_pattern
 from attention_pruning.ops.cpu import native
 from attention_pruning.structure import block_any, expand_blocks, visible_cells
 from strategies import law
@@ -70,7 +71,7 @@ def test_density_counts_blocks(mask):
 def test_the_layout_of_a_mask_computes_what_the_mask_keeps(site):
     count = np.ones((70, 80), dtype=np.int64)
     average = np.random.default_rng(0).random((2, 3, 70, 80)) * visible_cells(70, 80, site == "dec-self").numpy()
-    mask = PruneMask.from_pattern(AttentionPattern(average, count, site), 0.6, block_size=16)
+    mask = from_pattern(AttentionPattern(average, count, site), 0.6, block_size=16)
     for layer in range(2):
         layout = mask.layout(layer)
         assert layout.causal == mask.causal
@@ -84,7 +85,7 @@ def test_the_layout_of_a_mask_computes_what_the_mask_keeps(site):
 def test_other_blocks_have_no_layout(block_size):
     average, count = np.random.default_rng(0).random((1, 2, 50, 50)), np.ones((50, 50), dtype=np.int64)
     pattern = AttentionPattern(average, count, "self")
-    mask = PruneMask.from_pattern(pattern, 0.5, block_size=block_size)
+    mask = from_pattern(pattern, 0.5, block_size=block_size)
     with pytest.raises(InputError, match="block_size of 16, 32, 64, 128"):
         mask.layout(0)
 

@@ -16,6 +16,7 @@ import attention_pruning
 from attention_pruning import AttentionPattern, PatternAccumulator, PruneMask
 from attention_pruning.cli.main import main
 from attention_pruning.cli.plot import INVISIBLE, KEPT, PRUNED, UNOBSERVED
+from attention_pruning.make import distance_like, from_pattern, random_like, window_like
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def folder(tmp_path, pattern, monkeypatch):
     """A working folder with pattern.safetensors and mask.safetensors (tau 0.5, rule allowed)."""
     monkeypatch.chdir(tmp_path)
     pattern.save("pattern.safetensors")
-    PruneMask.from_pattern(pattern, 0.5, rule="allowed").save("mask.safetensors")
+    from_pattern(pattern, 0.5, rule="allowed").save("mask.safetensors")
     return tmp_path
 
 
@@ -88,7 +89,7 @@ def test_inspect_says_how_sparse_a_mask_is_and_what_it_was_made_from(folder, pat
 def test_mask_makes_the_mask_that_the_library_makes(folder, pattern, capsys):
     assert run("mask", "pattern.safetensors", "--tau", "0.9", "-o", "default.safetensors") == 0
     made = PruneMask.load("default.safetensors")
-    assert made.fingerprint == PruneMask.from_pattern(pattern, 0.9).fingerprint
+    assert made.fingerprint == from_pattern(pattern, 0.9).fingerprint
     shown = f"tau 0.9, effective sparsity {made.effective_sparsity:.4f}, 0 empty rows\n"
     assert capsys.readouterr().out == f"default.safetensors: data mask, {shown}"
 
@@ -96,7 +97,7 @@ def test_mask_makes_the_mask_that_the_library_makes(folder, pattern, capsys):
     command += "--unobserved prune --no-crop -o chosen.safetensors"
     assert run(*command.split()) == 0
     chosen = {"rule": "allowed", "scope": "row", "row_floor": "none", "unobserved": "prune", "crop": False}
-    expected = PruneMask.from_pattern(pattern, 0.9, block_size=8, **chosen)
+    expected = from_pattern(pattern, 0.9, block_size=8, **chosen)
     made = PruneMask.load("chosen.safetensors")
     assert made.fingerprint == expected.fingerprint
     assert made.metadata == expected.metadata
@@ -106,18 +107,18 @@ def test_mask_makes_baselines(folder, pattern):
     assert run("mask", "--random-like", "mask.safetensors", "--seed", 5, "-o", "random.safetensors") == 0
     assert run("mask", "--window-like", "mask.safetensors", "-o", "window.safetensors") == 0
     data = PruneMask.load("mask.safetensors")
-    assert PruneMask.load("random.safetensors").fingerprint == PruneMask.random_like(data, 5).fingerprint
-    assert PruneMask.load("window.safetensors").fingerprint == PruneMask.window_like(data).fingerprint
+    assert PruneMask.load("random.safetensors").fingerprint == random_like(data, 5).fingerprint
+    assert PruneMask.load("window.safetensors").fingerprint == window_like(data).fingerprint
     equal = ("--equal-use", "pattern.safetensors", "-o", "equal.safetensors")
     assert run("mask", "--random-like", "mask.safetensors", "--seed", 5, *equal) == 0
     made = PruneMask.load("equal.safetensors")
-    assert made.fingerprint == PruneMask.random_like(data, 5, pattern.count).fingerprint
+    assert made.fingerprint == random_like(data, 5, pattern.count).fingerprint
     assert run("mask", "--window-like", "mask.safetensors", *equal) == 0
     made = PruneMask.load("equal.safetensors")
-    assert made.fingerprint == PruneMask.window_like(data, pattern.count).fingerprint
+    assert made.fingerprint == window_like(data, pattern.count).fingerprint
     assert run("mask", "pattern.safetensors", "--distance-like", "mask.safetensors", *equal) == 0
     made = PruneMask.load("equal.safetensors")
-    assert made.fingerprint == PruneMask.distance_like(data, pattern, pattern.count).fingerprint
+    assert made.fingerprint == distance_like(data, pattern, pattern.count).fingerprint
     assert made.kind == "distance"
     assert run("mask", "pattern.safetensors", "--tau", "0.5", *equal) == 2
 

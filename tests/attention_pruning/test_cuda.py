@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as tf
 
-from attention_pruning import BlockLayout, InputError, PruneMask, pruned_attention
+from attention_pruning import BlockLayout, InputError, MaskRecipe, PruneMask, pruned_attention
 from attention_pruning.huggingface import collect_patterns, prune_model
 from attention_pruning.ops import choice, flex
 from attention_pruning.ops.call import Call
@@ -199,11 +199,7 @@ def bert(backend):
         torch.ones(48, 48, dtype=torch.bool),
         site="self",
         causal=False,
-        tau=0.6,
-        rule="allowed",
-        scope="layer",
-        row_floor="none",
-        block_size=16,
+        recipe=MaskRecipe(0.6, rule="allowed", scope="layer", row_floor="none", block_size=16),
         metadata={"seed": 4},
     )
     return prune_model(model.eval(), mask, backend).to(GPU)

@@ -14,8 +14,9 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from attention_pruning import InputError, PruneMask
+from attention_pruning import InputError
 from attention_pruning.huggingface import collect_patterns, find_stacks, model_masks, prune_model
+from attention_pruning.make import from_pattern
 from test_huggingface_attention import positions_of
 from tiny_models import LENGTH, MODELS, SOURCE_LENGTH, batch_for, lengths_of, make, padded, random_masks, real_outputs
 
@@ -156,7 +157,7 @@ def test_a_pruned_model_is_observed_under_its_masks():
 def test_collect_prune_evaluate(name):
     batch = batch_for(name)
     patterns = collect_patterns(make(name), [batch])
-    masks = {site: PruneMask.from_pattern(pattern, 0.5, rule="allowed") for site, pattern in patterns.items()}
+    masks = {site: from_pattern(pattern, 0.5, rule="allowed") for site, pattern in patterns.items()}
     pruned = collect_patterns(prune_model(make(name), masks), [batch])
     for site, mask in masks.items():
         kept = ~mask.pruned & mask.allowed

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from attention_pruning import InputError, PruneMask
+from attention_pruning import InputError
 from attention_pruning.huggingface import collect_patterns, model_masks, prune_model
+from attention_pruning.make import from_pattern
 from test_huggingface_attention import gradients
 from tiny_models import LENGTH, batch_for, make, padded, random_masks, real_outputs
 
@@ -88,7 +89,7 @@ def test_trainer_gathers_prunes_trains_saves_and_resumes(tmp_path):
     trainer = Trainer(model, TrainingArguments(str(tmp_path / "run"), **arguments), train_dataset=data)
     pattern = collect_patterns(model, trainer.get_train_dataloader())["self"]
     assert pattern.metadata["sequences"] == len(data)
-    mask = PruneMask.from_pattern(pattern, 0.5, rule="allowed")
+    mask = from_pattern(pattern, 0.5, rule="allowed")
     prune_model(model, mask)
     trainer.train()
     assert trainer.evaluate(data)["eval_loss"] < 0.4  # log 2 = 0.69 knows nothing

@@ -16,7 +16,8 @@ import brute_force
 from attention_pruning import AttentionPattern, InputError, PatternAccumulator, PruneMask
 from attention_pruning.files.load import load_mask
 from attention_pruning.files.published import write_published
-from attention_pruning.mask import parse_tau
+from attention_pruning.make import distance_like, from_pattern, random_like
+from attention_pruning.recipe import parse_tau
 from strategies import cell_set, choices, law, patterns, seeds, sizes, taus, uniform_mask
 
 
@@ -28,7 +29,7 @@ def cells(mask):
 @law
 @given(patterns(), taus, choices, sizes)
 def test_rules_scopes_blocks_ties_and_row_floor(pattern, tau, chosen, size):
-    mask = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen)
+    mask = from_pattern(pattern, tau, block_size=size, **chosen)
     average = pattern.pooled(size).average.numpy()
     visible, allowed = cell_set(pattern.visible), cell_set(pattern.allowed)
     expected = brute_force.prune(average, visible, allowed, tau, size=size, **chosen)
@@ -52,15 +53,15 @@ def test_rules_scopes_blocks_ties_and_row_floor(pattern, tau, chosen, size):
 @law
 @given(patterns(), st.integers(1, 3), choices)
 def test_a_pooled_pattern_gives_the_mask_of_its_cells(pattern, size, chosen):
-    of_cells = PruneMask.from_pattern(pattern, 0.5, block_size=size, **chosen)
-    of_blocks = PruneMask.from_pattern(pattern.pooled(size), 0.5, block_size=size, **chosen)
+    of_cells = from_pattern(pattern, 0.5, block_size=size, **chosen)
+    of_blocks = from_pattern(pattern.pooled(size), 0.5, block_size=size, **chosen)
     assert of_cells.fingerprint == of_blocks.fingerprint
 
 
 @law
 @given(patterns(), choices, sizes)
 def test_tau_zero_prunes_nothing(pattern, chosen, size):
-    mask = PruneMask.from_pattern(pattern, 0, block_size=size, **chosen)
+    mask = from_pattern(pattern, 0, block_size=size, **chosen)
     assert not mask.pruned.any()
     assert mask.effective_sparsity == mask.block_sparsity(2) == 0.0
 
@@ -68,7 +69,7 @@ def test_tau_zero_prunes_nothing(pattern, chosen, size):
 @law
 @given(patterns(), taus, st.sampled_from(["layer", "head", "row", "model"]))
 def test_rule_allowed_prunes_the_floor_of_its_share(pattern, tau, scope):
-    mask = PruneMask.from_pattern(pattern, tau, rule="allowed", scope=scope, row_floor="none")
+    mask = from_pattern(pattern, tau, rule="allowed", scope=scope, row_floor="none")
     groups = {}
     for layer, head in np.ndindex(mask.layers, mask.heads):
         for query, key in cell_set(mask.allowed):
@@ -81,23 +82,23 @@ def test_rule_allowed_prunes_the_floor_of_its_share(pattern, tau, scope):
 
 
 def test_the_floor_is_that_of_the_number_as_written():
-    pattern = AttentionPattern(torch.arange(100.0).reshape(1, 1, 10, 10) + 1, torch.ones(10, 10), "self")
+    pattern = AttentionPattern((torch.arange(100.0).reshape(1, 1, 10, 10) + 1) / 100, torch.ones(10, 10), "self")
     for percent in range(101):  # 0.29 * 100 is 28.999999999999996 in floating point
-        mask = PruneMask.from_pattern(pattern, percent / 100, rule="allowed", row_floor="none")
+        mask = from_pattern(pattern, percent / 100, rule="allowed", row_floor="none")
         assert int(mask.pruned.sum()) == percent
 
 
 @law
 @given(patterns(), taus, taus, choices, sizes)
 def test_a_larger_tau_prunes_a_superset(pattern, one, other, chosen, size):
-    less, more = (PruneMask.from_pattern(pattern, tau, block_size=size, **chosen) for tau in sorted((one, other)))
+    less, more = (from_pattern(pattern, tau, block_size=size, **chosen) for tau in sorted((one, other)))
     assert not (less.pruned & ~more.pruned).any()
 
 
 @law
 @given(patterns(), taus, choices, sizes, st.data())
 def test_evaluated_sparsity_weighs_cells_by_their_use(pattern, tau, chosen, size, data):
-    mask = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen)
+    mask = from_pattern(pattern, tau, block_size=size, **chosen)
     queries, keys = data.draw(st.integers(1, mask.query_length)), data.draw(st.integers(1, mask.key_length))
     count = torch.randint(0, 9, (queries, keys), generator=torch.Generator().manual_seed(data.draw(seeds)))
     count *= mask.visible[:queries, :keys]
@@ -112,7 +113,7 @@ def test_evaluated_sparsity_weighs_cells_by_their_use(pattern, tau, chosen, size
 @law
 @given(patterns(), sizes, st.data())
 def test_a_slice_is_the_part_of_the_mask_and_dense_beyond_it(pattern, size, data):
-    mask = PruneMask.from_pattern(pattern, 0.7, block_size=size)
+    mask = from_pattern(pattern, 0.7, block_size=size)
     starts = [data.draw(st.integers(0, length + 2)) for length in (mask.query_length, mask.key_length)]
     lengths = [data.draw(st.integers(1, 9)) for _ in range(2)]
     layer = data.draw(st.integers(0, mask.layers - 1))
@@ -132,9 +133,9 @@ def test_a_slice_is_the_part_of_the_mask_and_dense_beyond_it(pattern, size, data
 @given(patterns(), taus, choices, sizes, st.sampled_from(["data", "random", "distance"]))
 def test_saved_and_loaded_is_the_same(tmp_path_factory, pattern, tau, chosen, size, kind):
     path = tmp_path_factory.mktemp("mask") / "mask.safetensors"
-    mask = PruneMask.from_pattern(pattern, tau, block_size=size, **chosen | {"row_floor": "none"})
+    mask = from_pattern(pattern, tau, block_size=size, **chosen | {"row_floor": "none"})
     if kind != "data":
-        mask = PruneMask.random_like(mask, 11) if kind == "random" else PruneMask.distance_like(mask, pattern)
+        mask = random_like(mask, 11) if kind == "random" else distance_like(mask, pattern)
     mask.save(path)
     content = path.read_bytes()
     loaded = PruneMask.load(path)
@@ -149,7 +150,7 @@ def test_saved_and_loaded_is_the_same(tmp_path_factory, pattern, tau, chosen, si
 
 def test_a_mask_knows_what_it_was_made_from():
     pattern = AttentionPattern(torch.rand(1, 1, 4, 4), torch.ones(4, 4), "self", metadata={"model": "m", "tokens": 9})
-    mask = PruneMask.from_pattern(pattern, 0.5, unobserved="prune", crop=False)
+    mask = from_pattern(pattern, 0.5, unobserved="prune", crop=False)
     origin = {"pattern_fingerprint": pattern.fingerprint, "unobserved": "prune", "crop": False}
     assert mask.metadata == {"model": "m", "tokens": 9} | origin
 
@@ -167,7 +168,7 @@ def averaged(queries, keys, site, causal):
 def test_the_published_rule_spends_tau_on_structural_zeros(tau, effective):
     transformer_xl = averaged(150, 300, "self", True)
     assert round(1 - float(transformer_xl.visible.float().mean()), 3) == 0.248
-    mask = PruneMask.from_pattern(transformer_xl, tau, rule="published", crop=False)
+    mask = from_pattern(transformer_xl, tau, rule="published", crop=False)
     assert abs(mask.effective_sparsity - effective) < 0.006
     of_array = float(mask.pruned.float().mean())
     # the percentile is "nearest": to one cell a layer, or all structural zeros where tau asks for fewer
@@ -176,17 +177,17 @@ def test_the_published_rule_spends_tau_on_structural_zeros(tau, effective):
     decoder = averaged(64, 64, "dec-self", None)
     assert round(1 - float(decoder.visible.float().mean()), 2) == 0.49
     if tau == 0.2:
-        assert PruneMask.from_pattern(decoder, tau, rule="published").effective_sparsity == 0.0
+        assert from_pattern(decoder, tau, rule="published").effective_sparsity == 0.0
 
 
 def test_rows_that_lost_all_get_their_best_block_back_and_no_other():
     average = torch.tensor([[[[0.1, 0.3, 0.3], [0.9, 0.8, 0.7]]]])
     pattern = AttentionPattern(average, torch.ones(2, 3), "self")
-    assert PruneMask.from_pattern(pattern, 0.5, rule="allowed").pruned[0, 0].tolist() == [
+    assert from_pattern(pattern, 0.5, rule="allowed").pruned[0, 0].tolist() == [
         [True, True, False],  # of equals, the one that is pruned last stays
         [False, False, False],
     ]
-    bare = PruneMask.from_pattern(pattern, 0.5, rule="allowed", row_floor="none")
+    bare = from_pattern(pattern, 0.5, rule="allowed", row_floor="none")
     assert bare.empty_rows == 1 and bare.pruned[0, 0, 0].all()
 
 
@@ -225,7 +226,7 @@ def test_what_is_no_fraction_is_refused_with_the_fraction_meant(bad, hint):
     assert hint in str(caught.value)
 
 
-PATTERN = AttentionPattern(torch.rand(2, 3, 4, 5) + 0.1, torch.ones(4, 5), "enc-dec")
+PATTERN = AttentionPattern(torch.rand(2, 3, 4, 5) * 0.9 + 0.1, torch.ones(4, 5), "enc-dec")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ PATTERN = AttentionPattern(torch.rand(2, 3, 4, 5) + 0.1, torch.ones(4, 5), "enc-
 )
 def test_masks_that_cannot_be_made_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        PruneMask.from_pattern(**{"pattern": PATTERN, "tau": 0.5} | arguments)
+        from_pattern(**{"pattern": PATTERN, "tau": 0.5} | arguments)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_masks_that_cannot_be_made_are_refused(arguments, message):
 )
 def test_counts_that_do_not_fit_are_refused(count, message):
     with pytest.raises(InputError, match=message):
-        PruneMask.from_pattern(PATTERN, 0.5).evaluated_sparsity(count)
+        from_pattern(PATTERN, 0.5).evaluated_sparsity(count)
 
 
 def test_counts_of_the_future_are_refused():
@@ -283,7 +284,7 @@ def test_counts_of_the_future_are_refused():
 )
 def test_a_mask_of_another_model_is_refused_by_name(tmp_path, model, message):
     path = tmp_path / "mask.safetensors"
-    PruneMask.from_pattern(PATTERN, 0.5).save(path)
+    from_pattern(PATTERN, 0.5).save(path)
     mask = load_mask(path)
     mask.check_model(layers=2, heads=3, query_length=4, key_length=5, site="enc-dec")
     with pytest.raises(InputError) as caught:
@@ -293,7 +294,7 @@ def test_a_mask_of_another_model_is_refused_by_name(tmp_path, model, message):
 
 def test_bad_mask_files_are_refused(tmp_path):
     good, path = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
-    mask = PruneMask.from_pattern(PATTERN, 0.5)
+    mask = from_pattern(PATTERN, 0.5)
     mask.save(good)
     tensors = {"pruned": mask.pruned, "allowed": mask.allowed}
     header = {"format": "attention-pruning/mask/1", "site": '"enc-dec"', "causal": "false", "tau": "0.5"}
@@ -339,17 +340,17 @@ def files(tmp_path):
     """A pattern, a pooled pattern, a mask of the first and a published file."""
     PATTERN.save(tmp_path / "pattern.safetensors")
     PATTERN.pooled(2).save(tmp_path / "pooled.safetensors")
-    PruneMask.from_pattern(PATTERN, 0.4, rule="allowed", scope="head").save(tmp_path / "mask.safetensors")
+    from_pattern(PATTERN, 0.4, rule="allowed", scope="head").save(tmp_path / "mask.safetensors")
     write_published(PATTERN, tmp_path / "published.npy", "fairseq")
     return tmp_path
 
 
 def test_load_mask_makes_the_mask_of_a_pattern(files):
     path = files / "pattern.safetensors"
-    assert load_mask(path, "0.4").fingerprint == PruneMask.from_pattern(PATTERN, 0.4).fingerprint
+    assert load_mask(path, "0.4").fingerprint == from_pattern(PATTERN, 0.4).fingerprint
     chosen = {"rule": "allowed", "scope": "row", "block_size": 2, "row_floor": "none"}
     found = load_mask(path, 0.4, **chosen, site="enc-dec", causal=False)
-    assert found.fingerprint == PruneMask.from_pattern(PATTERN, 0.4, **chosen).fingerprint
+    assert found.fingerprint == from_pattern(PATTERN, 0.4, **chosen).fingerprint
     assert found.source == str(path)
     assert load_mask(path, 0.4, crop=False).metadata["crop"] is False
     assert load_mask(files / "pooled.safetensors", 0.4).block_size == 2

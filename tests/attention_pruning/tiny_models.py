@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import transformers as tf
 
-from attention_pruning import PruneMask
+from attention_pruning import MaskRecipe, PruneMask
 from attention_pruning.huggingface import find_stacks
 from attention_pruning.huggingface.prune import set_implementation
 from attention_pruning.structure import visible_cells
@@ -212,11 +212,7 @@ def random_masks(name: str, share: float, seed: int = 0, block_size: int = 1, si
             visible_cells(queries, keys, stack.causal),
             site=site,
             causal=stack.causal,
-            tau=share,
-            rule="allowed",
-            scope="layer",
-            row_floor="none",
-            block_size=block_size,
+            recipe=MaskRecipe(share, rule="allowed", scope="layer", row_floor="none", block_size=block_size),
             metadata={"seed": seed},
         )
     return masks

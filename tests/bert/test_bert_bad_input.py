@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import BartConfig, BartForSequenceClassification
 
-from attention_pruning import AttentionPattern, InputError, PruneMask
+from attention_pruning import AttentionPattern, InputError
 from attention_pruning.huggingface import prune_model
+from attention_pruning.make import from_pattern
 from pruning import PruningArguments, apply_pruning
 from tiny_bert import LENGTH, flag_list, random_pattern, save_model
 
@@ -137,9 +138,7 @@ def test_a_model_with_several_stacks_of_attention_is_refused(pattern_file):
     model = BartForSequenceClassification(BartConfig(vocab_size=10, d_model=8, max_position_embeddings=32, **shape))
     with pytest.raises(InputError, match="expected a model with one stack of attention, found enc-self, dec-self"):
         apply_pruning(model, PruningArguments(prune=True, attn_path=str(pattern_file), tau="0.5"), LENGTH)
-    mask = PruneMask.from_pattern(
-        AttentionPattern(torch.ones(2, 2, LENGTH, LENGTH), torch.ones(LENGTH, LENGTH), "enc-self"), 0.5
-    )
+    mask = from_pattern(AttentionPattern(torch.ones(2, 2, LENGTH, LENGTH), torch.ones(LENGTH, LENGTH), "enc-self"), 0.5)
     with pytest.raises(InputError, match="expected a model with one stack of attention"):
         apply_pruning(prune_model(model, mask), PruningArguments(), LENGTH)
 

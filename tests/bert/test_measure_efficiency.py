@@ -10,6 +10,7 @@ import torch
 import measure_efficiency
 from attention_pruning import InputError, PruneMask
 from attention_pruning.huggingface import model_masks
+from attention_pruning.make import from_pattern
 from tiny_bert import flag_list, random_pattern
 
 LENGTH = 32
@@ -20,7 +21,7 @@ def masks(tmp_path):
     """Mask files of whole blocks, by tau."""
     pattern, files = random_pattern(length=LENGTH), {}
     for tau in (0.25, 0.5):
-        mask = PruneMask.from_pattern(pattern, tau, rule="allowed", row_floor="none", block_size=16)
+        mask = from_pattern(pattern, tau, rule="allowed", row_floor="none", block_size=16)
         files[tau] = tmp_path / f"mask{tau}.safetensors"
         mask.save(files[tau])
     return files
@@ -97,7 +98,7 @@ def test_memory_is_that_of_a_process_of_its_own(flags, tmp_path):
 
 def test_bad_input_is_refused(flags, masks, tmp_path):
     cells = tmp_path / "cells.safetensors"
-    PruneMask.from_pattern(random_pattern(length=LENGTH), 0.5).save(cells)
+    from_pattern(random_pattern(length=LENGTH), 0.5).save(cells)
     for more, message in (
         (["--masks", str(cells)], "expected a block_size of 16, 32, 64, 128 for backend block_sparse, found 1"),
         (["--masks", str(masks[0.5]), str(masks[0.5])], "expected masks of different tau, found tau 0.5, tau 0.5"),

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.files.published import read_published
 from attention_pruning.huggingface import model_masks
+from attention_pruning.make import from_pattern
 from reproduction.data.glue import find_task, load_task
 from reproduction.glue_metrics import glue_metrics
 from reproduction.results import read_run
@@ -166,7 +167,7 @@ def test_random_prune_is_the_same_for_the_same_seed(run, pattern_file):
 
 
 def test_a_mask_file_serves_without_tau_and_a_longer_one_too(run, tmp_path):
-    mask = PruneMask.from_pattern(random_pattern(LENGTH + 4), 0.5, block_size=4)
+    mask = from_pattern(random_pattern(LENGTH + 4), 0.5, block_size=4)
     mask.save(tmp_path / "mask.safetensors")
     folder = run("glue", "pruned", do_eval=True, prune=True, attn_path=tmp_path / "mask.safetensors")
     assert read_metrics(folder)["effective_sparsity"] == mask.effective_sparsity

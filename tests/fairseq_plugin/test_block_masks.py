@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attention_pruning import InputError, PruneMask
+from attention_pruning import InputError, MaskRecipe, PruneMask
 from attention_pruning.ops.cpu import native
 from test_pruned_attention import PAD, SITE_SETS, SITES, step_by_step
 from tiny_translation import HEADS, LAYERS, build, prune_flags
@@ -17,9 +17,9 @@ def block_files(tmp_path):
         allowed = torch.ones(queries, keys, dtype=torch.bool)
         allowed = allowed.tril() if site == "dec-self" else allowed
         pruned = torch.rand(LAYERS, HEADS, queries // 16, keys // 16, generator=generator) < 0.7
-        made = {"tau": 0.7, "rule": "allowed", "scope": "layer", "row_floor": "none", "block_size": 16}
+        recipe = MaskRecipe(0.7, rule="allowed", scope="layer", row_floor="none", block_size=16)
         files[site] = tmp_path / f"{site}.safetensors"
-        PruneMask(pruned, allowed, site=site, causal=site == "dec-self", **made).save(files[site])
+        PruneMask(pruned, allowed, site=site, causal=site == "dec-self", recipe=recipe).save(files[site])
     return files
 
 

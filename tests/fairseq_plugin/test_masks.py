@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_pruning import AttentionPattern, InputError, PruneMask
+from attention_pruning import AttentionPattern, InputError
+from attention_pruning.make import from_pattern, random_like, window_like
 from plugin.sparsity import cell_counts, sparsities
 from tiny_translation import LAYERS, build, prune_flags
 
@@ -21,7 +22,7 @@ def cells_of(model, site):
 
 
 def library_mask(file, **options):
-    return PruneMask.from_pattern(AttentionPattern.load(file), **options)
+    return from_pattern(AttentionPattern.load(file), **options)
 
 
 @pytest.mark.parametrize("block_size", [1, 3])
@@ -50,9 +51,7 @@ def test_random_masks_depend_on_their_seed_alone_and_prune_as_much(task, pattern
             assert (first[layer] & allowed).sum() == (data.cells(layer) & allowed).sum()
 
 
-@pytest.mark.parametrize(
-    "make", [lambda mask: mask, PruneMask.window_like, lambda mask: PruneMask.random_like(mask, 5)]
-)
+@pytest.mark.parametrize("make", [lambda mask: mask, window_like, lambda mask: random_like(mask, 5)])
 def test_a_mask_file_needs_no_tau_and_contradicts_none(task, pattern_files, tmp_path, make):
     mask = make(library_mask(pattern_files["dec-self"], tau=0.5, rule="allowed"))
     mask.save(tmp_path / "mask.safetensors")

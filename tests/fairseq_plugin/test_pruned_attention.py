@@ -9,7 +9,8 @@ from fairseq.sequence_generator import SequenceGenerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_pruning import AttentionPattern, InputError, PruneMask
+from attention_pruning import AttentionPattern, InputError
+from attention_pruning.make import from_pattern
 from plugin.attention import PrunedAttention
 from plugin.model import adopt_attention
 from tiny_translation import HEADS, LAYERS, batch_of, build, prune_flags
@@ -53,7 +54,7 @@ def test_pruned_cells_get_nothing_and_rows_without_a_kept_key_are_uniform(
     files, masks = {}, {}
     for site in SITES:
         pattern = AttentionPattern.load(pattern_files[site])
-        masks[site] = PruneMask.from_pattern(pattern, 0.8, rule="allowed", row_floor=row_floor)
+        masks[site] = from_pattern(pattern, 0.8, rule="allowed", row_floor=row_floor)
         files[site] = tmp_path / f"{site}.safetensors"
         masks[site].save(files[site])
     flags = prune_flags(files, SITES, USE_ENTMAX=entmax)

@@ -14,6 +14,7 @@ import torch
 import average_checkpoints
 import compute_attn_score
 from attention_pruning import AttentionPattern, InputError, PruneMask
+from attention_pruning.make import from_pattern
 from plugin.checkpoint import read_checkpoint
 from tiny_translation import FAIRSEQ, as_arguments, error_of, prune_flags, run_script
 
@@ -151,7 +152,7 @@ def test_training_leaves_masks_and_record_and_its_checkpoint_the_same_masks(prun
     for site, module in (("enc-self", "encoder.layers.1.self_attn"), ("enc-dec", "decoder.layers.1.encoder_attn")):
         mask = PruneMask.load(folder / f"mask-{site}.safetensors")
         assert torch.equal(state[f"{module}.prune_mask"], mask.cells(1)) and mask.tau == 0.6
-        expected = PruneMask.from_pattern(AttentionPattern.load(patterns[site]), 0.6, rule="allowed")
+        expected = from_pattern(AttentionPattern.load(patterns[site]), 0.6, rule="allowed")
         assert mask.fingerprint == expected.fingerprint
     record = json.loads((folder / "run.json").read_text())
     assert record["script"] == "fairseq/train.py" and "--PRUNE_BOOL" in record["flags"]["arguments"]
@@ -201,7 +202,7 @@ def test_random_masks_are_the_same_after_the_training(data, patterns, tmp_path):
     flags = prune_flags(patterns, ("enc-self",), RANDOM_PRUNE=True, prune_seed=7, beyond_pattern="dense")
     train(data, tmp_path, *swap(as_arguments(flags), "20", "3"), "--max-epoch", "1")
     mask = PruneMask.load(tmp_path / "mask-enc-self.safetensors")
-    like = PruneMask.from_pattern(AttentionPattern.load(patterns["enc-self"]), 0.6, rule="allowed")
+    like = from_pattern(AttentionPattern.load(patterns["enc-self"]), 0.6, rule="allowed")
     assert mask.kind == "random" and mask.seed == 7 and mask.layer_sparsity == like.layer_sparsity
     state = torch.load(tmp_path / "checkpoint_best.pt", weights_only=False)["model"]
     assert torch.equal(state["encoder.layers.0.self_attn.prune_mask"], mask.cells(0))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from attention_pruning import AttentionPattern, InputError, PruneMask
+from attention_pruning.make import from_pattern, random_like
 from reproduction.site_patterns import Site, focus, layer_table, lost_attention, ranked_cells, read_sites
 from tiny_sites import TAUS, pattern, write_site, write_two_sites
 
@@ -42,7 +43,7 @@ def test_a_pattern_without_choices_is_focused() -> None:
 
 def test_lost_attention_is_the_share_of_all_attention_that_lay_on_pruned_cells() -> None:
     made = pattern("enc-dec", 2, 2, 4, 5)
-    mask = PruneMask.from_pattern(made, 0.6)
+    mask = from_pattern(made, 0.6)
     for layer in range(2):
         for head in range(2):
             lost = whole = 0.0
@@ -57,12 +58,12 @@ def test_lost_attention_is_the_share_of_all_attention_that_lay_on_pruned_cells()
 def test_what_tau_counts_but_structure_had_left_empty() -> None:
     """Of 36 cells of a causal square 15 are empty. Tau 0.5 counts 18, the nearest percentile takes 19: 4 are real."""
     made = pattern("dec-self", 3, 1, 6, 6)
-    table = layer_table([Site("decoder", made, {0.5: PruneMask.from_pattern(made, 0.5)})])
+    table = layer_table([Site("decoder", made, {0.5: from_pattern(made, 0.5)})])
     assert table["effective_sparsity"].tolist() == pytest.approx([4 / 21] * 3)
     assert table["already_zero"].tolist() == pytest.approx([1 - 4 / 18] * 3)
     assert (table["lost_attention"] < 4 / 21).all() and table["layer"].tolist() == [0, 1, 2]
     made = pattern("dec-self", 3, 1, 4, 4)
-    by_allowed = PruneMask.from_pattern(made, 0.3, rule="allowed", row_floor="none")
+    by_allowed = from_pattern(made, 0.3, rule="allowed", row_floor="none")
     table = layer_table([Site("decoder", made, {0.3: by_allowed})])
     assert table["already_zero"].tolist() == pytest.approx([0.0] * 3, abs=1e-9)
 
@@ -72,7 +73,7 @@ def test_the_published_rule_ranks_what_was_observed_or_the_whole(crop: bool, cel
     count = np.zeros((6, 6))
     count[:4, :5] = 1
     made = AttentionPattern(count[None, None] / 5, count, "self")
-    assert ranked_cells(PruneMask.from_pattern(made, 0.5, crop=crop)) == cells
+    assert ranked_cells(from_pattern(made, 0.5, crop=crop)) == cells
 
 
 def test_files_become_sites(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected one mask of each tau, found 0.5 again"):
         read_sites([["title", own, half, half]])
     control = tmp_path / "random.safetensors"
-    PruneMask.random_like(PruneMask.load(most), seed=1).save(control)
+    random_like(PruneMask.load(most), seed=1).save(control)
     with pytest.raises(InputError, match="found a random mask"):
         read_sites([["title", own, str(control)]])
     pooled = tmp_path / "pooled.safetensors"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from attention_pruning import AttentionPattern, PruneMask
+from attention_pruning import AttentionPattern
+from attention_pruning.make import from_pattern
 
 TAUS = (0.5, 0.8)
 
@@ -28,7 +29,7 @@ def write_site(folder: Path, made: AttentionPattern, taus: tuple[float, ...] = T
     files = [folder / "pattern.safetensors"]
     for tau in taus:
         files.append(folder / f"mask{tau:g}.safetensors")
-        PruneMask.from_pattern(made, tau, **how).save(files[-1])
+        from_pattern(made, tau, **how).save(files[-1])
     return [str(file) for file in files]
 
 

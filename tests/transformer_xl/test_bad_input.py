@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import compute_mask
 import eval as evaluate_script  # the script's name is that of a builtin
 import train
-from attention_pruning import PruneMask
+from attention_pruning.make import from_pattern
 from reproduction.corpus import write_corpus
 from reproduction.training import save_checkpoint
 from tiny_xl import flags, random_pattern, read_tensors, training_flags, word_lines
@@ -147,7 +147,7 @@ def test_a_pattern_without_a_threshold(words, pattern_file, tmp_path, untouched)
 
 def test_a_mask_that_contradicts_the_flags(words, tmp_path, untouched):
     path = tmp_path / "mask.safetensors"
-    PruneMask.from_pattern(random_pattern(), 0.5).save(path)
+    from_pattern(random_pattern(), 0.5).save(path)
     message = untouched(train.main, training_flags(words, tmp_path / "run", fn=path, th=0.6))
     assert message == f"{path}: expected tau 0.6, as given, found 0.5 in the file"
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention_pruning import InputError, PruneMask
+from attention_pruning import InputError
+from attention_pruning.make import from_pattern
 from dropout import dropout
 from mem_transformer import MemTransformerLM, ModelConfig
 from model_file import load_model, save_model
@@ -340,7 +341,7 @@ def test_a_pruned_model_is_not_loaded_beyond_the_lengths_of_its_mask(lengths, tm
     [({"n_layer": 3}, "layers"), ({"n_head": 3}, "heads"), ({"tgt_len": 5, "mem_len": 5}, "query_length")],
 )
 def test_a_mask_for_another_model_is_refused(changes, name):
-    mask = PruneMask.from_pattern(random_pattern(**changes), 0.5)
+    mask = from_pattern(random_pattern(**changes), 0.5)
     config = ModelConfig(n_token=23, **SHAPE, **LENGTHS)
     expected, found = ({**SHAPE, **LENGTHS, **c} for c in ({}, changes))
     key = {"layers": "n_layer", "heads": "n_head", "query_length": "tgt_len"}[name]
@@ -349,10 +350,10 @@ def test_a_mask_for_another_model_is_refused(changes, name):
 
 
 def test_a_mask_that_prunes_nothing_leaves_the_model_dense():
-    mask = PruneMask.from_pattern(random_pattern(), 0.0)
+    mask = from_pattern(random_pattern(), 0.0)
     assert MemTransformerLM(ModelConfig(n_token=23, **SHAPE, **LENGTHS), mask).pruned is None
     # a quarter of this pattern is the future: the published rule spends a small tau on it
-    mask = PruneMask.from_pattern(random_pattern(), 0.1, crop=False)
+    mask = from_pattern(random_pattern(), 0.1, crop=False)
     assert mask.effective_sparsity == 0.0
     assert MemTransformerLM(ModelConfig(n_token=23, **SHAPE, **LENGTHS), mask).pruned is None
 

@@ -10,6 +10,7 @@ import torch
 import evaluation
 import train
 from attention_pruning import PruneMask
+from attention_pruning.make import from_pattern
 from data_utils import LMOrderedIterator
 from mem_transformer import MemTransformerLM, ModelConfig
 from model_file import load_model
@@ -135,7 +136,7 @@ def test_progress_intervals_change_nothing(run_train):
 def test_a_pruned_model_carries_the_mask_that_was_asked_for(run_train, pattern_file):
     folder, _ = run_train("run", fn=pattern_file, th=0.8, rule="allowed", scope="row", row_floor="none")
     mask = PruneMask.load(folder / "mask.safetensors")
-    expected = PruneMask.from_pattern(random_pattern(), 0.8, "allowed", "row", row_floor="none", crop=False)
+    expected = from_pattern(random_pattern(), 0.8, rule="allowed", scope="row", row_floor="none", crop=False)
     assert mask.fingerprint == expected.fingerprint
     loaded = load_model(folder / "model.safetensors")
     assert torch.equal(loaded.model.pruned, torch.stack([mask.cells(layer) for layer in range(mask.layers)]))
@@ -163,11 +164,11 @@ def test_the_percentile_is_that_of_the_whole_array(run_train, pattern_file):
 
 
 def test_a_mask_file_trains_as_the_pattern_it_was_made_from(run_train, pattern_file, tmp_path):
-    mask = PruneMask.from_pattern(random_pattern(), 0.8, crop=False)
+    mask = from_pattern(random_pattern(), 0.8, crop=False)
     mask.save(tmp_path / "mask.safetensors")
-    from_pattern, _ = run_train("from_pattern", fn=pattern_file, th=0.8)
+    of_pattern, _ = run_train("from_pattern", fn=pattern_file, th=0.8)
     from_mask, _ = run_train("from_mask", fn=tmp_path / "mask.safetensors")
-    assert_same_model(from_pattern, from_mask)
+    assert_same_model(of_pattern, from_mask)
 
 
 def test_block_pruning(run_train, pattern_file):
