@@ -132,6 +132,10 @@ class PrunedAttention(MultiheadAttention):
         if fused:
             return self._fused(query, key, key_padding_mask, attn_mask), None
 
+        if self.prune_mask is not None and self.observer is None:
+            reason = "entmax is asked for" if self.normalizer != "softmax" else "its weights are asked for"
+            reason = reason if incremental_state is None else "text is written step by step"
+            record(self.site, None, self.layer_mask, Choice("eager", reason, refused=True))
         # Scores, caches and padding are fairseq's work; True keeps it from handing all of it to torch's own attention.
         own_check, self.skip_embed_dim_check = self.skip_embed_dim_check, True
         try:
