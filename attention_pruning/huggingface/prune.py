@@ -12,9 +12,17 @@ from ..make.rules import require_choice
 from ..mask import PruneMask
 from ..ops.block_calls import BACKENDS, require_blocks
 from .forward import IMPLEMENTATION, SITE_ATTRIBUTE, AttentionSite
+from .output_attentions import stop_telling, tell_of_attentions
 from .sites import AttentionStack, find_stacks
 
 CONFIG_FORMAT = "attention-pruning/model/1"
+#: The ``attn_implementation`` in the config.json of a pruned model. transformers refuses to load a folder with an
+#: implementation that it does not know, and quotes its name; ``saving`` makes it known. So a program that lacks the
+#: import cannot run the model dense without saying so.
+SAVED_IMPLEMENTATION = (
+    "attention_pruning: this model has prune masks; import attention_pruning.huggingface before loading it, or load it "
+    "without them by attn_implementation='sdpa'"
+)
 
 
 def prune_model(
@@ -56,6 +64,7 @@ def prune_model(
 def unprune_model(model: PreTrainedModel, attn_implementation: str = "sdpa") -> PreTrainedModel:
     """Take every mask out of a model and give it back to an implementation of transformers' own."""
     _detach(find_stacks(model))
+    stop_telling(model)
     _set_config(model, None)
     set_implementation(model, attn_implementation)
     return model
@@ -83,6 +92,7 @@ def attach_masks(
         require_blocks(backend, mask.block_size, mask.source)
     _detach(stacks)
     attach_sites(stacks, masks, backend, beyond)
+    tell_of_attentions(model)
     _set_config(model, {"format": CONFIG_FORMAT, "backend": backend, "beyond": beyond, "masks": _describe(masks)})
 
 
@@ -197,7 +207,9 @@ def _describe(masks: Mapping[str, PruneMask]) -> dict[str, dict[str, object]]:
 
 
 def _set_config(model: PreTrainedModel, prune_config: dict[str, object] | None) -> None:
-    if prune_config is not None:
-        model.config.prune_config = prune_config
-    elif hasattr(model.config, "prune_config"):
-        del model.config.prune_config
+    settings = {"prune_config": prune_config, "attn_implementation": SAVED_IMPLEMENTATION}
+    for name, value in settings.items():
+        if prune_config is not None:
+            setattr(model.config, name, value)
+        elif hasattr(model.config, name):
+            delattr(model.config, name)
