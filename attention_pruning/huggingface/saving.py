@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 from ..errors import InputError
 from ..mask import PruneMask
 from .forward import IMPLEMENTATION, attention_pruning_forward
+from .given import masks_by_site
 from .prune import CONFIG_FORMAT, SAVED_IMPLEMENTATION, attach_masks, model_masks, use_implementation
 
 #: Arguments of from_pretrained that say where its files are.
@@ -145,4 +146,4 @@ def _restore(model: PreTrainedModel, name: str | Path, where: dict[str, object])
                 "saved with it, or take prune_config and attn_implementation out of config.json and call "
                 "prune_model(model, PruneMask.load(file))"
             )
-    attach_masks(model, masks, settings["backend"], settings["beyond"])
+    attach_masks(model, masks_by_site(masks), settings["backend"], settings["beyond"])
