@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -12,16 +12,28 @@ from ..ops.choice import BACKENDS
 from ..recipe import require_choice
 from .attention_site import SITE_ATTRIBUTE, AttentionSite, Steps
 from .forward import IMPLEMENTATION
+from .given import Masks, Patterns, masks_by_site, named
+from .output_attentions import stop_telling, tell_of_attentions
 from .sites import AttentionStack, find_stacks
 
 CONFIG_FORMAT = "attention-pruning/model/1"
+#: The ``attn_implementation`` in the config.json of a pruned model. transformers refuses to load a folder with an
+#: implementation that it does not know, and quotes its name; ``saving`` makes it known. So a program that lacks the
+#: import cannot run the model dense without saying so.
+SAVED_IMPLEMENTATION = (
+    "attention_pruning: this model has prune masks; import attention_pruning.huggingface before loading it, or load it "
+    "without them by attn_implementation='sdpa'"
+)
 
 
 def prune_model(
     model: PreTrainedModel,
-    masks: PruneMask | Mapping[str, PruneMask] | Iterable[PruneMask],
+    masks: Masks | Patterns,
     backend: str = "auto",
     beyond: str = "error",
+    *,
+    tau: float | str | None = None,
+    **recipe: object,
 ) -> PreTrainedModel:
     """Make a model attend under masks, in training, evaluation and generation alike.
 
@@ -29,14 +41,19 @@ def prune_model(
     ----------
     model : PreTrainedModel
         Changed in place. Masks that it had before are gone.
-    masks : PruneMask, or several
-        One for each site that is to be pruned (``find_stacks(model)`` names the sites); other sites stay dense.
+    masks : PruneMask or AttentionPattern, or several
+        One for each site that is to be pruned (``find_stacks(model)`` names the sites), alone, in a list, or by site;
+        other sites stay dense. Patterns, such as ``collect_patterns`` returns, become masks by ``tau``.
     backend : {"auto", "block_sparse", "flex", "reference"}
         What computes pruned attention: the fastest ("auto"), the compiled kernel or FlexAttention where the mask prunes
         blocks (see ``pruned_attention``), or the readable one. A call that the backend cannot compute, such as a
         step of decoding, is computed by torch's SDPA under the same mask.
     beyond : {"error", "dense"}
         What happens to positions beyond the mask: refuse the sequence, or leave them unpruned.
+    tau : float or str, optional
+        The share of every pattern to prune; only with patterns.
+    **recipe
+        How, beside tau: the other arguments of ``PruneMask.from_pattern`` (rule, scope, block_size, row_floor...).
 
     Returns
     -------
@@ -46,16 +63,17 @@ def prune_model(
     Raises
     ------
     InputError
-        If the model is not supported, a mask was made for another site or shape of model, or its blocks are none of the
-        backend's. Nothing is changed then.
+        If the model is not supported, a mask was made for another site or shape of model, its blocks are none of the
+        backend's, or masks are neither masks nor patterns with a tau. Nothing is changed then.
     """
-    attach_masks(model, masks, backend, beyond)
+    attach_masks(model, masks_by_site(masks, tau, recipe), backend, beyond)
     return use_implementation(model)
 
 
 def unprune_model(model: PreTrainedModel, attn_implementation: str = "sdpa") -> PreTrainedModel:
     """Take every mask out of a model and give it back to an implementation of transformers' own."""
     _detach(find_stacks(model))
+    stop_telling(model)
     _set_config(model, None)
     set_implementation(model, attn_implementation)
     return model
@@ -69,19 +87,19 @@ def model_masks(model: PreTrainedModel) -> dict[str, PruneMask]:
 
 def attach_masks(
     model: PreTrainedModel,
-    masks: PruneMask | Mapping[str, PruneMask] | Iterable[PruneMask],
+    masks: Mapping[str, PruneMask],
     backend: str = "auto",
     beyond: str = "error",
 ) -> None:
-    """:func:`prune_model` without the choice of the attention implementation."""
+    """:func:`prune_model` with masks by site, without the choice of the attention implementation."""
     require_choice("backend", backend, BACKENDS)
     require_choice("beyond", beyond, ("error", "dense"))
     stacks = find_stacks(model)
-    masks = _by_site(masks)
     for site, mask in masks.items():
         _check(model, stacks, site, mask)
     _detach(stacks)
     attach_sites(stacks, masks, backend, beyond)
+    tell_of_attentions(model)
     _set_config(model, {"format": CONFIG_FORMAT, "backend": backend, "beyond": beyond, "masks": _describe(masks)})
 
 
@@ -147,39 +165,18 @@ def _detach(stacks: Mapping[str, AttentionStack]) -> None:
             module._modules.pop(SITE_ATTRIBUTE, None)
 
 
-def _by_site(masks: PruneMask | Mapping[str, PruneMask] | Iterable[PruneMask]) -> dict[str, PruneMask]:
-    if isinstance(masks, PruneMask):
-        return {masks.site: masks}
-    if isinstance(masks, Mapping):
-        by_site = dict(masks)
-    else:
-        listed = list(masks)
-        by_site = {getattr(mask, "site", None): mask for mask in listed}
-        if len(by_site) != len(listed):
-            raise InputError(f"masks: expected one for each site, found {[mask.site for mask in listed]}")
-    for site, mask in by_site.items():
-        if not isinstance(mask, PruneMask):
-            raise InputError(f"masks: expected a PruneMask, found {type(mask).__name__}")
-        if mask.site != site:
-            raise InputError(f"{mask.source}: expected a mask for {site}, under which it was given, found {mask.site}")
-    if not by_site:
-        raise InputError("masks: expected at least one PruneMask, found none; unprune_model takes masks away")
-    return by_site
-
-
 def _check(model: PreTrainedModel, stacks: Mapping[str, AttentionStack], site: str, mask: PruneMask) -> None:
-    title = type(model).__name__
+    title, mask_title = type(model).__name__, named(mask)
     if site not in stacks:
-        raise InputError(f"{mask.source}: expected a site of {title}, {' or '.join(stacks)}, found {site}")
+        raise InputError(f"{mask_title}: expected a site of {title}, {' or '.join(stacks)}, found {site}")
     stack = stacks[site]
-    mask.check_model(layers=stack.layers, heads=stack.heads)
-    if mask.causal != stack.causal:
-        raise InputError(
-            f"{mask.source}: expected causal {stack.causal}, that of {site} in {title}, found {mask.causal}"
-        )
+    for fact, whose in (("layers", "the model"), ("heads", "the model"), ("causal", f"{site} in {title}")):
+        expected, found = getattr(stack, fact), getattr(mask, fact)
+        if found != expected:
+            raise InputError(f"{mask_title}: expected {fact} {expected}, that of {whose}, found {found}")
     if not stack.cross and mask.query_length != mask.key_length:
         raise InputError(
-            f"{mask.source}: expected as many keys as queries, since {title} has no memory, found "
+            f"{mask_title}: expected as many keys as queries, since {title} has no memory, found "
             f"{mask.query_length} queries and {mask.key_length} keys"
         )
 
@@ -193,7 +190,9 @@ def _describe(masks: Mapping[str, PruneMask]) -> dict[str, dict[str, object]]:
 
 
 def _set_config(model: PreTrainedModel, prune_config: dict[str, object] | None) -> None:
-    if prune_config is not None:
-        model.config.prune_config = prune_config
-    elif hasattr(model.config, "prune_config"):
-        del model.config.prune_config
+    settings = {"prune_config": prune_config, "attn_implementation": SAVED_IMPLEMENTATION}
+    for name, value in settings.items():
+        if prune_config is not None:
+            setattr(model.config, name, value)
+        elif hasattr(model.config, name):
+            delattr(model.config, name)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,16 +77,117 @@ def test_loading_information_and_another_implementation(tmp_path):
     model.save_pretrained(tmp_path)
     again, information = BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not information["unexpected_keys"] and model_masks(again)
-    dense = AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation="sdpa")
+    with pytest.warns(RuntimeWarning, match="has prune masks, but runs dense, as attn_implementation='sdpa' asks"):
+        dense = AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation="sdpa")
     assert torch.equal(real_outputs(dense, batch), real_outputs(make("BERT", implementation="sdpa"), batch))
     dense.set_attn_implementation("attention_pruning")
     assert torch.equal(real_outputs(dense, batch), real_outputs(model, batch))
+
+
+def test_loading_a_pruned_model_warns_of_nothing(tmp_path):
+    prune_model(make("BERT"), random_masks("BERT", 0.5)).save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = AutoModelForMaskedLM.from_pretrained(tmp_path)
+        again(**batch_for("BERT"))
+    assert again.config._attn_implementation == "attention_pruning"
+
+
+def in_a_new_program(code: str) -> str:
+    """Run a program that imports transformers alone; the last line that it prints."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    code = f"import sys\nimport transformers as tf\nassert 'attention_pruning' not in sys.modules\n{code}"
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.splitlines()[-1]
+
+
+def test_without_the_import_a_pruned_folder_is_refused_and_says_why(tmp_path):
+    folders = {"AutoModelForMaskedLM": "BERT", "AutoModelForSeq2SeqLM": "BART", "T5EncoderModel": "T5"}
+    for class_name, name in folders.items():
+        prune_model(make(name), random_masks(name, 0.5)).save_pretrained(tmp_path / class_name)
+    said = in_a_new_program(
+        f"""
+said = []
+for name in {list(folders)}:
+    try:
+        getattr(tf, name).from_pretrained({str(tmp_path)!r} + "/" + name)
+    except ValueError as error:
+        said.append(str(error).count("import attention_pruning.huggingface before loading it"))
+print(said)"""
+    )
+    assert said == "[1, 1, 1]"
+
+
+def test_a_folder_that_was_loaded_and_saved_without_the_import_says_so(tmp_path):
+    pruned, plain = tmp_path / "pruned", tmp_path / "plain"
+    model, batch = prune_model(make("BERT"), random_masks("BERT", 0.5)), batch_for("BERT")
+    model.save_pretrained(pruned)
+    in_a_new_program(
+        f"""
+model = tf.AutoModelForMaskedLM.from_pretrained({str(pruned)!r}, attn_implementation="sdpa")
+model.save_pretrained({str(plain)!r})
+print()"""
+    )
+    with pytest.raises(InputError, match="found no such file: a program that did not import attention_pruning.hugging"):
+        BertForMaskedLM.from_pretrained(plain)
+    # the first way out
+    mask = pruned / "prune_mask.self.safetensors"
+    (plain / mask.name).write_bytes(mask.read_bytes())
+    assert torch.equal(real_outputs(BertForMaskedLM.from_pretrained(plain), batch), real_outputs(model, batch))
+    # the second way out
+    config = json.loads((plain / "config.json").read_text())
+    del config["prune_config"]
+    config.pop("attn_implementation", None)
+    (plain / "config.json").write_text(json.dumps(config))
+    dense = BertForMaskedLM.from_pretrained(plain)
+    assert torch.equal(real_outputs(dense, batch), real_outputs(make("BERT", implementation="sdpa"), batch))
+
+
+def test_a_folder_of_an_older_version_is_loaded(tmp_path):
+    model, batch = prune_model(make("BERT"), random_masks("BERT", 0.5)), batch_for("BERT")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["attn_implementation"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(real_outputs(AutoModelForMaskedLM.from_pretrained(tmp_path), batch), real_outputs(model, batch))
+
+
+def test_the_import_after_loading_is_named_as_the_cause(tmp_path):
+    prune_model(make("BERT"), random_masks("BERT", 0.5)).save_pretrained(tmp_path)
+    said = in_a_new_program(
+        f"""
+model = tf.AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r}, attn_implementation="sdpa")
+import attention_pruning, attention_pruning.huggingface as ap
+try:
+    model.save_pretrained({str(tmp_path / "late")!r})
+except attention_pruning.InputError as error:
+    said = str(error)
+ap.unprune_model(model).save_pretrained({str(tmp_path / "dense")!r})
+print(said)"""
+    )
+    assert "was loaded before attention_pruning.huggingface was imported" in said
+    assert "load it again after the import, or call unprune_model(model)" in said
+    assert not model_masks(BertForMaskedLM.from_pretrained(tmp_path / "dense"))
+
+
+def test_a_model_built_from_the_configuration_of_a_pruned_one_says_that_it_is_dense(tmp_path):
+    prune_model(make("BERT"), random_masks("BERT", 0.5)).save_pretrained(tmp_path)
+    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(tmp_path)).eval()
+    with pytest.warns(RuntimeWarning, match="has no masks and runs dense; give it masks by prune_model"):
+        model(**batch_for("BERT"))
+    prune_model(model, random_masks("BERT", 0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**batch_for("BERT"))
 
 
 def test_a_dense_model_is_saved_as_ever(tmp_path):
     model = unprune_model(prune_model(make("BERT"), random_masks("BERT", 0.5)))
     model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("prune_mask*"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "prune_config" not in config and "attn_implementation" not in config
     assert not hasattr(BertForMaskedLM.from_pretrained(tmp_path).config, "prune_config")
 
 
@@ -95,7 +201,7 @@ def test_a_damaged_folder_is_refused(damage, tmp_path):
         message = "expected prune_mask.self.safetensors, named in its config.json, found no such file"
     elif damage == "other":
         random_masks("BERT", 0.5, seed=9)["self"].save(file)
-        message = "expected fingerprint .* that of config.json, found"
+        message = "expected fingerprint .* that of config.json, found .*: the mask and config.json are of two models"
     else:
         config = json.loads((tmp_path / "config.json").read_text())
         config["prune_config"]["format"] = "attention-pruning/model/99"
@@ -108,8 +214,12 @@ def test_a_damaged_folder_is_refused(damage, tmp_path):
 def test_a_folder_never_promises_masks_that_the_model_lacks(tmp_path):
     prune_model(make("BERT"), random_masks("BERT", 0.5)).save_pretrained(tmp_path)
     dense = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path))
-    with pytest.raises(InputError, match=r"expected the masks of its prune_config, \['self'\], found \[\]"):
+    with pytest.raises(InputError, match=r"expected the masks of its prune_config, \['self'\], found none in the "):
         dense.save_pretrained(tmp_path / "dense")
+    swapped = prune_model(make("BERT"), random_masks("BERT", 0.5))
+    swapped.config.prune_config["masks"]["self"]["fingerprint"] = "0" * 16
+    with pytest.raises(InputError, match=r"found \['self'\] in the model, other ones at self: its configuration"):
+        swapped.save_pretrained(tmp_path / "swapped")
     with pytest.raises(InputError, match="call model.push_to_hub"):
         prune_model(dense, random_masks("BERT", 0.5)).save_pretrained(tmp_path / "hub", push_to_hub=True)
 
@@ -147,9 +257,21 @@ def test_a_refused_mask_changes_nothing():
     ("masks", "options", "message"),
     [
         (lambda good: {}, {}, "expected at least one PruneMask"),
-        (lambda good: {"enc-dec": good}, {}, "expected a mask for enc-dec, under which it was given, found self"),
+        (lambda good: {"enc-dec": good}, {}, "mask: expected one for enc-dec, under which it was given, found self"),
         (lambda good: [good, good], {}, "expected one for each site"),
-        (lambda good: {"self": good.pruned}, {}, "expected a PruneMask, found Tensor"),
+        (
+            lambda good: {"self": good.pruned},
+            {},
+            "a PruneMask or an AttentionPattern .*, found Tensor of shape .* among",
+        ),
+        (lambda good: good.pruned, {}, r"found Tensor of shape \[2, 4, 7, 7\]; AttentionPattern makes one a pattern"),
+        (lambda good: good.pruned.numpy(), {}, "found ndarray of shape"),
+        (lambda good: "mask.safetensors", {}, "found str 'mask.safetensors'; PruneMask.load reads a file"),
+        (lambda good: [Path("mask.safetensors")], {}, "found PosixPath 'mask.safetensors'; PruneMask.load .* among"),
+        (lambda good: None, {}, "found NoneType"),
+        (lambda good: {"self": {"self": good}}, {}, "found dict among several"),
+        (lambda good: good, {"tau": 0.5}, "tau: expected none with a PruneMask, which has its own, found 0.5"),
+        (lambda good: good, {"block_size": 16}, "block_size: expected patterns and tau= with it, found no tau"),
         (lambda good: good, {"backend": "magic"}, "backend: expected one of auto, .*reference, found 'magic'"),
         (lambda good: good, {"beyond": "crop"}, "beyond: expected one of error, dense, found 'crop'"),
     ],
