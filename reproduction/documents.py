@@ -11,7 +11,8 @@ Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG``
 ``efficiency CONFIG`` (efficiency_table.csv), ``entmax CONFIG`` (entmax_comparison.csv) and ``ood CONFIG``
 (ood_table.csv);
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
-several sparsities, a row for each shape) and ``kernel NAME`` (our kernel against dense attention alone); and
+several sparsities, a row for each shape), ``kernel NAME`` (our kernel against dense attention alone) and ``costs
+NAME`` (what the choice of a backend goes by); and
 ``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json).
 """
 
@@ -221,6 +222,27 @@ def kernel_block(name: str) -> str:
     return "\n".join([*lines, "", measured_with(table)]) + "\n"
 
 
+def costs_block(name: str) -> str:
+    """The kernel's time over that of torch's attention, a row for each build: forward, forward and backward."""
+    table = read_benchmark(name)
+    titles = {
+        "whole": "blocks of {}",
+        "cells": "cells in blocks of {}",
+        "queries": "{} queries",
+        "keys": "cells, {} keys",
+    }
+    columns = list(table[["what", "at"]].drop_duplicates().itertuples(index=False, name=None))
+    builds = list(table["build"].unique())
+    lines = ["| | " + " | ".join(builds) + " |", "|---|" + "---:|" * len(builds)]
+    for what, at in columns:
+        rows = table[(table["what"] == what) & (table["at"] == at)]
+        cells = [", ".join(f"{ratio:.2f}" for ratio in rows.loc[rows["build"] == build, "ratio"]) for build in builds]
+        lines.append(f"| {titles[what].format(at)} | {' | '.join(cells)} |")
+    made = table.iloc[0]
+    told = f"Measured {made.date} with torch {made.torch} on {made.machine}, 1 thread: forward, forward+backward."
+    return "\n".join([*lines, "", told]) + "\n"
+
+
 def read_benchmark(name: str) -> pd.DataFrame:
     """The committed rows of a benchmark."""
     path = REFERENCE / "benchmarks" / f"{name}.csv"
@@ -270,6 +292,7 @@ BLOCKS = {
     "benchmark": benchmark_block,
     "speedups": speedups_block,
     "kernel": kernel_block,
+    "costs": costs_block,
     "scores": scores_block,
 }
 

@@ -1,6 +1,7 @@
-"""Masked attention: the readable reference, and the choice of how it is computed.
+"""Attention under any mask at all, by all of its scores: with softmax or entmax, and open to an observer.
 
-Letters in names: B batch, H heads, L queries, S keys, D head size.
+For what the operator does not know: sequences whose tokens stand in other rows, entmax, biases made of positions, and
+whoever has to see probabilities. Letters in names: B batch, H heads, L queries, S keys, D head size.
 
 Pruning happens *before* the normaliser (softmax or entmax): a pruned score is minus infinity, its probability is
 exactly zero and no gradient passes. Three kinds of rows are told apart:
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..errors import InputError
 
 NORMALIZERS = ("softmax", "entmax15")
 IMPLEMENTATIONS = ("eager", "sdpa")
@@ -211,12 +214,17 @@ def masked_attention(
 
     Raises
     ------
-    ValueError
-        If the mask is not of bools, or does not have the shape [H, L, S] of the scores.
+    InputError
+        If a mask is not of bools, or the prune mask does not have the shape [H, L, S] of the scores.
     """
+    for name, tensor in (("q", q_BHLD), ("k", k_BHSD), ("v", v_BHSD), ("pruned", pruned_HLS), ("visible", visible)):
+        if not isinstance(tensor, Tensor) and not (tensor is None and name in ("pruned", "visible")):
+            raise InputError(f"{name}: expected a tensor, found {type(tensor).__name__}")
+    if visible is not None and visible.dtype != torch.bool:
+        raise InputError(f"visible: expected bools, True = visible, found {visible.dtype}")
     expected = (q_BHLD.size(1), q_BHLD.size(2), k_BHSD.size(2))
     if pruned_HLS is not None and (pruned_HLS.dtype != torch.bool or tuple(pruned_HLS.shape) != expected):
-        raise ValueError(
+        raise InputError(
             f"pruned_HLS: expected bools of shape {expected} (heads, queries, keys), "
             f"found {pruned_HLS.dtype} of {tuple(pruned_HLS.shape)}"
         )

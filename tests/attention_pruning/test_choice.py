@@ -1,0 +1,39 @@
+"""The table that chooses a backend is the one that was measured."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from attention_pruning.ops import choice
+from attention_pruning.ops.cpu import native
+
+MEASURED = Path(__file__).resolve().parents[2] / "results" / "reference" / "benchmarks" / "backend_costs.csv"
+
+
+def measured(build, what):
+    """The greater of forward and forward+backward by size, rounded up to twentieths."""
+    table = pd.read_csv(MEASURED)
+    rows = table[(table["build"] == build) & (table["what"] == what)]
+    return {int(at): math.ceil(20 * ratio - 1e-9) / 20 for at, ratio in rows.groupby("at")["ratio"].max().items()}
+
+
+@pytest.mark.parametrize("build", native.BUILDS)
+def test_costs_are_those_that_were_measured(build):
+    whole, cells = choice.COSTS[build]
+    assert whole == pytest.approx(measured(build, "whole"))
+    assert cells == pytest.approx(measured(build, "cells"))
+
+
+def test_few_queries_cost_what_was_measured():
+    assert pytest.approx(measured("avx512", "queries"), rel=0.1) == choice.FEW_QUERIES
+
+
+def test_cells_of_few_keys_are_left_to_torch_up_to_where_the_kernel_is_faster():
+    table = pd.read_csv(MEASURED)
+    rows = table[(table["build"] == "avx512") & (table["what"] == "keys")]
+    assert rows[rows["at"] >= choice.LEAST_KEYS_CELLS]["ratio"].max() <= 1.1
+    assert rows[rows["at"] < choice.LEAST_KEYS_CELLS]["ratio"].max() > 1.0
