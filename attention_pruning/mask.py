@@ -470,8 +470,10 @@ class PruneMask:
         """The mask that was read from a file."""
         fields = dict(stored.fields)
         recorded = fields.pop("effective_sparsity")
-        metadata = checked_metadata(fields["metadata"])
-        known = {name: fields.pop(name) for name in RECORDED} | {name: metadata.get(name) for name in _IN_METADATA}
+        known = {name: fields.pop(name) for name in RECORDED}
+        if known["rule"] is not None:  # else it was not made from a pattern
+            metadata = checked_metadata(fields["metadata"])
+            known |= {name: metadata.get(name) for name in _IN_METADATA}
         mask = cls(**stored.tensors, **fields, recipe=MaskRecipe(**known), source=str(stored.path))
         if mask.effective_sparsity != recorded:
             raise InputError(

@@ -54,10 +54,10 @@ def test_the_cells_of_a_mask_of_blocks_are_a_mask_of_blocks(pattern, tau, chosen
 def test_a_custom_mask_is_saved_and_made_like(tmp_path):
     pruned = np.zeros((2, 1, 6, 6), dtype=bool)
     pruned[0, :, :, 3:] = True
-    mask = PruneMask.from_cells(pruned, site="enc-self", metadata={"idea": "the first half"})
+    mask = PruneMask.from_cells(pruned, site="enc-self", metadata={"idea": "the first half", "crop": "left"})
     mask.save(tmp_path / "mask.safetensors")
     loaded = PruneMask.load(tmp_path / "mask.safetensors")
-    assert loaded == mask and loaded.recipe == mask.recipe and loaded.metadata == {"idea": "the first half"}
+    assert loaded == mask and loaded.recipe == mask.recipe and loaded.metadata == mask.metadata
     assert (loaded.kind, loaded.tau) == ("custom", 0.25)
     drawn = random_like(loaded, 3)
     assert drawn.layer_sparsity == mask.layer_sparsity and drawn.kind == "random" and drawn.rule is None
