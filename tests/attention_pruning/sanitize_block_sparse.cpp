@@ -30,14 +30,17 @@ struct Rows {
     }
 };
 
+static bool any_empty = false;
+
 static void run_one() {
     Problem p{};
     const int64_t sides[] = {16, 32, 64, 128}, block = sides[below(4)];
-    p.batch = 1 + below(2), p.heads = 1 + below(2), p.size = 1 + below(70), p.bfloat16 = below(2);
-    p.queries = 1 + below(150), p.keys = p.queries + below(60), p.causal = below(2);
-    p.scale = 0.3f, p.dropout = below(2) ? 0.2f : 0.0f, p.seed = generator(), p.threads = 1 + below(2);
-    Rows q(p.batch, p.heads, p.queries, p.size, p.bfloat16), k(p.batch, p.heads, p.keys, p.size, p.bfloat16),
-        v(p.batch, p.heads, p.keys, p.size, p.bfloat16), out(p.batch, p.heads, p.queries, p.size, p.bfloat16),
+    p.batch = 1 + below(2), p.kv_heads = 1 + below(2), p.size = 1 + below(70), p.bfloat16 = below(2);
+    p.heads = p.kv_heads * (1 + below(3)), p.first_row = below(2) ? below(100) : 0;
+    p.queries = 1 + below(150), p.keys = 1 + below(200), p.causal = below(2), p.shift = below(250) - 50;
+    p.scale = 0.3f, p.dropout = below(2) ? 0.2f : 0.0f, p.seed = generator(), p.threads = 1 + below(3);
+    Rows q(p.batch, p.heads, p.queries, p.size, p.bfloat16), k(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16),
+        v(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16), out(p.batch, p.heads, p.queries, p.size, p.bfloat16),
         g(p.batch, p.heads, p.queries, p.size, p.bfloat16), dq = q, dk = k, dv = v;
     for (Rows* rows : {&dq, &dk, &dv})
         rows->array.data = p.bfloat16 ? (void*)rows->halves.data() : (void*)rows->floats.data();
@@ -47,14 +50,16 @@ static void run_one() {
 
     Layout& layout = p.layout;
     layout.heads = p.heads, layout.block = block;
-    layout.query_blocks = (p.queries + block - 1) / block, layout.key_blocks = (p.keys + block - 1) / block + below(2);
+    layout.query_blocks = (p.first_row + p.queries + block - 1) / block;
+    layout.key_blocks = (p.keys + block - 1) / block + below(2);
+    const bool empty = below(4) == 0;  // most rows keep nothing
     std::vector<int32_t> row_start, column, part;
     std::vector<uint8_t> bits;
     for (int64_t head = 0; head < p.heads; head++) {
         row_start.push_back(column.size());
         for (int64_t row = 0; row < layout.query_blocks; row++) {
             for (int64_t c = 0; c < layout.key_blocks; c++) {
-                if (below(2)) continue;
+                if (below(empty ? 8 : 2)) continue;
                 column.push_back(c);
                 part.push_back(below(3) ? -1 : layout.parts++);
             }
@@ -69,8 +74,15 @@ static void run_one() {
     std::vector<uint8_t> seen(p.batch * p.keys);
     for (uint8_t& x : seen) x = below(4) != 0;
     if (below(2)) p.key_seen = seen.data();
-    std::vector<float> bias(p.batch * p.heads * p.queries * p.keys, 0.5f), bias_gradient = bias;
-    const int64_t strides[] = {p.heads * p.queries * p.keys, p.queries * p.keys, p.keys, 1};
+    // A bias of its own shape, each axis whole or broadcast.
+    const int64_t whole[] = {p.batch, p.heads, p.queries, p.keys};
+    int64_t strides[4], numbers = 1;
+    for (int axis = 3; axis >= 0; axis--) {
+        const bool broadcast = below(2);
+        strides[axis] = broadcast ? 0 : numbers;
+        numbers *= broadcast ? 1 : whole[axis];
+    }
+    std::vector<float> bias(numbers, below(8) ? 0.5f : -INFINITY), bias_gradient(numbers, 0.0f);
     Gradients to{g.array, dq.array, dk.array, dv.array, nullptr, {}};
     if (below(2)) {
         p.bias = bias.data(), to.bias = bias_gradient.data();
@@ -78,9 +90,11 @@ static void run_one() {
         std::copy(strides, strides + 4, to.bias_strides);
     }
     if (block_sparse_forward(&p) || block_sparse_backward(&p, &to)) std::abort();
+    for (float x : log_sum) any_empty |= x == INFINITY;
 }
 
 int main() {
     for (int i = 0; i < 400; i++) run_one();
+    if (!any_empty) std::abort();
     std::printf("block_sparse: 400 problems, vectors of %d floats: clean\n", kLanes);
 }

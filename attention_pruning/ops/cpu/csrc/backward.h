@@ -144,7 +144,7 @@ inline void add_bias_gradient(
             bias[query * strides[2] + row * strides[3]] += ds[row * queries.lanes + query];
 }
 
-/// What a block of queries needs: q and dO, as they are and transposed, delta and the log-sum-exp.
+/// What a block of queries needs: q and dO, as they are and transposed, for products; delta and the log-sum-exp.
 template <typename Element>
 void load_queries(
     const Problem& p, const Gradients& to, const Place& at, BackwardSpace<Element>& space, float* q_rows, float* g_rows
@@ -156,8 +156,8 @@ void load_queries(
     const Element* out = head_of<Element>(p.out, batch, head) + first * p.out.row_stride;
     copy_rows(q, p.q.row_stride, queries.count, p.size, lanes, padded, q_rows, block * p.q.row_stride);
     copy_rows(g, to.out.row_stride, queries.count, p.size, lanes, padded, g_rows, block * to.out.row_stride);
-    transpose(q_rows, padded, lanes, padded, space.q_t, lanes, p.scale * kLog2E);
-    transpose(g_rows, padded, lanes, padded, space.g_t, lanes, 1.0f);
+    transpose_queries<Element>(q_rows, lanes, p.size, padded, p.scale * kLog2E, space.q_t);
+    transpose_queries<Element>(g_rows, lanes, p.size, padded, 1.0f, space.g_t);
     const float* log_sum = p.log_sum + (batch * p.heads + head) * p.queries + first;
     for (int64_t row = 0; row < lanes; row++) {
         // 2^(x - inf) = 0: beyond the end is nothing
@@ -171,11 +171,13 @@ void load_queries(
             product += load(space.out + d) * load(g_rows + row * padded + d);
         space.delta[row] = sum(product);
     }
+    prepare_right<Element>(q_rows, queries.count, padded);
+    prepare_right<Element>(g_rows, queries.count, padded);
 }
 
 /// Where the matrices of a block of queries are, and whether those of all its visits stay or of the latest only.
 struct Matrices {
-    float *q, *g;   // [lanes][padded]
+    float *q, *g;   // [lanes][padded], prepared for products
     float *p, *ds;  // [visits][keys][lanes]
     bool stay;
     int64_t square;  // numbers of a visit
@@ -236,6 +238,6 @@ void add_visit(
 ) {
     const float* const q_rows[1] = {matrices.q};
     const float* const g_rows[1] = {matrices.g};
-    sums.v.add(visit, {p_at, queries.lanes, 1}, {g_rows, 1, queries.lanes, queries.count, padded});
-    sums.k.add(visit, {ds, queries.lanes, 1}, {q_rows, 1, queries.lanes, queries.count, padded});
+    sums.v.add(visit, {p_at, queries.lanes, 1}, prepared_right<Element>(g_rows, queries.count, padded));
+    sums.k.add(visit, {ds, queries.lanes, 1}, prepared_right<Element>(q_rows, queries.count, padded));
 }

@@ -82,8 +82,8 @@ class Backward {
     struct Item {
         Place at;
         std::vector<Visit> visits;
+        int64_t square, floats;  // of a visit; of all matrices
         Matrices matrices;
-        std::unique_ptr<Buffer> memory;
     };
 
     /// A block of keys that an item visits, and whose turn it is in: uses of one piece are one thread's.
@@ -122,25 +122,28 @@ class Backward {
         }
     }
 
-    /// Floats that are kept at once, unless these are too few blocks for the threads.
-    static constexpr int64_t kKept = 8 << 20;
+    /// Floats that are kept at once, unless these are too few blocks for the threads: what caches hold.
+    static constexpr int64_t kKept = 1 << 20;
 
     /// The next blocks of queries.
-    std::vector<Item> plan(int64_t next, int64_t count) const {
+    std::vector<Item> plan(int64_t next, int64_t count) {
         std::vector<Item> items;
-        for (int64_t kept = 0; next < count; next++) {
-            if (kept >= kKept && (int64_t)items.size() >= 2 * p_.threads) break;
-            Item item{place(next), {}, {}, nullptr};
+        int64_t kept = 0;
+        for (; next < count && (kept < kKept || (int64_t)items.size() < 2 * p_.threads); next++) {
+            Item item{place(next), {}, 0, 0, {}};
             Visibility(p_, item.at.batch, item.at.head, item.at.queries).visits(item.visits);
-            const int64_t rows = item.at.queries.lanes * padded_, square = p_.layout.block * item.at.queries.lanes;
-            const int64_t all = item.visits.size() * square;
-            if (all > 0) {
-                item.memory = std::make_unique<Buffer>(2 * (rows + all));
-                float* memory = *item.memory;
-                item.matrices = {memory, memory + rows, memory + 2 * rows, memory + 2 * rows + all, true, square};
-                kept += 2 * (rows + all);
-            }
+            item.square = p_.layout.block * item.at.queries.lanes;
+            item.floats = 2 * (item.at.queries.lanes * padded_ + (int64_t)item.visits.size() * item.square);
+            kept += item.floats;
             items.push_back(std::move(item));
+        }
+        if (kept > memory_floats_) memory_ = std::make_unique<Buffer>(memory_floats_ = kept);
+        float* memory = *memory_;
+        for (Item& item : items) {
+            const int64_t rows = item.at.queries.lanes * padded_, all = item.visits.size() * item.square;
+            float* p_at = memory + 2 * rows;
+            item.matrices = {memory, memory + rows, p_at, p_at + all, true, item.square};
+            memory += item.floats;
         }
         return items;
     }
@@ -184,4 +187,6 @@ class Backward {
     const Gradients& to_;
     const int64_t padded_, blocks_, per_unit_, units_;  // a unit: a head of keys and values; blocks of queries of each
     std::vector<std::unique_ptr<BackwardSpace<Element>>> spaces_;
+    std::unique_ptr<Buffer> memory_;  // of all items; stays from turn to turn
+    int64_t memory_floats_ = 0;
 };

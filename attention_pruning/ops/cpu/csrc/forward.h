@@ -112,7 +112,7 @@ void forward_block(
     }
     const Element* q = head_of<Element>(p.q, batch, head) + queries.first * p.q.row_stride;
     copy_rows(q, p.q.row_stride, queries.count, p.size, lanes, padded, space.q, block * p.q.row_stride);
-    transpose(space.q, padded, lanes, padded, space.q_t, lanes, p.scale * kLog2E);
+    transpose_queries<Element>(space.q, lanes, p.size, padded, p.scale * kLog2E, space.q_t);
     for (int64_t i = 0; i < lanes; i++) space.maximum[i] = -1e30f;  // finite: a row of -inf alone must not give NaN
     Dropout dropout(p);
     dropout.start(first_row, lanes);

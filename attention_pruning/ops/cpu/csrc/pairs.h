@@ -76,7 +76,7 @@ INLINE void pack_rows(const BFloat16* low, const BFloat16* high, int64_t size, i
     }
 }
 
-/// B to [pairs][columns].
+/// B to [pairs][columns]; `to` may be B's own memory, for it is read before it is written.
 inline void pack_right(Right b, int64_t columns, int64_t k, int64_t pairs, float* to) {
     const auto row = [&](int64_t i) {
         i = std::min(i, k - 1);  // beyond the end is never read

@@ -16,6 +16,22 @@ INLINE bool reads_pairs() {
 #endif
 }
 
+/// Make rows that are the right side of many products what these read, in place.
+template <typename Element>
+INLINE void prepare_right(float* rows, int64_t count, int64_t columns) {
+#if HAS_PAIRS
+    if (!reads_pairs<Element>()) return;
+    const float* const blocks[1] = {rows};
+    pack_right({blocks, 1, count, count, columns}, columns, count, (count + 1) / 2, rows);
+#endif
+}
+
+/// Such a right side.
+template <typename Element>
+INLINE Right prepared_right(const float* const* rows, int64_t count, int64_t columns) {
+    return {rows, 1, count, count, columns, reads_pairs<Element>()};
+}
+
 /// C = A B, plus C with `accumulate`: bfloat16 in tiles or pairs where there are any, else floats.
 template <typename Element>
 INLINE void multiply_as(int64_t rows, int64_t columns, Left a, Right b, float* to, int64_t to_stride, bool accumulate) {

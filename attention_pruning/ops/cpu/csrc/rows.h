@@ -45,6 +45,9 @@ INLINE void prefetch_row(const Element* row, int64_t size) {
     for (int64_t d = 0; d < size; d += 64 / (int64_t)sizeof(Element)) __builtin_prefetch(row + d, 0, 2);
 }
 
+/// How many rows are asked for before they are copied.
+constexpr int64_t kRowsAhead = 8;
+
 /// Copy `size` numbers and fill up to `padded` with zeros.
 template <typename Element>
 INLINE void copy_row(const Element* from, int64_t size, int64_t padded, float* to) {
@@ -86,10 +89,6 @@ INLINE void write_row(const float* from, int64_t size, float factor, Element* to
     for (; d < size; d++) from_float(from[d] * factor, to + d);
 }
 
-/// Rows far apart each cost a page of address translation whenever they are read. A copy pays for blocks that are read
-/// this often.
-constexpr int64_t kManyReads = 8;
-
 /// Keys or values of one head, by block: where they lie if the kernel can read them there, else a copy made of each
 /// block when it is first used. Blocks that nobody keeps are never read.
 template <typename Element>
@@ -102,11 +101,9 @@ class HeadRows {
           padded_(round_up(p.size, kLanes)),
           block_(p.layout.block),
           in_pairs_(reads_pairs<Element>() && whole_pairs(array, p.size)),
-          in_place_(
-              std::is_same<Element, float>::value && size_ == padded_ &&
-              (array.row_stride == size_ || p.layout.kept < kManyReads * p.layout.heads * p.layout.key_blocks)
-          ),
+          in_place_(std::is_same<Element, float>::value && size_ == padded_ && array.row_stride == size_),
           stride_(in_place_ ? array.row_stride : padded_),
+          ahead_(array.row_stride == size_ ? array.head_stride : kRowsAhead * array.row_stride),
           asked_(p.layout.key_blocks),
           copied_(p.layout.key_blocks),
           copy_(in_place_ ? 0 : rows_ * padded_) {}
@@ -164,7 +161,7 @@ class HeadRows {
         float* to = copy_ + number * block_ * padded_;
         if (!copied_[number]) {
             const int64_t rows = count(number);
-            copy_rows(from, array_.row_stride, rows, size_, rows, padded_, to, array_.head_stride);
+            copy_rows(from, array_.row_stride, rows, size_, rows, padded_, to, ahead_);
             copied_[number] = 1;
         }
         return to;
@@ -182,8 +179,8 @@ class HeadRows {
         if constexpr (std::is_same<Element, BFloat16>::value)
             for (int64_t r = 0; r < rows; r += 2, low += 2 * array_.row_stride, to += padded_) {
                 const BFloat16* high = low + array_.row_stride;
-                prefetch_row(next_head(low), size_);
-                prefetch_row(next_head(high), size_);
+                prefetch_row(low + ahead_, size_);
+                prefetch_row(high + ahead_, size_);
                 pack_rows(low, r + 1 < rows ? high : nullptr, size_, padded_, to);
             }
 #endif
@@ -192,7 +189,7 @@ class HeadRows {
     const Array array_;
     const int64_t rows_, size_, padded_, block_;
     const bool in_pairs_, in_place_;
-    const int64_t stride_;
+    const int64_t stride_, ahead_;  // numbers from a row to the one that is asked for when it is copied
     std::vector<char> asked_, copied_;
     Buffer copy_;
     const Element* from_ = nullptr;

@@ -8,11 +8,21 @@
 
 constexpr float kLog2E = 1.44269504f;
 
-/// `to`[keys][lanes] = K Q^T for queries that are transposed and scaled already (by scale * log2 e: 2^x is cheaper).
+/// Queries, or gradients of their outputs, as the right side of products with keys: [size][lanes], times a factor. That
+/// of queries is scale * log2 e, for 2^x is cheaper than e^x.
+template <typename Element>
+INLINE void transpose_queries(
+    const float* rows, int64_t lanes, int64_t size, int64_t padded, float factor, float* to
+) {
+    transpose(rows, padded, lanes, padded, to, lanes, factor);
+    prepare_right<Element>(to, size, lanes);
+}
+
+/// `to`[keys][lanes] = K Q^T for queries of `transpose_queries`.
 template <typename Element>
 INLINE void block_products(Left k, const Visit& visit, const float* q_t, int64_t size, int64_t lanes, float* to) {
     const float* const rows[1] = {q_t};
-    multiply_as<Element>(visit.keys, lanes, k, {rows, 1, size, size, lanes}, to, lanes, false);
+    multiply_as<Element>(visit.keys, lanes, k, prepared_right<Element>(rows, size, lanes), to, lanes, false);
 }
 
 /// Add the bias of a block to its scores.
