@@ -355,6 +355,15 @@ class PruneMask:
             self._layers[layer] = LayerMask(pruned, self.block_size, *lengths, causal=self.causal, source=self.source)
         return self._layers[layer]
 
+    def to(self, device: torch.device | str) -> PruneMask:
+        """This mask, its layers ready on a device. It is data and stays on the CPU; what computes finds its copy there.
+
+        Without it a layer is copied at its first call.
+        """
+        for layer in range(self.layers):
+            self.layer(layer).blocks(torch.device(device))
+        return self
+
     def layout(self, layer: int) -> BlockLayout:
         """The blocks that one layer computes where the mask prunes blocks of 16, 32, 64 or 128.
 

@@ -139,3 +139,8 @@ def test_masks_of_other_attention_do_not_combine(changes, message):
     for combine in (lambda: mask | other, lambda: mask & other):
         with pytest.raises(InputError, match=message):
             combine()
+
+
+def test_a_mask_on_a_device_is_itself_with_its_layers_ready():
+    mask = PruneMask.from_cells(torch.rand(2, 3, 8, 8) < 0.5, site="self")
+    assert mask.to("meta") is mask and all(mask.layer(i).blocks(torch.device("meta")).is_meta for i in range(2))
