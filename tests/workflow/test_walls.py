@@ -16,7 +16,7 @@ LIBRARY, EXPERIMENTS = "attention_pruning", "reproduction"
 SUBPROJECTS = [name for name in ("transformer-xl", "fairseq", "bert/src") if (ROOT / name).is_dir()]
 #: What the library may import whenever it is imported, and what only where it is used.
 ALWAYS = {"torch", "numpy", "safetensors"}
-WHERE_USED = {"entmax", "matplotlib"}
+WHERE_USED = {"entmax", "matplotlib", "tqdm"}
 #: The one part of the library that knows another one.
 HUGGING_FACE = f"{LIBRARY}/huggingface"
 

@@ -1,0 +1,61 @@
+"""What the processes of ``torch.distributed`` do together, so that none waits for one that has given up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from .errors import InputError
+
+T = TypeVar("T")
+
+
+def process_count() -> int:
+    """How many processes there are; 1 without an initialised ``torch.distributed``."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0, or the only one: the one that talks."""
+    return process_count() == 1 or torch.distributed.get_rank() == 0
+
+
+def gathered(value: T) -> list[T]:
+    """What every process gives, by rank; each has to call it. The values have to be picklable."""
+    values = [value] * process_count()
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that every process runs, without collective calls in it; if it fails in one, it fails in all.
+
+    At the end of the block the processes wait for one another. One that failed raises its own error then.
+
+    Raises
+    ------
+    InputError
+        If another process failed: which one, and the first line of its error.
+    """
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    failures = gathered(None if error is None else _first_line(error))
+    if error is not None:
+        raise error
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            raise InputError(f"process {rank} failed, so all processes stop: {failure}")
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).splitlines()), "")
+    return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
