@@ -11,12 +11,12 @@ from attention_pruning.progress import count, shown
 from tiny_models import batch_for, make
 
 
-@pytest.fixture
-def terminal(monkeypatch, capsys):
+def pretend_to_be_a_terminal(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 
 
-def test_the_items_are_what_was_given(terminal):
+def test_the_items_are_what_was_given(monkeypatch):
+    pretend_to_be_a_terminal(monkeypatch)
     for progress in (None, True, False):
         for items in ([], [1, 2, 3]):
             assert list(shown(iter(items), None, "title", progress)) == items
@@ -28,7 +28,8 @@ def test_nothing_is_shown_where_nobody_looks(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_shows_a_bar(terminal, capsys):
+def test_a_terminal_shows_a_bar(monkeypatch, capsys):
+    pretend_to_be_a_terminal(monkeypatch)
     list(shown([1, 2, 3], 3, "title"))
     error = capsys.readouterr().err
     assert "title: 100%" in error and "3/3" in error
@@ -36,7 +37,8 @@ def test_a_terminal_shows_a_bar(terminal, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_without_tqdm_a_terminal_shows_lines_if_asked(terminal, monkeypatch, capsys):
+def test_without_tqdm_a_terminal_shows_lines_if_asked(monkeypatch, capsys):
+    pretend_to_be_a_terminal(monkeypatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     list(shown([1, 2, 3], 3, "title"))
     assert capsys.readouterr().err == ""
