@@ -1,12 +1,13 @@
 """Attention Pruning: average attention over data, prune its lowest cells everywhere at once, retrain.
 
 The method of "Data-Informed Global Sparseness in Attention Mechanisms for Deep Neural Networks" (arXiv 2012.02030), as
-a library for anyone's model: collect an :class:`AttentionPattern` with a :class:`PatternAccumulator`, turn it into a
-:class:`PruneMask`, and attend under it with :func:`masked_attention`, or with :func:`block_sparse_attention` under a
-mask of whole blocks.
+a library for anyone's model: :func:`collect` an :class:`AttentionPattern` (or feed a :class:`PatternAccumulator`), turn
+it into a :class:`PruneMask`, and attend under it with :func:`masked_attention`, or with
+:func:`block_sparse_attention` under a mask of whole blocks.
 """
 
 from .accumulate import PatternAccumulator
+from .collect import collect
 from .errors import InputError
 from .mask import PruneMask
 from .ops import BlockLayout, block_sparse_attention
@@ -20,5 +21,6 @@ __all__ = [
     "PatternAccumulator",
     "PruneMask",
     "block_sparse_attention",
+    "collect",
     "masked_attention",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -59,3 +59,36 @@ def together() -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     line = next(iter(str(error).splitlines()), "")
     return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
+
+
+def longest(
+    title: str, arguments: object, sizes: Mapping[str, tuple[int, ...] | None]
+) -> dict[str, tuple[int, ...] | None]:
+    """The largest sizes that any process has, by name; None where none has any.
+
+    Parameters
+    ----------
+    title : str
+        Who asks, for the error message.
+    arguments : object
+        What has to be the same in all processes.
+    sizes : mapping
+        Of the same names everywhere.
+
+    Raises
+    ------
+    InputError
+        In every process, if the arguments are not the same in all.
+    """
+    found = gathered((arguments, dict(sizes)))
+    for rank, (other, _) in enumerate(found):
+        if other != found[0][0]:
+            raise InputError(
+                f"{title}: expected all processes to collect the same, found {found[0][0]} in process 0 and {other} in "
+                f"process {rank}"
+            )
+    largest = {}
+    for name in sizes:
+        known = [others[name] for _, others in found if others[name] is not None]
+        largest[name] = tuple(map(max, zip(*known, strict=True))) if known else None
+    return largest

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..errors import InputError
 from ..files.tensors import MetadataValue
 from ..pattern import AttentionPattern
-from ..processes import gathered, process_count, together
+from ..processes import longest, process_count, together
 from ..progress import count, shown
 from .collector import Collector
 from .forward import SITE_ATTRIBUTE, AttentionSite
@@ -76,7 +76,10 @@ def collect_patterns(
         first = list(itertools.islice(batches, 1))
         if process_count() > 1:
             _measure(model, stacks, collectors, first)
-    _agree(collectors)
+    arguments = {site: collector.arguments() for site, collector in collectors.items()}
+    sizes = longest("collect_patterns", arguments, {site: one.lengths for site, one in collectors.items()})
+    for site, collector in collectors.items():
+        collector.lengths = sizes[site]
     with together(), _observed(model, stacks, collectors):
         for batch in shown(itertools.chain(first, batches), count(dataloader), "collect_patterns", progress):
             model(**_prepared(model, batch))
@@ -123,23 +126,6 @@ def _measure(
                 model(**_prepared(model, batch))
     for collector in unsaid.values():
         collector.measuring = False
-
-
-def _agree(collectors: Mapping[str, Collector]) -> None:
-    """Give the collectors of all processes the same lengths, the longest of any; refuse processes that differ."""
-    if process_count() == 1:
-        return
-    own = {site: collector.arguments() for site, collector in collectors.items()}
-    found = gathered((own, {site: collector.lengths for site, collector in collectors.items()}))
-    for rank, (arguments, _) in enumerate(found):
-        if arguments != found[0][0]:
-            raise InputError(
-                f"collect_patterns: expected all processes to collect the same, found {found[0][0]} in process 0 and "
-                f"{arguments} in process {rank}"
-            )
-    for site, collector in collectors.items():
-        known = [lengths[site] for _, lengths in found if lengths[site] is not None]
-        collector.lengths = tuple(map(max, zip(*known, strict=True))) if known else None
 
 
 def _masks_observed_under(model: PreTrainedModel, site: str) -> dict[str, str]:
