@@ -15,7 +15,7 @@ from .arrays import as_tensor
 from .errors import InputError
 from .files.tensors import MetadataValue
 from .pattern import AttentionPattern
-from .processes import exchanged, meeting_device, summed, together
+from .processes import gathered, meeting_device, process_count, summed
 from .structure import block_count, block_sum, resolve_structure, visible_cells
 
 #: Rows of a batch added up in the precision of the probabilities (float32) before the sum moves to float64. A float32
@@ -230,19 +230,16 @@ class PatternAccumulator:
     def all_reduce(self) -> None:
         """Make every process's accumulator hold what all of them saw together; call it once, after the last update.
 
-        A process may have had no batch. Without an initialised ``torch.distributed`` it does nothing. Where a process
-        may have no accumulator at all, see :func:`all_reduced`.
+        A process may have had no batch. Without an initialised ``torch.distributed`` it does nothing.
 
         Raises
         ------
         InputError
             In every process, if they were made with different arguments; nothing is added up then.
         """
-        _require_alike(exchanged(self._arguments()), "accumulator")
-        if together():
-            self._add_up()
-
-    def _add_up(self) -> None:
+        _require_alike(gathered(self._arguments()), "accumulator")
+        if process_count() == 1:
+            return
         for layer in range(self.layers):
             self._allocate(layer, meeting_device())  # a process may have had no batch
             self._sums[layer] = summed(self._sums[layer])
@@ -282,64 +279,15 @@ class PatternAccumulator:
         )
 
 
-def all_reduced(
-    accumulators: Mapping[str, PatternAccumulator | None], failure: Exception | None = None
-) -> dict[str, PatternAccumulator]:
-    """What all processes saw together, by name: every process gets the same. Each calls it once, after its last batch.
-
-    First the processes tell one another what they have, and sums move only if that fits: no process waits for one that
-    has failed or that has something else. Without an initialised ``torch.distributed`` there is one process.
-
-    Parameters
-    ----------
-    accumulators : mapping
-        By name, such as that of a site; None where a process saw no batch and does not know the shape.
-    failure : Exception, optional
-        What ended this process's batches early. A process that fails calls this all the same, with what it has.
-
-    Raises
-    ------
-    InputError
-        In every process alike: if one has failed, if accumulators of one name were made with different arguments, or if
-        no process has one of a name.
-    """
-    told = "" if failure is None else str(failure) if isinstance(failure, InputError) else repr(failure)
-    own = {name: None if each is None else each._arguments() for name, each in accumulators.items()}
-    heard = exchanged((failure is not None, told, own))
-    for rank, (failed, message, _) in enumerate(heard):
-        if failed:
-            raise InputError(message if len(heard) == 1 else f"process {rank}: {message}") from failure
-    agreed = {}
-    for name in sorted({name for _, _, theirs in heard for name in theirs}):
-        agreed[name] = _require_alike([theirs.get(name) for _, _, theirs in heard], name)
-    merged = {}
-    for name, arguments in agreed.items():
-        merged[name] = accumulators.get(name) or PatternAccumulator(*arguments)
-        if together():
-            merged[name]._add_up()
-    return merged
-
-
-def _require_alike(arguments: list[tuple | None], name: str) -> tuple:
-    """The arguments that the accumulators of all processes (by rank; None: has none) were made with.
-
-    Raises
-    ------
-    InputError
-        If they differ, or if there are none.
-    """
-    known = {rank: each for rank, each in enumerate(arguments) if each is not None}
-    if not known:
-        raise InputError(f"{name}: expected a batch in at least one process, found none")
-    first = min(known)
-    for rank, each in known.items():
-        for argument, expected, found in zip(_ARGUMENTS, known[first], each, strict=True):
+def _require_alike(arguments: list[tuple], name: str) -> None:
+    """Refuse, with InputError, accumulators of the processes (by rank) that were made with different arguments."""
+    for rank, each in enumerate(arguments):
+        for argument, expected, found in zip(_ARGUMENTS, arguments[0], each, strict=True):
             if expected != found:
                 raise InputError(
-                    f"{name}: expected {argument} {expected}, that of process {first}, in every process, found {found} "
-                    f"in process {rank}"
+                    f"{name}: expected {argument} {expected}, that of process 0, in every process, found {found} in "
+                    f"process {rank}"
                 )
-    return known[first]
 
 
 def _checked_bools(name: str, bools: Tensor | None, shape: tuple[int, int]) -> Tensor | None:

@@ -117,18 +117,17 @@ def _read(visible_BhQS: Tensor, causal: bool) -> Places | None:
     """None where more than padding and the future is hidden, so that the mask does not tell positions."""
     _, heads, queries, keys = visible_BhQS.shape
     visible_BQS = visible_BhQS[:, 0]
-    real_BS = visible_BQS[:, -1] if causal else visible_BQS.any(1)  # the last query sees all that is there
-    used = real_BS.any(0).nonzero()
-    used = int(used.max()) + 1 if len(used) else keys
-    first = used - queries if causal else 0
-    expected_BQS = real_BS[:, None, :]
+    real_BS = visible_BQS.any(1)
+    expected_BQS, first, number = real_BS[:, None, :], 0, keys
     if causal:
+        seen = visible_BQS[:, 0].any(0).nonzero()  # the first query sees itself last; a static cache goes on behind it
+        first = int(seen.max()) if len(seen) else keys - queries
         query, key = torch.arange(queries, device=real_BS.device), torch.arange(keys, device=real_BS.device)
         expected_BQS = expected_BQS & (key[None, :] <= query[:, None] + first)
-    if heads != 1 or first < 0 or not torch.equal(visible_BQS, expected_BQS.expand_as(visible_BQS)):
+        number = first + queries
+    if heads != 1 or number > keys or not torch.equal(visible_BQS, expected_BQS.expand_as(visible_BQS)):
         return None
-    real_BS = real_BS[:, :used] if causal else real_BS
-    number = real_BS.shape[1]
+    real_BS = real_BS[:, :number]
     index_BS = _count_before(real_BS)
     place_S = torch.arange(number, device=real_BS.device)
     if not ((index_BS == place_S) | ~real_BS).all():

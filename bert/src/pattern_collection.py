@@ -12,7 +12,7 @@ from transformers import Trainer, default_data_collator
 from attention_pruning import AttentionPattern, InputError
 from attention_pruning.files.published import write_published
 from attention_pruning.files.tensors import MetadataValue, fingerprint
-from attention_pruning.huggingface import collect_patterns, model_masks
+from attention_pruning.huggingface import collect_patterns
 from pruning import SITE, single_stack
 
 
@@ -53,8 +53,6 @@ def gather_pattern(
         metadata = metadata | {"sample_seed": seed}
     weights = {name: weight.detach().float().cpu() for name, weight in model.named_parameters()}
     metadata = metadata | {"model_fingerprint": fingerprint(weights)}
-    if (mask := model_masks(model).get(SITE)) is not None:
-        metadata = metadata | {"observed_under_mask": mask.fingerprint}
     processes, rank = trainer.args.world_size, trainer.args.process_index
     if len(dataset) < processes:
         raise InputError(f"--save_attention_patterns: expected {processes} sequences or more, found {len(dataset)}")

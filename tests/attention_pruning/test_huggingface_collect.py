@@ -151,6 +151,25 @@ def test_a_pruned_model_is_observed_under_its_masks():
     assert pattern.average[masks["self"].pruned].max() == 0
     assert model_masks(model) == masks
     assert torch.equal(real_outputs(model, batch), before)
+    assert pattern.metadata["observed_under_mask"] == masks["self"].fingerprint
+
+
+def test_patterns_of_a_pruned_model_are_marked():
+    batch, masks = batch_for("BART"), random_masks("BART", 0.5, sites=["enc-self", "dec-self"])
+    dense = collect_patterns(make("BART"), [batch])
+    assert not any(name.startswith("observed") for pattern in dense.values() for name in pattern.metadata)
+    patterns = collect_patterns(prune_model(make("BART"), masks), [batch])
+    marks = {
+        site: {name: value for name, value in pattern.metadata.items() if name.startswith("observed")}
+        for site, pattern in patterns.items()
+    }
+    encoder, decoder = (masks[site].fingerprint for site in ("enc-self", "dec-self"))
+    assert marks == {
+        "enc-self": {"observed_under_mask": encoder, "observed_under_mask_dec-self": decoder},
+        "dec-self": {"observed_under_mask": decoder, "observed_under_mask_enc-self": encoder},
+        "enc-dec": {"observed_under_mask_enc-self": encoder, "observed_under_mask_dec-self": decoder},
+    }
+    assert from_pattern(patterns["enc-self"], 0.5).metadata["observed_under_mask"] == encoder
 
 
 @pytest.mark.parametrize("name", ["BERT", "GPT-2", "BART"])
@@ -198,6 +217,8 @@ def test_a_model_of_two_models_has_three_sites():
     [
         ([], {}, "at least one batch"),
         ([["ids"]], {}, "map argument names to tensors, found list"),
+        (padded((3,), 3), {}, "map argument names to tensors, found str"),
+        (None, {}, "expected batches to go through, found NoneType"),
         ([padded((3,), 3), padded((5,), 5)], {}, "at most 3 queries and 3 keys, the lengths of the first batch"),
         ([padded((5,), 5)], {"lengths": 4}, "at most 4 queries and 4 keys, the lengths asked for"),
         ([padded((5,), 5)], {"sites": ["enc-dec"]}, "expected some of self, those of BertForMaskedLM, found enc-dec"),

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from attention_pruning import InputError, PatternAccumulator
-from attention_pruning.accumulate import all_reduced
 
 P = torch.tensor([[[[0.25, 0.75, 0.0], [0.5, 0.25, 0.25]]]])
 
@@ -32,30 +31,16 @@ def reduced(accumulator):
     return {"self": accumulator}
 
 
-#: What each of two processes does, and the end of what both say.
+#: What each of two processes does.
 JOBS = {
-    "both": (lambda: all_reduced({"self": seen()}), lambda: all_reduced({"self": seen(times=2)})),
-    "one without a batch": (lambda: all_reduced({"self": seen()}), lambda: all_reduced({"self": None})),
-    "one without a batch, the first": (lambda: all_reduced({"self": None}), lambda: all_reduced({"self": seen()})),
-    "an accumulator without a batch": (lambda: reduced(seen(times=0)), lambda: reduced(seen(times=2))),
-    "several, in another order": (
-        lambda: all_reduced({"a": seen(times=3), "b": None}),
-        lambda: all_reduced({"b": seen(block_size=2), "a": None}),
-    ),
-    "another length": (lambda: all_reduced({"self": seen(1, 2)}), lambda: all_reduced({"self": seen()})),
+    "both": (lambda: reduced(seen()), lambda: reduced(seen(times=2))),
+    "one without a batch": (lambda: reduced(seen(times=0)), lambda: reduced(seen(times=2))),
+    "another length": (lambda: reduced(seen(1, 2)), lambda: reduced(seen())),
     "another block size": (lambda: reduced(seen()), lambda: reduced(seen(block_size=2))),
-    "no batch at all": (lambda: all_reduced({"self": None}), lambda: all_reduced({"self": None})),
-    "bad input": (lambda: all_reduced({"self": seen()}), lambda: all_reduced({"self": None}, InputError("too long"))),
-    "any failure": (lambda: all_reduced({"self": None}, KeyError("ids")), lambda: all_reduced({"self": seen()})),
 }
-OTHER = "{}, that of process 0, in every process, found 2 in process 1"
-REFUSED = {
-    "another length": OTHER.format("self: expected query_length 1"),
-    "another block size": OTHER.format("accumulator: expected block_size 1"),
-    "no batch at all": "self: expected a batch in at least one process, found none",
-    "bad input": "process 1: too long",
-    "any failure": "process 0: KeyError('ids')",
-}
+#: And the end of what both say.
+OTHER = "accumulator: expected {}, that of process 0, in every process, found 2 in process 1"
+REFUSED = {"another length": OTHER.format("query_length 1"), "another block size": OTHER.format("block_size 1")}
 
 
 def _work(rank, meeting_point, folder):
@@ -86,15 +71,8 @@ def both(tmp_path_factory):
 
 @pytest.mark.parametrize("name", sorted(set(JOBS) - set(REFUSED)))
 def test_every_process_gets_the_pattern_of_all(both, name):
-    times = {
-        "both": {"self": 3},
-        "one without a batch": {"self": 1},
-        "one without a batch, the first": {"self": 1},
-        "an accumulator without a batch": {"self": 2},
-        "several, in another order": {"a": 3, "b": 1},
-    }[name]
-    expected = {each: seen(times=number, block_size=2 if each == "b" else 1) for each, number in times.items()}
-    assert both[0][name] == both[1][name] == describe(expected)
+    number = {"both": 3, "one without a batch": 2}[name]
+    assert both[0][name] == both[1][name] == describe({"self": seen(times=number)})
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -103,11 +81,6 @@ def test_what_does_not_fit_is_refused_in_every_process(both, name):
 
 
 def test_a_process_alone_has_what_it_saw():
-    accumulators = {"a": seen(), "b": seen(1, 2)}
-    assert all_reduced(accumulators) == accumulators
-    with pytest.raises(InputError, match="b: expected a batch in at least one process, found none"):
-        all_reduced({"a": seen(), "b": None})
-    failure = InputError("batch: too long")
-    with pytest.raises(InputError, match="^batch: too long$") as caught:
-        all_reduced(accumulators, failure)
-    assert caught.value.__cause__ is failure
+    alone = seen(times=2)
+    alone.all_reduce()
+    assert describe({"self": alone}) == describe({"self": seen(times=2)})
