@@ -109,6 +109,10 @@ def is_compiled() -> bool:
     return native.library() is not None
 
 
+# What torch.compiler.assume_constant_result does, which loads torch's compiler: it cannot look into ctypes.
+is_compiled._dynamo_marked_constant = True
+
+
 def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """:func:`reason`, wherever the kernel is compiled."""
     if q.device.type != "cpu":
