@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from attention_pruning import PruneMask
+from attention_pruning import LayerMask, MaskRecipe, PruneMask
 from attention_pruning.huggingface import model_masks, prune_model
 from tiny_models import MODELS, batch_for, make, padded, random_masks, real_outputs
 
@@ -76,18 +76,19 @@ def test_a_replica_attends_under_the_masks(name):
 
 def test_replicas_share_their_layouts(monkeypatch):
     made = []
-    layout = PruneMask.layout
-    monkeypatch.setattr(PruneMask, "layout", lambda mask, layer: made.append(layer) or layout(mask, layer))
+    make_layout = LayerMask._make_layout
+    monkeypatch.setattr(LayerMask, "_make_layout", lambda mask, size: made.append(size) or make_layout(mask, size))
     length = 32
     pattern = random_masks("GPT-2", 0.5, extra=length - 7)["self"]
     pruned = torch.zeros(pattern.layers, pattern.heads, 2, 2, dtype=torch.bool)
     pruned[..., 1, 0] = True
-    mask = pattern.with_pruned(pruned, block_size=16)
+    recipe = MaskRecipe(0.5, row_floor="none", block_size=16)
+    mask = PruneMask(pruned, pattern.allowed, site="self", causal=True, recipe=recipe)
     model, batch = prune_model(make("GPT-2"), mask, "block_sparse"), padded((length,), length)
     expected = real_outputs(replica(model), batch)
     for _ in range(2):
         assert torch.equal(real_outputs(replica(model), batch), expected)
-    assert sorted(made) == list(range(mask.layers))
+    assert made == [16] * mask.layers
 
 
 @pytest.fixture

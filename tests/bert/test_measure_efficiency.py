@@ -100,7 +100,7 @@ def test_bad_input_is_refused(flags, masks, tmp_path):
     cells = tmp_path / "cells.safetensors"
     from_pattern(random_pattern(length=LENGTH), 0.5).save(cells)
     for more, message in (
-        (["--masks", str(cells)], "expected a block_size of 16, 32, 64, 128 for backend block_sparse, found 1"),
+        (["--masks", str(cells)], "expected a mask of whole blocks whose side is a multiple of 16, found block_size 1"),
         (["--masks", str(masks[0.5]), str(masks[0.5])], "expected masks of different tau, found tau 0.5, tau 0.5"),
         (["--max_seq_length", "48"], "expected query_length 48, that of the model, found 32"),
         (["--rounds", "0"], "--rounds: expected at least 1, found 0"),

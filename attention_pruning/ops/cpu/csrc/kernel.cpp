@@ -1,8 +1,8 @@
 // Block-sparse attention on the CPU: what the shared library offers, by plain C names for ctypes.
 //
-// Reading order: problem.h (what comes in), scores.h and forward.h (the algorithm), backward.h and backward_tasks.h, empty_rows.h;
-// beneath them vector.h (one vector width), products.h with matmul.h, pairs.h and tiles.h (the products), rows.h (memory),
-// visibility.h (masks) and dropout.h.
+// Reading order: problem.h (what comes in), scores.h and forward.h (the algorithm), backward.h and backward_tasks.h,
+// empty_rows.h; beneath them vector.h (one vector width), products.h with matmul.h, pairs.h and tiles.h (the products),
+// rows.h (memory), visibility.h (masks) and dropout.h.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
