@@ -57,17 +57,10 @@ def _apply(mask: PruneMask, model, backend: str = "auto", beyond: str = "error")
     return prune_model(model, model_masks(model) | {mask.site: mask}, backend, beyond)
 
 
-def masked_attention(
-    q_BHLD: Tensor,
-    k_BHSD: Tensor,
-    v_BHSD: Tensor,
-    pruned_HLS: Tensor | None = None,
-    visible: Tensor | None = None,
-    **more,
-) -> Tensor:
+def masked_attention(*tensors: Tensor, **options) -> Tensor:
     """``ops.eager.masked_attention``: for one layer of a mask ``pruned_attention`` took its place."""
     _warn("masked_attention", "attention_pruning.pruned_attention")
-    return eager.masked_attention(q_BHLD, k_BHSD, v_BHSD, pruned_HLS, visible, **more)
+    return eager.masked_attention(*tensors, **options)
 
 
 def block_sparse_attention(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -186,15 +187,9 @@ def masked_attention(
     v_BHSD: Tensor,
     pruned_HLS: Tensor | None = None,
     visible: Tensor | None = None,
-    *,
-    bias: Tensor | None = None,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-    normalizer: str = "softmax",
-    observer: Observer | None = None,
-    implementation: str = "eager",
+    **options: Any,
 ) -> Tensor:
-    """Attention with one fixed global prune mask (arXiv 2012.02030, section 3).
+    """Attention under a prune mask (arXiv 2012.02030, section 3) and any visibility at all.
 
     Parameters
     ----------
@@ -204,8 +199,8 @@ def masked_attention(
         bool, True = pruned: the cell's score is never part of the normaliser. None: dense.
     visible : Tensor, optional
         bool, broadcastable to [B, H, L, S]: causality and padding, True = visible. None: everything.
-    bias, scale, dropout_p, normalizer, observer, implementation
-        As in :func:`attend`.
+    **options
+        bias, scale, dropout_p, normalizer, observer, implementation: as in :func:`attend`.
 
     Returns
     -------
@@ -231,15 +226,4 @@ def masked_attention(
     mask = None
     if pruned_HLS is not None or visible is not None:
         mask = ScoreMask.build(pruned_HLS, visible, q_BHLD.dtype)
-    return attend(
-        q_BHLD,
-        k_BHSD,
-        v_BHSD,
-        mask,
-        bias=bias,
-        scale=scale,
-        dropout_p=dropout_p,
-        normalizer=normalizer,
-        observer=observer,
-        implementation=implementation,
-    )
+    return attend(q_BHLD, k_BHSD, v_BHSD, mask, **options)
