@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from attention_pruning import BlockLayout, InputError, pruned_attention
-from attention_pruning.ops import DenseAttentionWarning, choice, reasons
+from attention_pruning.ops import DenseAttentionWarning, LayerMask, choice, flex, reasons
+from attention_pruning.ops.call import Call
 from attention_pruning.ops.cpu import native
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -171,17 +172,32 @@ def test_flex_refuses_what_it_cannot_compute():
 
 
 @pytest.mark.slow
-def test_flex_gives_the_same_with_one_graph_for_all_layers():
-    """Inference on the CPU; it compiles for some seconds, and not again for another layout."""
+def test_flex_gives_the_same_with_one_graph_for_all_layers_and_lengths():
+    """Inference on the CPU; it compiles for some seconds, and not again for another layout or as many blocks."""
     from torch._dynamo.utils import counters
 
     q, k, v = inputs()
     padding = torch.zeros(2, 130, dtype=torch.bool)
     padding[0, 90:] = True
     counters.clear()
-    for share in (0.3, 0.8):
-        arguments = {"key_padding_mask": padding, "is_causal": True}
-        found = pruned_attention(q, k, v, layout(share), backend="flex", **arguments)
-        wanted = pruned_attention(q, k, v, layout(share), backend="reference", **arguments)
+    for share, shorter in ((0.3, 0), (0.8, 0), (0.8, 1)):
+        call = [x[:, :, : x.shape[2] - shorter] for x in (q, k, v)]
+        arguments = {"key_padding_mask": padding[:, : 130 - shorter], "is_causal": True}
+        found = pruned_attention(*call, layout(share), backend="flex", **arguments)
+        wanted = pruned_attention(*call, layout(share), backend="reference", **arguments)
         torch.testing.assert_close(found, wanted)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_flex_is_asked_for_small_blocks_on_a_gpu_by_versions_of_torch_that_bear_them(monkeypatch):
+    mask = LayerMask(torch.zeros(3, 2, 2, dtype=torch.bool), 64, 128, 128)
+    call = Call.check(*(torch.zeros(1, 3, 128, 32) for _ in range(3)), mask)
+
+    class OnGpu:
+        device, dtype, shape, requires_grad = torch.device("cuda"), torch.float32, call.q.shape, False
+
+    object.__setattr__(call, "q", OnGpu())
+    monkeypatch.setattr(torch, "__version__", "2.13.1")
+    assert flex.refusal(call) is None
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    assert "blocks below 128, found 2.99.0" in flex.refusal(call)
