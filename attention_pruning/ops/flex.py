@@ -34,7 +34,7 @@ SMALL_BLOCKS = ("2.11.", "2.13.")
 GRAPHS = 256
 
 #: What of a mask the lengths decide, made once for each layout: lists of blocks, and the blocks themselves.
-_masks: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], tuple[BlockMask, Tensor]]] = WeakKeyDictionary()
+_masks: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], tuple[BlockMask, Tensor, Tensor]]] = WeakKeyDictionary()
 
 
 def refusal(call: Call) -> str | None:
@@ -113,11 +113,12 @@ def block_mask(call: Call, layout: BlockLayout) -> BlockMask:
     made = _masks.setdefault(layout, {})
     # Whole blocks are computed without a look at their cells, unless some of their keys may be padding.
     split = device.type != "cpu" and call.key_padding_mask is None
-    key = (call.queries, call.keys, device, call.causal, split)
+    key = (call.queries, call.keys, device, call.causal, call.diagonal, split)
     if key not in made:
         made[key] = _build(call, layout, split)
-    mask, kept_Hqk = copy.copy(made[key][0]), made[key][1]
-    mask.mask_mod = _cells(call, layout, kept_Hqk)
+    mask, kept_Hqk, limits = made[key]
+    mask = copy.copy(mask)
+    mask.mask_mod = _cells(call, layout, kept_Hqk, limits)
     return mask
 
 
@@ -136,27 +137,31 @@ def mask_mod(mask: LayerMask, device: torch.device | str = "cpu") -> Callable[..
     return counts
 
 
-def _cells(call: Call, layout: BlockLayout, kept_Hqk: Tensor) -> Callable[..., Tensor]:
-    """Which cells count. It tells all of them, whether FlexAttention asks for every block or not."""
-    size, queries, keys = layout.block_size, call.queries, call.keys
-    pruned_HLS = call.pruned() if len(layout.bits) else None
+def _cells(call: Call, layout: BlockLayout, kept_Hqk: Tensor, limits: Tensor) -> Callable[..., Tensor]:
+    """Which cells count. It tells all of them, whether FlexAttention asks for every block or not.
+
+    Lengths and diagonal are in a tensor, and tensors are as long as their blocks: numbers would make a graph for each.
+    """
+    size, device = layout.block_size, call.q.device
+    last_query, last_key = layout.query_length - 1, layout.key_length - 1
+    pruned_HQK = call.mask.cells(device) if len(layout.bits) else None
     padding_BS = call.key_padding_mask
-    diagonal = call.diagonal if call.causal else keys
+    if padding_BS is not None:
+        padding_BS = F.pad(padding_BS, (0, -call.keys % size), value=True)
 
     def counts(b, h, i, j):
-        inside = (i < queries) & (j < keys) & (j <= i + diagonal)
-        row, column = i.clamp(max=queries - 1), j.clamp(max=keys - 1)
-        if pruned_HLS is None:
-            inside = inside & kept_Hqk[h, row // size, column // size]
+        inside = (i < limits[0]) & (j < limits[1]) & (j <= i + limits[2])
+        if pruned_HQK is None:
+            inside = inside & kept_Hqk[h, i // size, j // size]
         else:
-            inside = inside & ~pruned_HLS[h, row, column]
-        return inside if padding_BS is None else inside & ~padding_BS[b, column]
+            inside = inside & ~pruned_HQK[h, i.clamp(max=last_query), j.clamp(max=last_key)]
+        return inside if padding_BS is None else inside & ~padding_BS[b, j]
 
     return counts
 
 
-def _build(call: Call, layout: BlockLayout, split: bool) -> tuple[BlockMask, Tensor]:
-    """The kept blocks as FlexAttention lists them, and as bool [H, q, k].
+def _build(call: Call, layout: BlockLayout, split: bool) -> tuple[BlockMask, Tensor, Tensor]:
+    """The kept blocks as FlexAttention lists them, and as bool [H, q, k]; queries, keys and diagonal.
 
     On the CPU every block is "partial", its cells looked up one by one: a mask without a partial block does not compile
     there in torch 2.13.
@@ -168,7 +173,9 @@ def _build(call: Call, layout: BlockLayout, split: bool) -> tuple[BlockMask, Ten
     side = layout.block_size if on_cpu else WHOLE_BLOCK  # see kernel_options
     lengths = [block_count(n, layout.block_size) * layout.block_size for n in (call.queries, call.keys)]
     mask = BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=side, seq_lengths=tuple(lengths))
-    return mask, (partial | whole).to(call.q.device)
+    diagonal = call.diagonal if call.causal else call.keys
+    limits = torch.tensor([call.queries, call.keys, diagonal], device=call.q.device)
+    return mask, (partial | whole).to(call.q.device), limits
 
 
 def split_blocks(call: Call, layout: BlockLayout, split: bool = True) -> tuple[Tensor, Tensor]:
