@@ -349,7 +349,10 @@ class PruneMask:
         return torch.nn.functional.pad(inside, missing) if any(missing) else inside
 
     def layer(self, layer: int) -> LayerMask:
-        """One layer's part, in the form that ``pruned_attention`` takes; causality is part of it. A view, made once."""
+        """One layer's part, in the form that ``pruned_attention`` takes; causality is part of it.
+
+        A view, made once: a mask is not to be changed afterwards.
+        """
         if layer not in self._layers:
             pruned, lengths = self.pruned[layer], (self.query_length, self.key_length)
             self._layers[layer] = LayerMask(pruned, self.block_size, *lengths, causal=self.causal, source=self.source)

@@ -16,10 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_pruning import InputError, PruneMask
+from attention_pruning.ops.choice import Choice
 from attention_pruning.ops.eager import ScoreMask
+from attention_pruning.ops.reasons import record
 from dropout import dropout
 from proj_adaptive_softmax import AdaptiveEmbedding, ProjectedAdaptiveLogSoftmax
 from relative_attention import PositionalEmbedding, RelPartialLearnableMultiHeadAttn
+
+#: How pruned layers are computed.
+_ALL_SCORES = Choice("eager", "relative positions are computed for every distance", refused=True)
 
 
 @dataclass(frozen=True)
@@ -286,6 +291,8 @@ class MemTransformerLM(nn.Module):
         new: list = []
         for index, layer in enumerate(self.layers):
             remembered = memory.layer(index)
+            if self.pruned is not None:
+                record("self", index, None, _ALL_SCORES)
             states = hidden
             hidden, keys_values = layer.dec_attn(
                 hidden, remembered, position_keys[index], self.r_w_bias, self.r_r_bias, masks[index]

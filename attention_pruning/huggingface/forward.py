@@ -85,8 +85,7 @@ def attention_pruning_forward(
         return sdpa_attention_forward(*call, **options)
     else:
         if site.layer_mask is not None:
-            fell = site.observer is None and site.prunes
-            record(site.site, site.layer, site.layer_mask, Choice("sdpa", reason, refused=fell))
+            record(site.site, site.layer, site.layer_mask, _choice_by_cells(site, reason))
         if position_bias is not None:
             bias = position_bias if bias is None else bias + position_bias
         out_BHQD = _by_cells(site, query, key, value, visible, places, bias, scaling, dropout)
@@ -106,6 +105,14 @@ def _reason_for_cells(site: AttentionSite, bias: Tensor | None, places: Places) 
     if not site.covers(places):
         return "positions beyond the mask are computed, too"
     return None
+
+
+def _choice_by_cells(site: AttentionSite, reason: str) -> Choice:
+    if site.observer is not None:
+        return Choice("eager", reason)
+    if site.backend == "reference":
+        return Choice("reference", "asked for")
+    return Choice("sdpa", reason, refused=site.prunes)
 
 
 def _within(site: AttentionSite, places: Places) -> bool:

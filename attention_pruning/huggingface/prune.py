@@ -46,14 +46,15 @@ def prune_model(
         other sites stay dense. Patterns, such as ``collect_patterns`` returns, become masks by ``tau``.
     backend : {"auto", "block_sparse", "flex", "reference"}
         What computes pruned attention: the fastest ("auto"), the compiled kernel or FlexAttention where the mask prunes
-        blocks (see ``pruned_attention``), or the readable one. A call that the backend cannot compute, such as a
-        step of decoding, is computed by torch's SDPA under the same mask.
+        blocks (see ``pruned_attention``), or the readable one. A call that the backend cannot compute, such as one of
+        sequences padded on the left, is computed by torch's SDPA under the same mask; a warning says why, once for each
+        site and reason.
     beyond : {"error", "dense"}
         What happens to positions beyond the mask: refuse the sequence, or leave them unpruned.
     tau : float or str, optional
         The share of every pattern to prune; only with patterns.
     **recipe
-        How, beside tau: the other arguments of ``PruneMask.from_pattern`` (rule, scope, block_size, row_floor...).
+        How, beside tau: the other arguments of ``make.from_pattern`` (rule, scope, block_size, row_floor...).
 
     Returns
     -------
@@ -63,8 +64,7 @@ def prune_model(
     Raises
     ------
     InputError
-        If the model is not supported, a mask was made for another site or shape of model, its blocks are none of the
-        backend's, or masks are neither masks nor patterns with a tau. Nothing is changed then.
+        If the model is not supported, a mask was made for another site or shape of model, or masks are neither masks nor patterns with a tau. Nothing is changed then.
     """
     attach_masks(model, masks_by_site(masks, tau, recipe), backend, beyond)
     return use_implementation(model)
