@@ -64,7 +64,8 @@ def prune_model(
     Raises
     ------
     InputError
-        If the model is not supported, a mask was made for another site or shape of model, or masks are neither masks nor patterns with a tau. Nothing is changed then.
+        If the model is not supported, a mask was made for another site or shape of model, or masks are neither masks
+        nor patterns with a tau. Nothing is changed then.
     """
     attach_masks(model, masks_by_site(masks, tau, recipe), backend, beyond)
     return use_implementation(model)
