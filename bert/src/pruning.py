@@ -65,8 +65,8 @@ class PruningArguments:
         default="auto",
         metadata={
             "choices": BACKENDS,
-            "help": "what computes pruned attention: whatever is fastest; the compiled kernel or FlexAttention, which "
-            "need blocks of 16, 32, 64 or 128; or the readable reference",
+            "help": "what computes pruned attention: whatever is fastest; the compiled kernel; FlexAttention; or the "
+            "readable reference",
         },
     )
     max_pattern_samples: int | None = field(

@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
         "--attention-backend",
         choices=BACKENDS,
         help="what computes pruned attention over whole sequences: whatever is fastest (auto, the default), the "
-        "compiled kernel or FlexAttention where --block-size is 16, 32, 64 or 128, or the readable reference",
+        "compiled kernel, FlexAttention, or the readable reference",
     )
     add(
         "--beyond-pattern",
