@@ -125,7 +125,7 @@ def attend(call: Call, choice: Choice) -> Tensor:
         bias=call.bias,
         scale=call.scale,
         dropout_p=call.dropout_p,
-        dropout_seed=call.dropout_seed,
+        dropout_seed=call.dropout_seed(),
     )
 
 

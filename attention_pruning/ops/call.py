@@ -24,8 +24,8 @@ class Call:
     ----------
     causal : bool
         Asked for, or part of the mask.
-    dropout_seed : Tensor or None
-        int64 (), all 64 bits used; None without dropout.
+    given_seed : Tensor or None
+        int64 (), all 64 bits used; None to draw one, see :meth:`dropout_seed`.
     """
 
     q: Tensor
@@ -38,7 +38,7 @@ class Call:
     bias: Tensor | None
     scale: float
     dropout_p: float
-    dropout_seed: Tensor | None
+    given_seed: Tensor | None
 
     @classmethod
     def check(
@@ -72,10 +72,6 @@ class Call:
             _check_padding(key_padding_mask, q, k)
         if attn_bias is not None:
             _check_bias(attn_bias, q, k)
-        if dropout_p == 0.0:
-            dropout_seed = None
-        elif dropout_seed is None:  # of torch's generator: torch.manual_seed decides
-            dropout_seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
         return cls(
             q,
             k,
@@ -87,7 +83,7 @@ class Call:
             bias=attn_bias,
             scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
             dropout_p=float(dropout_p),
-            dropout_seed=None if dropout_seed is None else torch.as_tensor(dropout_seed, dtype=torch.int64),
+            given_seed=None if dropout_seed is None else torch.as_tensor(dropout_seed, dtype=torch.int64),
         )
 
     @property
@@ -118,6 +114,13 @@ class Call:
     def rows(self) -> slice:
         """The rows of the mask that the queries stand in."""
         return slice(self.query_offset, self.query_offset + self.queries)
+
+    def dropout_seed(self) -> Tensor | None:
+        """What dropout is a hash of; None without dropout. Whoever drops by it asks once: a seed that was not given is
+        drawn from torch's generator, which ``torch.manual_seed`` decides, and which others use in their own way."""
+        if self.dropout_p == 0.0 or self.given_seed is not None:
+            return self.given_seed if self.dropout_p > 0.0 else None
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
 
     def expanded(self) -> Call:
         """The same with as many heads of keys and values as of queries, for what knows no groups."""

@@ -28,6 +28,6 @@ def attend(call: Call) -> Tensor:
     empty = (scores == -math.inf).all(-1, keepdim=True)  # also where a bias of -inf hides what was left
     p = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
     if call.dropout_p > 0.0:
-        kept = keep_mask(int(call.dropout_seed), call.dropout_p, *scores.shape).to(p.device)
+        kept = keep_mask(int(call.dropout_seed()), call.dropout_p, *scores.shape).to(p.device)
         p = p * kept / (1.0 - call.dropout_p)
     return fill_empty_rows(call, p.to(call.q.dtype) @ call.v, empty)

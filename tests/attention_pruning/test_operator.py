@@ -240,3 +240,15 @@ def test_attention_under_any_mask_refuses_other_types_in_one_line(change, messag
     arguments = {"q": q, "k": q, "v": q, "pruned": None, "visible": None} | change
     with pytest.raises(InputError, match=message):
         masked_attention(*arguments.values())
+
+
+def test_torchs_attention_draws_its_own_dropout_and_nothing_before_it():
+    """So a model under a mask of cells drops what it would drop if torch's attention were called by hand."""
+    q, k, v = plain(length=64)
+    mask = LayerMask(torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(3)) < 0.5, 1, 64, 64)
+    torch.manual_seed(1)
+    found = pruned_attention(q, k, v, mask, dropout_p=0.3)
+    torch.manual_seed(1)
+    scores = mask.additive(q.device, q.dtype)[None]
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=scores, dropout_p=0.3)
+    assert torch.equal(found, expected)
