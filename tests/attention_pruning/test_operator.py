@@ -252,3 +252,20 @@ def test_torchs_attention_draws_its_own_dropout_and_nothing_before_it():
     scores = mask.additive(q.device, q.dtype)[None]
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=scores, dropout_p=0.3)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_scores_under_a_mask_of_cells_are_not_multiplied_by_the_batch(monkeypatch, padded):
+    """One mask [H, L, S] serves all sequences; with padding that holds on a GPU, where memory is short."""
+    q, k, v = (x.expand(4, -1, -1, -1) for x in plain(length=64))
+    mask = LayerMask(torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(3)) < 0.5, 1, 64, 64, causal=True)
+    padding = torch.zeros(4, 64, dtype=torch.bool)
+    padding[1, 50:] = True
+    shapes, attention = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(fused, "_padding_in_product", lambda call: call.key_padding_mask is not None)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *x, **y: shapes.append(y["attn_mask"].shape) or attention(*x, **y)
+    )
+    for _ in range(2):
+        pruned_attention(q, k, v, mask, key_padding_mask=padding if padded else None)
+    assert shapes == [(1, 2, 64, 64)] * 2
