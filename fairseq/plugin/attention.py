@@ -160,12 +160,15 @@ class PrunedAttention(MultiheadAttention):
         dropout = self.dropout_module
         dropout_p = dropout.p if self.training or dropout.apply_during_inference else 0.0
         mask, reason = self._mask_for(query.size(0), source.size(0), attn_mask)
+        choice = Choice("sdpa", reason or "", refused=True)
         if reason is None:
             call = Call.check(*heads, mask, key_padding_mask=padding_BS, scale=self.scaling, dropout_p=dropout_p)
             choice = choose(call, self.backend)
-            record(self.site, None, mask, choice)
+        record(self.site, None, mask, choice)
+        if choice.backend in ("block_sparse", "flex"):
             return self.out_proj(_merge_heads(attend_call(call, choice)))
-        record(self.site, None, mask, Choice("sdpa", reason, refused=True))
+        # Not by the operator, though it could: a mask of scores without a batch, as here where nothing is padded, sends
+        # torch another way, and the committed translations were trained so.
         visible = None if attn_mask is None else attn_mask > -math.inf
         if padding_BS is not None:
             real_B11S = ~padding_BS[:, None, None, :]
