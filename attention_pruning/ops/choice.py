@@ -16,13 +16,13 @@ BACKENDS = ("auto", "block_sparse", "flex", "reference")
 #: whole blocks, and for blocks of single cells, each of which has its bits looked at. ``benchmarks/backend_costs.py``
 #: measures it. Times the share of blocks that is computed it is what a call is expected to take.
 COSTS = {
-    "avx512": ({16: 1.05, 32: 0.9, 64: 0.85, 128: 0.85}, {16: 1.3, 32: 1.0, 64: 0.85, 128: 0.85}),
-    "avx2": ({16: 1.05, 32: 0.9, 64: 0.85, 128: 0.85}, {16: 1.3, 32: 1.0, 64: 0.85, 128: 0.85}),
-    "portable": ({16: 1.05, 32: 0.9, 64: 0.85, 128: 0.85}, {16: 1.3, 32: 1.0, 64: 0.85, 128: 0.85}),
+    "avx512": ({16: 1.25, 32: 1.0, 64: 0.9, 128: 0.95}, {16: 1.55, 32: 1.15, 64: 1.0, 128: 1.0}),
+    "avx2": ({16: 1.15, 32: 1.15, 64: 1.05, 128: 1.05}, {16: 1.4, 32: 1.25, 64: 1.15, 128: 1.15}),
+    "portable": ({16: 1.0, 32: 1.0, 64: 0.9, 128: 1.0}, {16: 1.05, 32: 1.05, 64: 0.9, 128: 0.95}),
 }
 #: What a call of few queries costs beside that: a block is computed whole, whatever rows of it are asked for. The
 #: factor of the largest number that is not above that of the queries.
-FEW_QUERIES = {1: 3.5, 4: 2.5, 16: 1.5, 64: 1.0}
+FEW_QUERIES = {1: 2.05, 4: 1.65, 16: 1.1, 64: 1.0}
 #: Below so many keys a mask of cells is not worth a kernel's call: measured as the above.
 LEAST_KEYS_CELLS = 128
 
