@@ -20,7 +20,7 @@ COSTS = {
     "avx2": ({16: 1.15, 32: 1.15, 64: 1.05, 128: 1.05}, {16: 1.4, 32: 1.25, 64: 1.15, 128: 1.15}),
     "portable": ({16: 1.0, 32: 1.0, 64: 0.9, 128: 1.0}, {16: 1.05, 32: 1.05, 64: 0.9, 128: 0.95}),
 }
-#: What a call of few queries costs beside that: a block is computed whole, whatever rows of it are asked for. The
+#: What a call of few queries costs beside that: they share the reading of keys among fewer rows. The
 #: factor of the largest number that is not above that of the queries.
 FEW_QUERIES = {1: 2.05, 4: 1.65, 16: 1.1, 64: 1.0}
 #: Below so many keys a mask of cells is not worth a kernel's call: measured as the above.
