@@ -228,7 +228,7 @@ def costs_block(name: str) -> str:
     titles = {
         "whole": "blocks of {}",
         "cells": "cells in blocks of {}",
-        "queries": "{} queries",
+        "queries": "queries: {}",
         "keys": "cells, {} keys",
     }
     columns = list(table[["what", "at"]].drop_duplicates().itertuples(index=False, name=None))
