@@ -23,8 +23,9 @@ COSTS = {
 #: What a call of few queries costs beside that: they share the reading of keys among fewer rows. The
 #: factor of the largest number that is not above that of the queries.
 FEW_QUERIES = {1: 2.05, 4: 1.65, 16: 1.1, 64: 1.0}
-#: Below so many keys a mask of cells is not worth a kernel's call: measured as the above.
-LEAST_KEYS_CELLS = 128
+#: From so many keys the kernel takes at most 1.1 times as long as torch's attention under a mask of cells, by build:
+#: measured as the above, without padding, which makes torch's slower.
+LEAST_KEYS_CELLS = {"avx512": 64, "avx2": 96, "portable": 32}
 
 #: On a GPU the choice is between FlexAttention and torch's fused attention under a mask. The fewest scores (batch x
 #: heads x queries x keys) that FlexAttention is taken for, by bytes of a number: below, the CPU's preparation of a call
@@ -90,8 +91,9 @@ def _fastest_cpu(call: Call) -> Choice:
     reason = _reason_against(call, "block_sparse")
     if reason:  # also what a user chose: to do without the kernel is nothing to warn of
         return Choice("sdpa", reason, refused=mask.prunes and os.environ.get(native.VARIABLE) != "none")
-    if not mask.has_whole_blocks and mask.given_layout is None and call.keys < LEAST_KEYS_CELLS:
-        return Choice("sdpa", f"single cells of fewer than {LEAST_KEYS_CELLS} keys: measured to be faster")
+    least = LEAST_KEYS_CELLS[native.build() or "portable"]
+    if not mask.has_whole_blocks and mask.given_layout is None and call.keys < least:
+        return Choice("sdpa", f"single cells of fewer than {least} keys: measured to be faster")
     layout, cost = kernel_layout(mask)
     factor = next(factor for number, factor in reversed(FEW_QUERIES.items()) if number <= max(1, call.queries))
     if cost * factor > 1.0:

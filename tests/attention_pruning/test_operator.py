@@ -244,8 +244,8 @@ def test_attention_under_any_mask_refuses_other_types_in_one_line(change, messag
 
 def test_torchs_attention_draws_its_own_dropout_and_nothing_before_it():
     """So a model under a mask of cells drops what it would drop if torch's attention were called by hand."""
-    q, k, v = plain(length=64)
-    mask = LayerMask(torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(3)) < 0.5, 1, 64, 64)
+    q, k, v = plain(length=24)
+    mask = LayerMask(torch.rand(2, 24, 24, generator=torch.Generator().manual_seed(3)) < 0.5, 1, 24, 24)
     torch.manual_seed(1)
     found = pruned_attention(q, k, v, mask, dropout_p=0.3)
     torch.manual_seed(1)
@@ -257,10 +257,10 @@ def test_torchs_attention_draws_its_own_dropout_and_nothing_before_it():
 @pytest.mark.parametrize("padded", [False, True])
 def test_scores_under_a_mask_of_cells_are_not_multiplied_by_the_batch(monkeypatch, padded):
     """One mask [H, L, S] serves all sequences; with padding that holds on a GPU, where memory is short."""
-    q, k, v = (x.expand(4, -1, -1, -1) for x in plain(length=64))
-    mask = LayerMask(torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(3)) < 0.5, 1, 64, 64, causal=True)
-    padding = torch.zeros(4, 64, dtype=torch.bool)
-    padding[1, 50:] = True
+    q, k, v = (x.expand(4, -1, -1, -1) for x in plain(length=24))
+    mask = LayerMask(torch.rand(2, 24, 24, generator=torch.Generator().manual_seed(3)) < 0.5, 1, 24, 24, causal=True)
+    padding = torch.zeros(4, 24, dtype=torch.bool)
+    padding[1, 20:] = True
     shapes, attention = [], F.scaled_dot_product_attention
     monkeypatch.setattr(fused, "_padding_in_product", lambda call: call.key_padding_mask is not None)
     monkeypatch.setattr(
@@ -268,4 +268,4 @@ def test_scores_under_a_mask_of_cells_are_not_multiplied_by_the_batch(monkeypatc
     )
     for _ in range(2):
         pruned_attention(q, k, v, mask, key_padding_mask=padding if padded else None)
-    assert shapes == [(1, 2, 64, 64)] * 2
+    assert shapes == [(1, 2, 24, 24)] * 2
