@@ -131,6 +131,7 @@ def attend(call: Call, choice: Choice) -> Tensor:
         query_offset=call.query_offset,
         key_padding_mask=call.key_padding_mask,
         bias=call.bias,
+        relative=call.relative,
         scale=call.scale,
         dropout_p=call.dropout_p,
         dropout_seed=call.dropout_seed(),

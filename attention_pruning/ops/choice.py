@@ -81,8 +81,6 @@ def _reason_against(call: Call, backend: str) -> str | None:
         if native.missing():
             return native.missing()
         refusal = op.unsupported(call.q, call.k, call.v)
-        if call.relative is not None:
-            refusal = "scores without a relative term, found one"
     return refusal and f"{backend} needs {refusal}"
 
 

@@ -13,7 +13,7 @@ from attention_pruning import BlockLayout, InputError, LayerMask, PrunedAttentio
 from attention_pruning.ops.attention import attend
 from attention_pruning.ops.call import Call
 from attention_pruning.ops.choice import Choice, kernel_layout
-from attention_pruning.ops.cpu import native
+from attention_pruning.ops.cpu import native, op
 from attention_pruning.ops.dropout import keep_mask
 
 law = settings(deadline=None, max_examples=60)
@@ -122,6 +122,107 @@ def test_the_reference_is_the_definition(problem):
 @given(problem=problems(dropout=False))
 def test_torchs_attention_with_the_shifted_term_is_the_definition(problem):
     assert_close(computed("sdpa", problem, torch.float64), expected(problem), 1e-9)
+
+
+@compiled
+@law
+@given(problem=problems(), build=st.sampled_from(BUILDS or ("none",)))
+def test_every_build_of_the_kernel_is_the_definition(problem, build):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(native.VARIABLE, build)
+        assert_close(computed("block_sparse", problem, torch.float32), expected(problem), 3e-5)
+
+
+@compiled
+@law
+@given(problem=problems())
+def test_bfloat16_sums_in_float32(problem):
+    """Off by the rounding of the scores' term, outputs and gradients only: some units of 2^-8, which sums gather."""
+    tensors, mask, options, g = problem
+    rounded = [None if x is None else x.bfloat16() for x in tensors[:5]] + [tensors[5]]
+    wide = [None if x is None else x.float() for x in rounded]
+    tolerance = 0.01 * math.sqrt(max(16, g.shape[0] * g.shape[2]))
+    found = computed("block_sparse", (rounded, mask, options, g), torch.bfloat16)
+    assert_close(found, expected((wide, mask, options, g)), tolerance)
+    assert all(x.dtype == torch.bfloat16 for x in found[:6])
+
+
+@compiled
+@law
+@given(problem=problems(), threads=st.sampled_from([2, 3, 7]), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_threads_change_nothing(problem, threads, dtype):
+    """Not a bit: position keys are those of all sequences, whose gradients are summed up in one order."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            found.append(computed("block_sparse", problem, dtype))
+    finally:
+        torch.set_num_threads(before)
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
+
+
+@compiled
+@law
+@given(problem=problems(dropout=False, biased=False), data=st.data())
+def test_a_call_is_its_chunks(problem, data):
+    """Queries in two calls with the keys that they see, the second from where the first ended."""
+    (q, k, v, position_q, position_keys, _), mask, options, _ = problem
+    del options["seed"], options["dropout_p"]
+    padding, offset = options.pop("key_padding_mask"), options.pop("query_offset")
+    relative, choice = (position_q, position_keys), Choice("block_sparse", "asked for", kernel_layout(mask)[0])
+    whole = attend(
+        Call.check(q, k, v, mask, query_offset=offset, key_padding_mask=padding, relative=relative, **options), choice
+    )
+    cut = data.draw(st.integers(0, q.shape[2]))
+    parts = []
+    for first, last in ((0, cut), (cut, q.shape[2])):
+        keys = k.shape[2] - (q.shape[2] - last)  # what the last of them sees; rows of the longest distances go
+        some = (position_q[:, :, first:last], position_keys[:, k.shape[2] - keys :])
+        seen = None if padding is None else padding[:, :keys]
+        call = Call.check(
+            q[:, :, first:last], k[:, :, :keys], v[:, :, :keys], mask, query_offset=offset + first,
+            key_padding_mask=seen, relative=some, **options,
+        )  # fmt: skip
+        parts.append(attend(call, choice))
+    torch.testing.assert_close(torch.cat(parts, 2), whole)
+
+
+@compiled
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_finds_nothing(backward, requires_grad):
+    q, k, v, mask, relative = a_call()
+    tensors = [x.requires_grad_(requires_grad) for x in (q, k, v, *relative)]
+    layout = kernel_layout(mask)[0]
+    arguments = [
+        *tensors[:3], None, *tensors[3:], None, None, layout.row_start, layout.column, layout.part, layout.bits,
+        layout.block_size, 4, 0, 24, 0.3, 0.0,
+    ]  # fmt: skip
+    operator = torch.ops.attention_pruning.block_sparse.default
+    if backward:
+        arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+        out, log_sum = operator(*arguments)
+        operator = torch.ops.attention_pruning.block_sparse_backward.default
+        arguments = [torch.ones_like(out), out, log_sum, False, *arguments]
+    torch.library.opcheck(operator, tuple(arguments))
+
+
+@compiled
+def test_a_compiled_function_is_one_graph():
+    q, k, v, mask, relative = a_call()
+    tensors, layout = [x.requires_grad_() for x in (q, k, v, *relative)], kernel_layout(mask)[0]
+
+    def attended(q, k, v, position_q, position_keys):
+        options = {"causal": True, "relative": (position_q, position_keys), "scale": 0.3}
+        return op.block_sparse(q, k, v, layout, **options)
+
+    torch.compiler.reset()
+    compiled_one = torch.compile(attended, backend="aot_eager", fullgraph=True)
+    g = torch.ones_like(q)
+    for one, other in zip(run(compiled_one, tensors, g), run(attended, tensors, g), strict=True):
+        assert torch.equal(one, other)
 
 
 # What is asked for and what is refused

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "empty_rows.h"
-#include "scores.h"
+#include "relative.h"
 
 /// Keys whose scores are held at once: enough to make rescaling rare, few enough for the second cache.
 constexpr int64_t kKeysAtOnce = 256;
@@ -18,6 +18,8 @@ struct ForwardSpace {
           v(p, p.v),
           q(p.layout.block * padded),
           q_t(p.layout.block * padded),
+          q_position(is_relative(p) ? p.layout.block * padded : 0),
+          products(window_numbers(p)),
           scores(blocks_at_once * p.layout.block * p.layout.block),
           out(p.layout.block * padded),
           maximum(p.layout.block),
@@ -31,7 +33,7 @@ struct ForwardSpace {
     int64_t padded, blocks_at_once;
     bool streams;
     HeadRows<Element> k, v;
-    Buffer q, q_t, scores, out, maximum, total;
+    Buffer q, q_t, q_position, products, scores, out, maximum, total;
     VisibleMean<Element> mean;
     std::vector<Visit> visits;
     std::vector<const float*> v_blocks;
@@ -94,7 +96,8 @@ void online_softmax(
 /// One block of queries of one head.
 template <typename Element>
 void forward_block(
-    const Problem& p, int64_t batch, int64_t head, const Queries& queries, ForwardSpace<Element>& space
+    const Problem& p, int64_t batch, int64_t head, const Queries& queries, const PositionKeys<Element>& positions,
+    ForwardSpace<Element>& space
 ) {
     const int64_t block = p.layout.block, lanes = queries.lanes, padded = space.padded;
     Element* out = head_of<Element>(p.out, batch, head) + queries.first * p.out.row_stride;
@@ -113,6 +116,7 @@ void forward_block(
     const Element* q = head_of<Element>(p.q, batch, head) + queries.first * p.q.row_stride;
     copy_rows(q, p.q.row_stride, queries.count, p.size, lanes, padded, space.q, block * p.q.row_stride);
     transpose_queries<Element>(space.q, lanes, p.size, padded, p.scale * kLog2E, space.q_t);
+    if (is_relative(p)) load_positions<Element>(p, batch, head, queries, space.q_position);
     for (int64_t i = 0; i < lanes; i++) space.maximum[i] = -1e30f;  // finite: a row of -inf alone must not give NaN
     Dropout dropout(p);
     dropout.start(first_row, lanes);
@@ -124,7 +128,10 @@ void forward_block(
         space.v_blocks.clear();
         float* scores = space.scores;
         for (int64_t n = 0; n < count; n++, scores += block * lanes) {
-            block_products<Element>(space.k.left(here[n].column), here[n], space.q_t, p.size, lanes, scores);
+            if (is_relative(p))
+                relative_scores(p, positions, head, queries, here[n], space.q_position, space.products, scores);
+            const Left keys = space.k.left(here[n].column);
+            block_products<Element>(keys, here[n], space.q_t, p.size, lanes, scores, is_relative(p));
             if (p.bias) add_bias(p, batch, head, queries, here[n], scores);
             if (!here[n].whole) visibility.hide(here[n], -INFINITY, scores);
             space.v_blocks.push_back(space.v.block(here[n].column));
@@ -154,10 +161,15 @@ void forward(const Problem& p) {
     std::vector<std::unique_ptr<ForwardSpace<Element>>> spaces;  // here: an exception must not leave a thread
     for (int64_t thread = 0; thread < p.threads; thread++)
         spaces.push_back(std::make_unique<ForwardSpace<Element>>(p));
+    PositionKeys<Element> positions(p);
 #pragma omp parallel num_threads(p.threads)
     {
         ForwardSpace<Element>& space = *spaces[thread_number()];
         begin_products<Element>();
+        if (is_relative(p)) {
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t head = 0; head < p.heads; head++) positions.prepare(head);
+        }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < heads * runs; task++) {
             const int64_t run = task % runs, batch = task / runs / p.heads, head = task / runs % p.heads;
@@ -165,7 +177,7 @@ void forward(const Problem& p) {
             space.v.start(batch, head / group_size(p));
             space.mean.start(batch, head);
             for (int64_t b = run * blocks / runs; b < (run + 1) * blocks / runs; b++)
-                forward_block(p, batch, head, queries_of(p, b), space);
+                forward_block(p, batch, head, queries_of(p, b), positions, space);
         }
         end_products<Element>();
         finish_streams();
