@@ -90,6 +90,7 @@ struct BackwardSpace {
           g_t(p.layout.block * padded),
           q_sums(p.layout.block * padded),
           position_sums(is_relative(p) ? p.layout.block * padded : 0),
+          positions(p),
           products(window_numbers(p)),
           log_sum(p.layout.block),
           delta(p.layout.block) {
@@ -100,7 +101,9 @@ struct BackwardSpace {
     int64_t padded, blocks_at_once;
     bool streams_q;
     HeadRows<Element> k, v;
-    Buffer q_t, out, g_t, q_sums, position_sums, products, log_sum, delta;
+    Buffer q_t, out, g_t, q_sums, position_sums;
+    PositionKeys<Element> positions;
+    Buffer products, log_sum, delta;
     std::vector<Visit> visits;
     std::vector<const float*> k_blocks;
 };
@@ -207,7 +210,7 @@ void write_queries(const Problem& p, const Array& to, const Place& at, const flo
 template <typename Element, typename After>
 void backward_block(
     const Problem& p, const Gradients& to, const Place& at, const std::vector<Visit>& visits, const Matrices& matrices,
-    const PositionKeys<Element>& positions, BackwardSpace<Element>& space, const After& after
+    BackwardSpace<Element>& space, const After& after
 ) {
     const auto [batch, head, queries] = at;
     const int64_t lanes = queries.lanes, padded = space.padded;
@@ -221,6 +224,7 @@ void backward_block(
     const Visibility visibility(p, batch, head, queries);
     load_queries(p, to, at, space, matrices.q, matrices.g);
     if (is_relative(p)) {
+        space.positions.start(head);
         load_positions<Element>(p, batch, head, queries, matrices.q_position);
         std::memset(space.position_sums, 0, lanes * padded * sizeof(float));
     }
@@ -236,7 +240,7 @@ void backward_block(
             const Visit& visit = here[n];
             float* p_at = matrices.p_at(start + n);
             if (is_relative(p))
-                relative_scores(p, positions, head, queries, visit, matrices.q_position, space.products, p_at);
+                relative_scores(p, space.positions, queries, visit, matrices.q_position, space.products, p_at);
             block_products<Element>(
                 space.k.left(visit.column), visit, space.q_t, p.size, lanes, p_at, is_relative(p)
             );

@@ -17,28 +17,12 @@ class Backward {
           blocks_(count_query_blocks(p)),
           per_unit_(blocks_ * group_size(p)),
           units_(p.batch * p.kv_heads),
-          tasks_(is_relative(p) ? p.heads : units_),
-          positions_(p),
-          position_sums_(p) {
+          tasks_(is_relative(p) ? p.heads : units_) {
         for (int64_t thread = 0; thread < p.threads; thread++)
             spaces_.push_back(std::make_unique<BackwardSpace<Element>>(p, to));
     }
 
-    void run() {
-        const int64_t heads = is_relative(p_) ? p_.heads : 0;
-        share(heads, [&](int64_t head, BackwardSpace<Element>&) {
-            positions_.prepare(head);
-            position_sums_.clear(head);
-        });
-        shares_blocks() ? by_blocks() : by_units();
-        share(heads, [&](int64_t head, BackwardSpace<Element>&) {
-            const Array& to = to_.position_keys;
-            for (int64_t row = 0; row < p_.keys; row++) {
-                Element* at = head_of<Element>(to, 0, head) + row * to.row_stride;
-                write_row(position_sums_.rows(head, row), p_.size, p_.scale, at, false);
-            }
-        });
-    }
+    void run() { shares_blocks() ? by_blocks() : by_units(); }
 
   private:
     /// Whole tasks, of a head of keys and values each, leave a sixth of the threads or more idle; or several add to the
@@ -70,10 +54,12 @@ class Backward {
     void by_units() {
         struct Own {
             Own(const Problem& p, int64_t rows)
-                : sums(p), q(rows), g(rows), q_position(is_relative(p) ? rows : 0), p(p.layout.block * p.layout.block),
+                : sums(p), q(rows), g(rows), q_position(is_relative(p) ? rows : 0), position_sums(p), p(p.layout.block * p.layout.block),
                   ds(std::max(kKeysAtOnce, p.layout.block) * p.layout.block) {}
             KeyGradients<Element> sums;
-            Buffer q, g, q_position, p, ds;
+            Buffer q, g, q_position;
+            DistanceRows position_sums;
+            Buffer p, ds;
         };
         std::vector<std::unique_ptr<Own>> own;
         for (int64_t thread = 0; thread < p_.threads; thread++)
@@ -89,15 +75,18 @@ class Backward {
                 const auto after = [&](const Visit& visit, const float* p_at, float* ds) {
                     if (to_.bias) add_bias_gradient(p_, to_, at, visit, ds);
                     if (is_relative(p_))
-                        add_relative(at, visit, mine.q_position, ds, space, space.position_sums, &position_sums_);
+                        add_relative(at, visit, mine.q_position, ds, space, space.position_sums, &mine.position_sums);
                     add_visit(at.queries, visit, matrices, p_at, ds, padded_, mine.sums);
                 };
-                backward_block(p_, to_, at, space.visits, matrices, positions_, space, after);
+                backward_block(p_, to_, at, space.visits, matrices, space, after);
             }
             mine.sums.finish(p_, to_, unit / p_.kv_heads, unit % p_.kv_heads);
         };
         share(tasks_, [&](int64_t task, BackwardSpace<Element>& space) {
+            const DistanceRows& sums = own[thread_number()]->position_sums;
+            if (is_relative(p_)) sums.clear();
             for (int64_t unit = task; unit < units_; unit += tasks_) run_unit(unit, space);
+            if (is_relative(p_)) write_positions(sums, task);
         });
     }
 
@@ -118,6 +107,11 @@ class Backward {
     /// matrices are kept, and memory is to stay small.
     void by_blocks() {
         std::vector<std::unique_ptr<KeyGradients<Element>>> sums(units_);
+        std::vector<std::unique_ptr<DistanceRows>> position_sums;
+        for (int64_t head = 0; is_relative(p_) && head < p_.heads; head++) {
+            position_sums.push_back(std::make_unique<DistanceRows>(p_));
+            position_sums[head]->clear();
+        }
         int64_t finished = 0;
         for (int64_t next = 0, count = units_ * per_unit_; next < count;) {
             std::vector<Item> items = plan(next, count);
@@ -130,7 +124,7 @@ class Backward {
                     if (is_relative(p_))
                         add_relative(item.at, visit, nullptr, ds, space, space.position_sums, nullptr);
                 };
-                backward_block(p_, to_, item.at, item.visits, item.matrices, positions_, space, after);
+                backward_block(p_, to_, item.at, item.visits, item.matrices, space, after);
             });
             const auto add_to_keys = [&](const Item& item, int64_t n, BackwardSpace<Element>&) {
                 add_visit(item.at.queries, item.visits[n], item.matrices, item.matrices.p_at(n), item.matrices.ds_at(n),
@@ -140,7 +134,7 @@ class Backward {
                 return unit_of(item.at) * p_.layout.key_blocks + item.visits[n].column;
             });
             if (to_.bias) add_to_bias(items);
-            if (is_relative(p_)) add_to_positions(items);
+            if (is_relative(p_)) add_to_positions(items, position_sums);
             const int64_t first = finished;
             finished = next / per_unit_;
             share(finished - first, [&](int64_t n, BackwardSpace<Element>&) {
@@ -148,6 +142,9 @@ class Backward {
             });
             for (int64_t unit = first; unit < finished; unit++) sums[unit].reset();
         }
+        share(position_sums.size(), [&](int64_t head, BackwardSpace<Element>&) {
+            write_positions(*position_sums[head], head);
+        });
     }
 
     /// Floats that are kept at once, unless these are too few blocks for the threads: what caches hold.
@@ -189,11 +186,14 @@ class Backward {
     }
 
     /// That of the position keys: windows overlap, so a head is a piece.
-    void add_to_positions(const std::vector<Item>& items) {
+    void add_to_positions(
+        const std::vector<Item>& items, const std::vector<std::unique_ptr<DistanceRows>>& position_sums
+    ) {
         const auto add = [&](const Item& item, int64_t n, BackwardSpace<Element>& space) {
             const Matrices& matrices = item.matrices;
             add_relative(
-                item.at, item.visits[n], matrices.q_position, matrices.ds_at(n), space, nullptr, &position_sums_
+                item.at, item.visits[n], matrices.q_position, matrices.ds_at(n), space, nullptr,
+                position_sums[item.at.head].get()
             );
         };
         share_pieces(items, add, [&](const Item& item, int64_t) { return item.at.head; });
@@ -204,8 +204,16 @@ class Backward {
         float* to_queries, const DistanceRows* to_keys
     ) {
         add_relative_gradients(
-            p_, positions_, at.head, at.queries, visit, q_position, space.products, ds, to_queries, to_keys
+            p_, space.positions, at.queries, visit, q_position, space.products, ds, to_queries, to_keys
         );
+    }
+
+    void write_positions(const DistanceRows& sums, int64_t head) {
+        const Array& to = to_.position_keys;
+        for (int64_t row = 0; row < p_.keys; row++) {
+            Element* at = head_of<Element>(to, 0, head) + row * to.row_stride;
+            write_row(sums.rows(row), p_.size, p_.scale, at, false);
+        }
     }
 
     /// Call add(item, n, space) for every visit of every item: those of a piece by one thread, in their order.
@@ -236,8 +244,6 @@ class Backward {
     const Gradients& to_;
     const int64_t padded_, blocks_, per_unit_, units_;  // a unit: a head of keys and values; blocks of queries of each
     const int64_t tasks_;  // every tasks_-th unit is of the same task, one thread's
-    PositionKeys<Element> positions_;
-    const DistanceRows position_sums_;
     std::vector<std::unique_ptr<BackwardSpace<Element>>> spaces_;
     std::unique_ptr<Buffer> memory_;  // of all items; stays from turn to turn
     int64_t memory_floats_ = 0;

@@ -19,6 +19,7 @@ struct ForwardSpace {
           q(p.layout.block * padded),
           q_t(p.layout.block * padded),
           q_position(is_relative(p) ? p.layout.block * padded : 0),
+          positions(p),
           products(window_numbers(p)),
           scores(blocks_at_once * p.layout.block * p.layout.block),
           out(p.layout.block * padded),
@@ -33,7 +34,9 @@ struct ForwardSpace {
     int64_t padded, blocks_at_once;
     bool streams;
     HeadRows<Element> k, v;
-    Buffer q, q_t, q_position, products, scores, out, maximum, total;
+    Buffer q, q_t, q_position;
+    PositionKeys<Element> positions;
+    Buffer products, scores, out, maximum, total;
     VisibleMean<Element> mean;
     std::vector<Visit> visits;
     std::vector<const float*> v_blocks;
@@ -96,8 +99,7 @@ void online_softmax(
 /// One block of queries of one head.
 template <typename Element>
 void forward_block(
-    const Problem& p, int64_t batch, int64_t head, const Queries& queries, const PositionKeys<Element>& positions,
-    ForwardSpace<Element>& space
+    const Problem& p, int64_t batch, int64_t head, const Queries& queries, ForwardSpace<Element>& space
 ) {
     const int64_t block = p.layout.block, lanes = queries.lanes, padded = space.padded;
     Element* out = head_of<Element>(p.out, batch, head) + queries.first * p.out.row_stride;
@@ -129,7 +131,7 @@ void forward_block(
         float* scores = space.scores;
         for (int64_t n = 0; n < count; n++, scores += block * lanes) {
             if (is_relative(p))
-                relative_scores(p, positions, head, queries, here[n], space.q_position, space.products, scores);
+                relative_scores(p, space.positions, queries, here[n], space.q_position, space.products, scores);
             const Left keys = space.k.left(here[n].column);
             block_products<Element>(keys, here[n], space.q_t, p.size, lanes, scores, is_relative(p));
             if (p.bias) add_bias(p, batch, head, queries, here[n], scores);
@@ -161,23 +163,21 @@ void forward(const Problem& p) {
     std::vector<std::unique_ptr<ForwardSpace<Element>>> spaces;  // here: an exception must not leave a thread
     for (int64_t thread = 0; thread < p.threads; thread++)
         spaces.push_back(std::make_unique<ForwardSpace<Element>>(p));
-    PositionKeys<Element> positions(p);
 #pragma omp parallel num_threads(p.threads)
     {
         ForwardSpace<Element>& space = *spaces[thread_number()];
         begin_products<Element>();
-        if (is_relative(p)) {
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t head = 0; head < p.heads; head++) positions.prepare(head);
-        }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < heads * runs; task++) {
-            const int64_t run = task % runs, batch = task / runs / p.heads, head = task / runs % p.heads;
+            // All sequences of a head one after the other where they share position keys.
+            const int64_t run = task % runs, n = task / runs, batch = is_relative(p) ? n % p.batch : n / p.heads;
+            const int64_t head = is_relative(p) ? n / p.batch : n % p.heads;
+            if (is_relative(p)) space.positions.start(head);
             space.k.start(batch, head / group_size(p));
             space.v.start(batch, head / group_size(p));
             space.mean.start(batch, head);
             for (int64_t b = run * blocks / runs; b < (run + 1) * blocks / runs; b++)
-                forward_block(p, batch, head, queries_of(p, b), positions, space);
+                forward_block(p, batch, head, queries_of(p, b), space);
         }
         end_products<Element>();
         finish_streams();

@@ -34,49 +34,48 @@ inline int64_t window_numbers(const Problem& p) {
     return is_relative(p) ? kQueriesAtOnce * (kQueriesAtOnce + p.layout.block) : 0;
 }
 
-/// A row of floats for each distance and head, with zeros before and after them: windows begin up to a vector early and
+/// A row of floats for each distance of a head, with zeros before and after them: windows begin up to a vector early and
 /// reach up to two blocks beyond the last row.
 class DistanceRows {
   public:
     explicit DistanceRows(const Problem& p)
         : padded(round_up(p.size, kLanes)),
-          total(is_relative(p) ? round_up(kMargin + p.keys + 2 * p.layout.block, kLanes) : 0),
-          rows_(p.heads * total * padded) {}
+          total(is_relative(p) ? round_up(kBefore + p.keys + 2 * p.layout.block, kLanes) : 0),
+          rows_(total * padded) {}
 
-    /// Rows from `first` on; from -kMargin on there are `total`.
-    float* rows(int64_t head, int64_t first) const { return rows_ + (head * total + kMargin + first) * padded; }
-    void clear(int64_t head) const { std::memset(rows(head, -kMargin), 0, total * padded * sizeof(float)); }
+    void clear() const { std::memset(rows_, 0, total * padded * sizeof(float)); }
 
-    static constexpr int64_t kMargin = 16;
+    /// Rows from `first` on; from -kBefore on there are `total`.
+    float* rows(int64_t first) const { return rows_ + (kBefore + first) * padded; }
+
+    static constexpr int64_t kBefore = 16;
     const int64_t padded, total;
 
   private:
     Buffer rows_;
 };
 
-/// The position keys of all heads, as rows and, for products over the size of a head, as columns.
+/// The position keys of a head, as rows and, for products over the size of a head, as columns.
 template <typename Element>
 class PositionKeys {
   public:
-    explicit PositionKeys(const Problem& p) : p_(p), rows_(p), columns_(p.heads * rows_.total * rows_.padded) {}
+    explicit PositionKeys(const Problem& p) : p_(p), rows_(p), columns_(rows_.total * rows_.padded) { rows_.clear(); }
 
-    /// To be called once for each head, before anything else.
-    void prepare(int64_t head) {
+    /// Begin with a head; where it is the one before, nothing is done.
+    void start(int64_t head) {
+        if (head == head_) return;
+        head_ = head;
         const int64_t total = rows_.total, padded = rows_.padded;
         const Element* from = head_of<const Element>(p_.position_keys, 0, head);
-        rows_.clear(head);
-        copy_rows(from, p_.position_keys.row_stride, p_.keys, p_.size, p_.keys, padded, rows_.rows(head, 0), 0);
-        float* columns = columns_ + head * total * padded;
-        transpose(rows_.rows(head, -DistanceRows::kMargin), padded, total, padded, columns, total, 1.0f);
-        prepare_right<Element>(columns, p_.size, total);
+        copy_rows(from, p_.position_keys.row_stride, p_.keys, p_.size, p_.keys, padded, rows_.rows(0), 0);
+        transpose(rows_.rows(-DistanceRows::kBefore), padded, total, padded, columns_, total, 1.0f);
+        prepare_right<Element>(columns_, p_.size, total);
     }
 
-    const float* rows(int64_t head, int64_t first) const { return rows_.rows(head, first); }
+    const float* rows(int64_t first) const { return rows_.rows(first); }
 
     /// Columns from `first` on, and the right side of a product that begins there.
-    const float* columns(int64_t head, int64_t first) const {
-        return columns_ + head * rows_.total * rows_.padded + DistanceRows::kMargin + first;
-    }
+    const float* columns(int64_t first) const { return columns_ + DistanceRows::kBefore + first; }
     Right right(const float* const* columns) const {
         return {columns, 1, p_.size, p_.size, rows_.total, reads_pairs<Element>()};
     }
@@ -85,6 +84,7 @@ class PositionKeys {
     const Problem& p_;
     const DistanceRows rows_;
     Buffer columns_;
+    int64_t head_ = -1;
 };
 
 /// The position queries of a block: [lanes][padded], zeros beyond the last.
@@ -99,12 +99,12 @@ void load_positions(const Problem& p, int64_t batch, int64_t head, const Queries
 /// Set scores [keys][lanes] of a visit to the relative term. `products` is space for a window's.
 template <typename Element>
 void relative_scores(
-    const Problem& p, const PositionKeys<Element>& positions, int64_t head, const Queries& queries, const Visit& visit,
+    const Problem& p, const PositionKeys<Element>& positions, const Queries& queries, const Visit& visit,
     const float* q_position, float* products, float* scores
 ) {
     const int64_t padded = round_up(p.size, kLanes);
     for_each_window(p, queries, visit, [&](const Window& w) {
-        const float* const columns[1] = {positions.columns(head, w.first)};
+        const float* const columns[1] = {positions.columns(w.first)};
         const Left q = {q_position + w.lane * padded, padded, 1};
         multiply_as<Element>(w.queries, w.width, q, positions.right(columns), products, w.width, false);
         transpose(
@@ -114,11 +114,11 @@ void relative_scores(
 }
 
 /// What gradients of scores, `ds` [keys][lanes], are for the term of a visit: they are added to those of the block's
-/// position queries, [lanes][padded], and of the head's position keys, whichever is asked for. Written into at its end,
+/// position queries, [lanes][padded], and of its position keys, whichever is asked for. Written into at its end,
 /// `ds` keeps what counts.
 template <typename Element>
 void add_relative_gradients(
-    const Problem& p, const PositionKeys<Element>& positions, int64_t head, const Queries& queries, const Visit& visit,
+    const Problem& p, const PositionKeys<Element>& positions, const Queries& queries, const Visit& visit,
     const float* q_position, float* products, float* ds, float* to_queries, const DistanceRows* to_keys
 ) {
     const int64_t padded = round_up(p.size, kLanes), lanes = queries.lanes;
@@ -127,7 +127,7 @@ void add_relative_gradients(
         std::memset(products, 0, w.queries * w.width * sizeof(float));  // its corners are of no cell
         transpose(ds + w.lane, lanes, w.keys, w.queries, products + w.queries - 1, w.width - 1, 1.0f);
         if (to_queries) {
-            const float* const rows[1] = {positions.rows(head, w.first)};
+            const float* const rows[1] = {positions.rows(w.first)};
             const Right keys = {rows, 1, w.width, w.width, padded};
             multiply_as<Element>(
                 w.queries, padded, {products, w.width, 1}, keys, to_queries + w.lane * padded, padded, true
@@ -137,7 +137,7 @@ void add_relative_gradients(
             const float* const rows[1] = {q_position + w.lane * padded};
             const Right q = {rows, 1, w.queries, w.queries, padded};
             multiply_as<Element>(
-                w.width, padded, {products, 1, w.width}, q, to_keys->rows(head, w.first), padded, true
+                w.width, padded, {products, 1, w.width}, q, to_keys->rows(w.first), padded, true
             );
         }
     });
