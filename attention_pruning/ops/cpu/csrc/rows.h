@@ -67,7 +67,10 @@ INLINE void copy_row(const Element* from, int64_t size, int64_t padded, float* t
     if (d == padded) return;
     store(to + d, splat(0.0f));
     for_each_part(d, size, [&](int64_t at, auto length) {
-        for (int i = 0; i < decltype(length)::value; i++) to[at + i] = to_float(from[at + i]);
+        if constexpr (std::is_same<Element, float>::value)
+            std::memcpy(to + at, from + at, length * sizeof(float));
+        else
+            for (int i = 0; i < decltype(length)::value; i++) to[at + i] = to_float(from[at + i]);
     });
 }
 
