@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_pruning import BlockLayout, InputError, LayerMask, PrunedAttention, pruned_attention
+from attention_pruning.ops import choice
 from attention_pruning.ops.attention import attend
 from attention_pruning.ops.call import Call
 from attention_pruning.ops.choice import Choice, kernel_layout
 from attention_pruning.ops.cpu import native, op
 from attention_pruning.ops.dropout import keep_mask
+from attention_pruning.ops.reasons import recorded
 
 law = settings(deadline=None, max_examples=60)
 BUILDS = native.runnable_builds()
@@ -164,6 +167,23 @@ def test_threads_change_nothing(problem, threads, dtype):
 
 
 @compiled
+def test_many_blocks_of_a_long_sequence():
+    """More than are kept at once where blocks are shared out: several turns, whose sums go on in the same order."""
+    q, k, v, mask, relative = a_call(queries=450, memory=100, size=16, block=128, share=0.1)
+    tensors, options = [q, k, v, *relative, None], {"scale": 0.3, "dropout_p": 0.0, "seed": 1, "query_offset": 0}
+    problem, before = (tensors, mask, options | {"key_padding_mask": None}, torch.ones_like(q)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = computed("block_sparse", problem, torch.float32)
+        torch.set_num_threads(2)
+        two = computed("block_sparse", problem, torch.float32)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(first, second) for first, second in zip(one, two, strict=True))
+    assert_close(one, computed("reference", problem, torch.float64), 1e-4)
+
+
+@compiled
 @law
 @given(problem=problems(dropout=False, biased=False), data=st.data())
 def test_a_call_is_its_chunks(problem, data):
@@ -171,9 +191,9 @@ def test_a_call_is_its_chunks(problem, data):
     (q, k, v, position_q, position_keys, _), mask, options, _ = problem
     del options["seed"], options["dropout_p"]
     padding, offset = options.pop("key_padding_mask"), options.pop("query_offset")
-    relative, choice = (position_q, position_keys), Choice("block_sparse", "asked for", kernel_layout(mask)[0])
+    relative, chosen = (position_q, position_keys), Choice("block_sparse", "asked for", kernel_layout(mask)[0])
     whole = attend(
-        Call.check(q, k, v, mask, query_offset=offset, key_padding_mask=padding, relative=relative, **options), choice
+        Call.check(q, k, v, mask, query_offset=offset, key_padding_mask=padding, relative=relative, **options), chosen
     )
     cut = data.draw(st.integers(0, q.shape[2]))
     parts = []
@@ -185,7 +205,7 @@ def test_a_call_is_its_chunks(problem, data):
             q[:, :, first:last], k[:, :, :keys], v[:, :, :keys], mask, query_offset=offset + first,
             key_padding_mask=seen, relative=some, **options,
         )  # fmt: skip
-        parts.append(attend(call, choice))
+        parts.append(attend(call, chosen))
     torch.testing.assert_close(torch.cat(parts, 2), whole)
 
 
@@ -245,6 +265,28 @@ def test_a_module_takes_the_term():
     found = PrunedAttention(mask, backend="reference")(q, k, v, relative=relative)
     assert torch.equal(found, pruned_attention(q, k, v, mask, relative=relative, backend="reference"))
     assert not torch.allclose(found, pruned_attention(q, k, v, mask, backend="reference"))
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("change", "factor", "backend", "reason"),
+    [
+        ({"share": 0.9}, 2.0, "block_sparse", "of blocks of 16 are kept$"),
+        ({"share": 0.0}, 1.0, "block_sparse", "100% of blocks of 16 are kept$"),
+        ({"share": 0.0}, 2.0, "sdpa", "100% of blocks of 16 are kept for 40 queries and 64 keys: measured"),
+        ({"share": 0.5, "block": 1}, 1.0, "block_sparse", "100% of blocks of 16 are kept$"),
+        ({"share": 0.5, "block": 1}, 2.0, "sdpa", "for 40 queries and 64 keys: measured"),
+    ],
+)
+def test_what_computes_goes_by_the_costs_of_the_term(monkeypatch, change, factor, backend, reason):
+    build = native.build()
+    monkeypatch.setitem(choice.RELATIVE_COSTS, build, ({16: 0.6}, {16: 0.7}))
+    monkeypatch.setitem(choice.RELATIVE_FEW_KEYS, build, {32: 3.0, 64: factor, 96: 4.0})
+    q, k, v, mask, relative = a_call(**change)
+    with recorded() as rows:
+        found = pruned_attention(q, k, v, mask, relative=relative)
+    assert rows[0].backend == backend and re.search(reason, rows[0].reason)
+    torch.testing.assert_close(found, pruned_attention(q, k, v, mask, relative=relative, backend="reference"))
 
 
 def test_a_gpus_kernel_refuses_the_term_with_the_reason():
