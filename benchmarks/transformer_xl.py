@@ -109,8 +109,7 @@ def load_ours() -> SimpleNamespace:
 
 
 def random_mask(ours: SimpleNamespace, lengths: Lengths, shape: dict[str, int], block_size: int) -> Any:
-    """A prune mask at TAU from a pattern of random numbers: cells by the published rule, or whole blocks of what a query
-    may see."""
+    """A prune mask at TAU of a random pattern: cells by the published rule, or whole blocks of what a query may see."""
     queries, keys = lengths.tgt_len, lengths.mem_len + lengths.tgt_len
     count = torch.ones(queries, keys, dtype=torch.int64).tril(lengths.mem_len)
     generator = torch.Generator().manual_seed(SEED)
