@@ -28,7 +28,7 @@ rule train_language_model:
     message:
         "Train a language model: {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed}"
     shell:
-        "python {params.script:q} --data {params.corpus:q} --work_dir {params.work:q} --restart"
+        "python {params.script:q} --data {params.corpus:q} --work_dir {params.work:q} --set_aside"
         " --seed {wildcards.seed} --threads {threads} {params.flags} {params.mask} > {log:q} 2>&1\n"
         "cp {params.work:q}/model.safetensors {output.model:q}\n"
         "cp {params.work:q}/run.json {output.record:q}\n"

@@ -24,6 +24,16 @@ def add_run_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
 
 
+def add_beyond_flag(group: argparse._ActionsContainer) -> None:
+    """--beyond."""
+    group.add_argument(
+        "--beyond",
+        choices=("error", "dense"),
+        default="error",
+        help="segments and memories that are longer than the mask covers: an error, or unpruned there (dense)",
+    )
+
+
 def choose_device(name: str) -> torch.device:
     """The device that --device asks for.
 

@@ -105,6 +105,26 @@ class DecoderLayer(nn.Module):
         self.pos_ff = PositionwiseFF(config.d_model, config.d_inner, config.dropout, config.pre_lnorm)
 
 
+def extended(pruned_LHTK: Tensor, length: int, slots: int) -> Tensor:
+    """Pruned cells for at least so long a segment and memory; what they did not cover is not pruned.
+
+    Parameters
+    ----------
+    pruned_LHTK : Tensor
+        bool [layer, head, T, M + T]
+    length, slots : int
+        Tokens of a segment, memory slots.
+
+    Returns
+    -------
+    Tensor
+        bool [layer, head, T', M' + T'], T' and M' the greater of both; the memory is right-aligned.
+    """
+    covered = pruned_LHTK.size(2)
+    older, later = slots - (pruned_LHTK.size(3) - covered), length - covered
+    return F.pad(pruned_LHTK, (max(0, older), max(0, later), 0, max(0, later)))
+
+
 @dataclass
 class Memory:
     """What the model keeps of the segments before.
@@ -133,6 +153,8 @@ class MemTransformerLM(nn.Module):
     config : ModelConfig
     mask : PruneMask, optional
         Made at this model's lengths: ``tgt_len`` queries, ``mem_len + tgt_len`` keys. None: dense.
+    beyond : {"error", "dense"}
+        What becomes of lengths that the mask does not cover, see :meth:`prune`.
 
     Raises
     ------
@@ -140,7 +162,7 @@ class MemTransformerLM(nn.Module):
         If the mask does not fit the model.
     """
 
-    def __init__(self, config: ModelConfig, mask: PruneMask | None = None) -> None:
+    def __init__(self, config: ModelConfig, mask: PruneMask | None = None, beyond: str = "error") -> None:
         super().__init__()
         self.config = config
         self.word_emb = AdaptiveEmbedding(
@@ -154,7 +176,7 @@ class MemTransformerLM(nn.Module):
         self.register_buffer("pruned", None)
         self._masks: dict[tuple, list[ScoreMask]] = {}
         if mask is not None:
-            self.prune(mask)
+            self.prune(mask, beyond)
 
     def initialize(
         self, init: str = "normal", init_range: float = 0.1, init_std: float = 0.02, proj_init_std: float = 0.01
@@ -186,17 +208,27 @@ class MemTransformerLM(nn.Module):
             draw(softmax.cluster_weight)
             nn.init.zeros_(softmax.cluster_bias)
 
-    def prune(self, mask: PruneMask) -> None:
-        """Prune attention with a mask from now on; a mask that prunes nothing leaves the model as it is."""
+    def prune(self, mask: PruneMask, beyond: str = "error") -> None:
+        """Prune attention with a mask from now on; a mask that prunes nothing leaves the model as it is.
+
+        Parameters
+        ----------
+        mask : PruneMask
+        beyond : {"error", "dense"}
+            Where the model's lengths exceed the mask's: refuse, or leave what the mask does not cover unpruned.
+
+        Raises
+        ------
+        InputError
+            If the mask is of another model, or does not cover the lengths of this one.
+        """
         config = self.config
-        mask.check_model(
-            layers=config.n_layer,
-            heads=config.n_head,
-            query_length=config.tgt_len,
-            key_length=config.mem_len + config.tgt_len,
-            site="self",
-        )
+        queries, keys = config.tgt_len, config.mem_len + config.tgt_len
+        if beyond == "dense":  # what is longer than the mask need not be covered
+            queries, keys = min(queries, mask.query_length), min(keys, mask.key_length)
+        mask.check_model(layers=config.n_layer, heads=config.n_head, query_length=queries, key_length=keys, site="self")
         cells = torch.stack([mask.cells(layer) for layer in range(config.n_layer)])
+        cells = extended(cells, config.tgt_len, config.mem_len)
         self.set_pruned(cells if bool((cells & mask.visible).any()) else None)
 
     def set_pruned(self, pruned_LHTK: Tensor | None) -> None:
@@ -281,8 +313,10 @@ class MemTransformerLM(nn.Module):
         self._check_lengths(length, memory.length)
         masks = self.score_masks(length, memory.length, self.r_w_bias.dtype)
         key_length = memory.length + length
-        caching = not (self.training or torch.is_grad_enabled())
-        position_keys = memory.position_keys.get(key_length) if caching else None
+        without_gradients = not (self.training or torch.is_grad_enabled())
+        # Keys and values that were remembered say nothing of hidden states: keys and values go on to be remembered.
+        caching = without_gradients or memory.keys_values is not None
+        position_keys = memory.position_keys.get(key_length) if without_gradients else None
         if position_keys is None:
             positions = dropout(self.pos_emb(key_length), config.dropout, self.training)
             position_keys = [layer.dec_attn.project_positions(positions) for layer in self.layers]
@@ -299,12 +333,13 @@ class MemTransformerLM(nn.Module):
             )
             hidden = layer.pos_ff(hidden)
             if caching:
-                new.append(tuple(x[:, :, key_length - kept :] for x in keys_values))
+                new.append(tuple(x[:, :, key_length - kept :].detach() for x in keys_values))
             else:
                 new.append(self._remember(remembered, states, kept))
         hidden = dropout(hidden, config.dropout, self.training)
         if caching:
-            return hidden, Memory(kept, keys_values=new, position_keys={key_length: position_keys})
+            known = {key_length: position_keys} if without_gradients else {}
+            return hidden, Memory(kept, keys_values=new, position_keys=known)
         return hidden, Memory(kept, states=new)
 
     @staticmethod
