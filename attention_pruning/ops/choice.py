@@ -86,7 +86,7 @@ def _reason_against(call: Call, backend: str) -> str | None:
 
 def _fastest_cpu(call: Call) -> Choice:
     mask = call.mask
-    if not mask.prunes and call.bias is None:
+    if not mask.prunes and call.bias is None and call.relative is None:
         return Choice("sdpa", "nothing is pruned")
     reason = _reason_against(call, "block_sparse")
     if reason:  # also what a user chose: to do without the kernel is nothing to warn of
