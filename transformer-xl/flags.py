@@ -7,6 +7,7 @@ import argparse
 import torch
 
 from attention_pruning import InputError
+from attention_pruning.ops.choice import BACKENDS
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -31,6 +32,17 @@ def add_beyond_flag(group: argparse._ActionsContainer) -> None:
         choices=("error", "dense"),
         default="error",
         help="segments and memories that are longer than the mask covers: an error, or unpruned there (dense)",
+    )
+
+
+def add_backend_flag(group: argparse._ActionsContainer) -> None:
+    """--attention_backend."""
+    group.add_argument(
+        "--attention_backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what computes pruned attention: whatever was measured to be fastest (auto), the compiled kernel, "
+        "FlexAttention, or the readable reference",
     )
 
 

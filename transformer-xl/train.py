@@ -21,6 +21,7 @@ from attention_pruning.make import random_like
 from attention_pruning.processes import gathered, together
 from attention_pruning.recipe import MaskRecipe
 from data_utils import LMOrderedIterator
+from evaluation import explain_attention
 from flags import choose_device
 from mem_transformer import MemTransformerLM, ModelConfig
 from model_file import describe_mask
@@ -75,6 +76,7 @@ def build_model(
     """The model with its first weights, the same in every process; each process goes on to draw its own dropout."""
     seed_everything(args.seed)
     model = MemTransformerLM(config, mask, args.beyond)
+    model.set_backend(args.attention_backend)
     model.initialize(args.init, args.init_range, args.init_std, args.proj_init_std)
     seed_everything(args.seed + process)
     return model
@@ -167,9 +169,9 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     status = trainer.run()
     if status is None and accelerator.is_main_process:
-        record.write(
-            args.work_dir / "run.json", **origin, **folder["facts"], valid_nll=trainer.best_loss, steps=trainer.step
-        )
+        attention = explain_attention(accelerator.unwrap_model(trainer.model), valid, accelerator.device)
+        found = {"valid_nll": trainer.best_loss, "steps": trainer.step, "attention": attention}
+        record.write(args.work_dir / "run.json", **origin, **folder["facts"], **found)
     return status
 
 

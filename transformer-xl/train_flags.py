@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attention_pruning import InputError
 from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
-from flags import HelpFormatter, add_beyond_flag, add_run_flags, choose_device
+from flags import HelpFormatter, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
 from reproduction.run_folder import add_folder_flags
 from schedules import FALLING_SCHEDULES, SCHEDULES
 
@@ -131,6 +131,7 @@ def _pruning_flags(group: argparse._ArgumentGroup) -> None:
         help="whether a query keeps its best key; keep-best unless the file says",
     )
     add_beyond_flag(group)
+    add_backend_flag(group)
     group.add_argument("--random_prune", action="store_true", help="prune as many random cells instead")
     group.add_argument(
         "--prune_seed", type=int, default=DEFAULT_PRUNE_SEED, help="seed that --random_prune draws cells with"
@@ -165,7 +166,10 @@ def _check_companions(args: argparse.Namespace) -> None:
             ("eta_min",),
         ),
         "--init uniform": (args.init == "uniform", ("init_range",)),
-        "a pattern to prune by, --fn,": (args.fn is not None, ("th", *RECIPE_FLAGS, "random_prune", "beyond")),
+        "a pattern to prune by, --fn,": (
+            args.fn is not None,
+            ("th", *RECIPE_FLAGS, "random_prune", "beyond", "attention_backend"),
+        ),
         "--random_prune": (args.random_prune, ("prune_seed",)),
     }
     defaults = build_parser()

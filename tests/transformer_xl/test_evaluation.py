@@ -141,6 +141,17 @@ def test_a_pruned_model_beyond_its_lengths_is_refused(lengths, trained, words, t
     assert not list(tmp_path.iterdir())
 
 
+def test_the_record_says_what_computed_each_layer(trained, words, tmp_path):
+    for name, layers in (("dense", 0), ("pruned", 2)):
+        out = tmp_path / f"{name}.json"
+        evaluate_script.main(flags(checkpoint=trained[name] / "model.safetensors", data=words, out=out, device="cpu"))
+        found = read_json(tmp_path / f"{name}.run.json")["attention"]
+        assert [row["layer"] for row in found] == list(range(layers))
+        assert all(row["backend"] in ("block_sparse", "sdpa") and row["reason"] for row in found)
+    found = read_json(trained["pruned"] / "run.json")["attention"]
+    assert [(row["site"], row["layer"]) for row in found] == [("self", 0), ("self", 1)]
+
+
 LONGER = [{"tgt_len": 5}, {"mem_len": 7}, {"tgt_len": 8, "mem_len": 16, "clamp_len": 10}]
 
 
