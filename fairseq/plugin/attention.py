@@ -262,7 +262,7 @@ class PrunedAttention(MultiheadAttention):
                 raise InputError(
                     f"{self.site} attention: expected at most {covered_queries} queries and {covered_keys} keys, the "
                     f"lengths of its pattern, found {start + queries} queries and {keys} keys; "
-                    "--beyond-pattern dense prunes nothing beyond it"
+                    "--beyond dense prunes nothing beyond it"
                 )
             self._say_once(
                 f"{self.site} attention: longer than its pattern ({covered_queries} queries, {covered_keys} keys)"

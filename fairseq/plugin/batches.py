@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +30,16 @@ def load_split(task: Any, split: str) -> Any:
             f"{task.cfg.data}: expected binarised data with a split {split!r}, found none ({error})"
         ) from error
     return task.dataset(split)
+
+
+def data_fingerprint(folder: str | Path, split: str) -> str:
+    """16 hexadecimal digits of the binarised files of a split, and of the dictionaries."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob(f"{split}.*")) + sorted(Path(folder).glob("dict.*.txt")):
+        digest.update(file.name.encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def plan_batches(
