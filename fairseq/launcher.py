@@ -193,7 +193,7 @@ def _pad_source(arguments: list[str]) -> list[str]:
 
 
 def _override_model(arguments: list[str], pruned: Sequence[bool]) -> list[str]:
-    from plugin.flags import BEYOND, BEYOND_FLAGS
+    from plugin.flags import BEYOND, BEYOND_FLAGS, GIVES_WEIGHTS
 
     beyond = None
     for flag in BEYOND_FLAGS:
@@ -208,7 +208,10 @@ def _override_model(arguments: list[str], pruned: Sequence[bool]) -> list[str]:
         overrides = ast.literal_eval(given or "{}")
     except (ValueError, SyntaxError) as error:
         raise InputError(f"--model-overrides: expected a Python dictionary, found {given!r}") from error
-    return [*arguments, "--model-overrides", repr({"beyond_pattern": beyond or "dense"} | overrides)]
+    own = {"beyond_pattern": beyond or "dense"}
+    if any(argument.partition("=")[0] == "--print-alignment" for argument in arguments):
+        own[GIVES_WEIGHTS] = True
+    return [*arguments, "--model-overrides", repr(own | overrides)]
 
 
 def _prunes(path: str) -> bool:

@@ -25,6 +25,8 @@ BEYOND = ("error", "dense", "decoding")
 BEYOND_FLAGS = ("--beyond", "--beyond-pattern", "--beyond_pattern")
 #: Where the namespace in a checkpoint records its masks, as JSON: site -> ``site_masks.describe``.
 RECORD = "attention_pruning"
+#: What a translating command that prints alignments overrides.
+GIVES_WEIGHTS = "gives_weights"
 DEFAULT_SEED = 1
 #: Fields of a recipe that have a flag of the same name.
 _RECIPE_FLAGS = ("rule", "scope", "block_size", "row_floor")
@@ -109,6 +111,8 @@ class PruneFlags:
     beyond_pattern : {"error", "dense", "decoding"}
     normalizer : {"softmax", "entmax15"}
     backend : {"auto", "block_sparse", "flex", "reference"}
+    gives_weights : bool
+        Whether somebody uses the weights of cross-attention: training by alignments, or printing them.
     """
 
     paths: dict[str, str]
@@ -117,6 +121,7 @@ class PruneFlags:
     beyond_pattern: str
     normalizer: str
     backend: str
+    gives_weights: bool
 
     @classmethod
     def read(cls, args: Any) -> PruneFlags:
@@ -143,6 +148,7 @@ class PruneFlags:
             beyond_pattern=getattr(args, "beyond_pattern", None) or "decoding",
             normalizer="entmax15" if entmax else "softmax",
             backend=backend,
+            gives_weights=bool(getattr(args, "load_alignments", False) or getattr(args, GIVES_WEIGHTS, False)),
         )
 
 

@@ -92,7 +92,7 @@ class PrunedTransformer(TransformerModel):
         for modules in attention.values():
             for module in modules:
                 module.normalizer, module.beyond_pattern = flags.normalizer, flags.beyond_pattern
-                module.backend = flags.backend
+                module.backend, module.gives_weights = flags.backend, flags.gives_weights
         recorded = getattr(args, RECORD, None)
         model.read_files = recorded is None
         if model.read_files:
