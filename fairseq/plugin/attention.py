@@ -19,12 +19,21 @@ from attention_pruning.ops.choice import Choice, choose
 from attention_pruning.ops.eager import Observer, ScoreMask, attend, normalize
 from attention_pruning.ops.reasons import record
 
-from .prepared import Padding, extended, hides_only_the_future, padding_of, score_mask
+from .prepared import Padding, extended, hides_only_the_future, lost_rows, padding_of, rows_of, score_mask
 
 logger = logging.getLogger(__name__)
 
 #: How a checkpoint calls the cells of one attention: bool [H, T, S] over positions from 0, True = pruned.
 MASK_NAME = "prune_mask"
+#: Why all scores of a call are computed, one by one.
+_BY_SCORES = {
+    name: Choice("eager", reason, refused=True)
+    for name, reason in (
+        ("steps", "text is written step by step"),
+        ("entmax", "entmax is asked for"),
+        ("weights", "its weights are asked for"),
+    )
+}
 
 
 class PrunedAttention(MultiheadAttention):
@@ -78,7 +87,7 @@ class PrunedAttention(MultiheadAttention):
         attention.beyond_pattern = "decoding"
         attention.backend, attention.block_size = "auto", 1
         attention._layer_mask, attention._padding_checked = None, False
-        attention.gives_weights = False
+        attention.gives_weights, attention._asked = False, None
         attention.observer = None
         attention.register_buffer(MASK_NAME, None)
         # Not a submodule of this one: its weights would appear twice in a checkpoint.
@@ -127,31 +136,56 @@ class PrunedAttention(MultiheadAttention):
                 before_softmax,
                 need_head_weights,
             )
-        padding = None if key_padding_mask is None else padding_of(key_padding_mask)
-        if self.prune_mask is not None:
+        pruned, plain = self.prune_mask is not None, self.normalizer == "softmax" and self.observer is None
+        padding = self._padding(key_padding_mask, incremental_state)
+        if pruned:
             self._refuse_left_padding(padding)
-            plain = self.normalizer == "softmax" and self.observer is None and incremental_state is None
-            if plain and not (need_weights and self._weighs_by_scores(query.device)):
+            whole = plain and incremental_state is None
+            if whole and not (need_weights and self._weighs_by_scores(query.device)):
                 return self._fused(query, key, padding, attn_mask), None
-        if self.prune_mask is not None and self.observer is None:
-            reason = "entmax is asked for" if self.normalizer != "softmax" else "its weights are asked for"
-            reason = reason if incremental_state is None else "text is written step by step"
-            record(self.site, None, self.layer_mask, Choice("eager", reason, refused=True))
+            if self.observer is None:
+                reason = "steps" if incremental_state is not None else "weights" if plain else "entmax"
+                record(self.site, None, self.layer_mask, _BY_SCORES[reason])
         # Scores, caches and padding are fairseq's work; True keeps it from handing all of it to torch's own attention.
         own_check, self.skip_embed_dim_check = self.skip_embed_dim_check, True
+        regular = self._is_regular(padding, attn_mask, incremental_state is not None and query.size(0) == 1)
+        self._asked = (padding, incremental_state) if regular and pruned else None
+        arguments = (query, key, value, key_padding_mask, incremental_state, need_weights, static_kv, attn_mask)
         try:
-            scores, values = super().forward(
-                query, key, value, key_padding_mask, incremental_state, need_weights, static_kv, attn_mask, True
-            )
+            if regular and plain:
+                return super().forward(*arguments, need_head_weights=need_head_weights)
+            scores, values = super().forward(*arguments, before_softmax=True)
         finally:
-            self.skip_embed_dim_check = own_check
+            self.skip_embed_dim_check, self._asked = own_check, None
         scores_BHTS = scores.view(query.size(1), self.num_heads, *scores.shape[1:])
-        mask = self._mask_of_scores(scores_BHTS, padding, attn_mask, incremental_state)
+        mask = None if regular else self._irregular_mask(scores_BHTS, incremental_state)
         p_BHTS = self._probabilities(scores_BHTS, mask)
         output = self.out_proj(self._weigh(self.dropout_module(p_BHTS), values))
         if not need_weights:
             return output, None
         return output, p_BHTS.transpose(0, 1) if need_head_weights else p_BHTS.mean(1)
+
+    def apply_sparse_mask(self, attn_weights: Tensor, tgt_len: int, src_len: int, bsz: int) -> Tensor:
+        """fairseq's own place for it: scores [B * H, T, S] as multiplied, padding and future not yet hidden."""
+        if self._asked is None:
+            return attn_weights
+        padding, incremental_state = self._asked
+        start = self._first_query(tgt_len, src_len, incremental_state)
+        mask = self._covering(start, tgt_len, src_len, decoding=incremental_state is not None)
+        rows = slice(start, start + tgt_len)
+        scores_BHTS = attn_weights.view(bsz, self.num_heads, tgt_len, src_len)
+        scores_BHTS = scores_BHTS.add_(rows_of(mask, rows, src_len, attn_weights))
+        lost = lost_rows(mask, rows, src_len, padding, attn_weights.device)
+        if lost is not None:  # even over what they see
+            scores_BHTS = scores_BHTS.masked_fill_(lost, 0.0)
+        return scores_BHTS.view_as(attn_weights)
+
+    def _padding(self, key_padding_mask: Tensor | None, incremental_state: dict | None) -> Padding | None:
+        """That of the keys; of what is kept from step to step, which is looked at once for all steps."""
+        if incremental_state is not None:
+            kept = self._get_input_buffer(incremental_state).get("prev_key_padding_mask")
+            key_padding_mask = key_padding_mask if kept is None else kept
+        return None if key_padding_mask is None else padding_of(key_padding_mask)
 
     def _weighs_by_scores(self, device: torch.device) -> bool:
         """Whether a call that asks for weights gets them. fairseq asks for those of the last layer, in evaluation of
@@ -195,7 +229,7 @@ class PrunedAttention(MultiheadAttention):
         # padded, sends torch another way, and the committed translations were trained so.
         pruned = self._covering(0, queries, keys, decoding=False)
         if self._is_regular(padding, attn_mask):
-            made = score_mask(pruned, 0, queries, keys, padding, heads[0], add_padding=True)
+            made = score_mask(pruned, queries, keys, padding, heads[0])
         else:
             made = _any_score_mask(pruned, 0, queries, keys, _visible(padding, attn_mask), heads[0])
         out_BHTD = attend(
@@ -224,8 +258,10 @@ class PrunedAttention(MultiheadAttention):
 
         ``step``: a single query, the last, which has no future.
         """
-        if padding is not None and (padding.facts[0] == 0 or padding.facts[2]):
-            return False
+        if padding is not None:
+            shortest, _, left = padding.facts
+            if shortest == 0 or left or (step and self.site == "dec-self") or self.beam_size > 1:
+                return False
         if attn_mask is None:
             return step or self.site != "dec-self"
         return self.site == "dec-self" and not step and hides_only_the_future(attn_mask)
@@ -242,38 +278,25 @@ class PrunedAttention(MultiheadAttention):
             self._layer_mask = (mask, version, made)
         return self._layer_mask[2]
 
-    def _mask_of_scores(
-        self,
-        scores_BHTS: Tensor,
-        padding: Padding | None,
-        attn_mask: Tensor | None,
-        incremental_state: dict | None,
-    ) -> ScoreMask | None:
-        """What hides more than fairseq has hidden already, by -inf, in the scores of these positions."""
-        batch, _, queries, keys = scores_BHTS.shape
-        decoding = incremental_state is not None
-        if decoding:  # what is kept from step to step is looked at once, and knows of earlier steps
-            kept = self._get_input_buffer(incremental_state).get("prev_key_padding_mask")
-            padding = None if kept is None else padding_of(kept)
-        known = padding is None or padding.mask.shape == (batch, keys)
-        regular = known and self._is_regular(padding, attn_mask, step=decoding and queries == 1)
+    def _irregular_mask(self, scores_BHTS: Tensor, incremental_state: dict | None) -> ScoreMask:
+        """The same for scores in which something else is hidden, by -inf, than the site hides."""
+        visible = scores_BHTS > -math.inf
         if self.prune_mask is None:
-            return None if regular else ScoreMask.build(None, scores_BHTS > -math.inf, scores_BHTS.dtype)
+            return ScoreMask.build(None, visible, scores_BHTS.dtype)
+        queries, keys = scores_BHTS.shape[2:]
         start = self._first_query(queries, keys, incremental_state)
-        mask = self._covering(start, queries, keys, decoding)
-        if regular:
-            return score_mask(mask, start, queries, keys, padding, scores_BHTS, add_padding=False)
-        return _any_score_mask(mask, start, queries, keys, scores_BHTS > -math.inf, scores_BHTS)
+        mask = self._covering(start, queries, keys, decoding=incremental_state is not None)
+        return _any_score_mask(mask, start, queries, keys, visible, scores_BHTS)
 
     def _probabilities(self, scores_BHTS: Tensor, mask: ScoreMask | None) -> Tensor:
-        """[B, H, T, S], seen by the observer in float32; ``mask`` is None where nothing more is hidden."""
+        """[B, H, T, S], seen by the observer in float32; ``mask`` is None where all is hidden already."""
         blind = None
         if mask is not None:
             blind = mask.blind
             for rows in (mask.uniform, blind):
                 if rows is not None:
                     scores_BHTS = scores_BHTS.masked_fill(rows, 0.0)
-            scores_BHTS = scores_BHTS + mask.additive
+            scores_BHTS = scores_BHTS.add_(mask.additive)
         # float32, as fairseq's softmax is, whatever the scores are
         p_BHTS = normalize(scores_BHTS.float(), self.normalizer)
         if blind is not None:

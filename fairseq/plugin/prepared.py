@@ -87,37 +87,51 @@ def hides_only_the_future(attn_mask: Tensor) -> bool:
     return known[part]
 
 
-def score_mask(
-    mask: LayerMask, start: int, queries: int, keys: int, padding: Padding | None, like: Tensor, add_padding: bool
-) -> ScoreMask:
-    """What is added to the scores of some queries: their rows of a mask, made once and sliced, and what is not known
-    before the batch is.
+def rows_of(mask: LayerMask, rows: slice, keys: int, like: Tensor) -> Tensor:
+    """[H, T, S]: 0 where a mask keeps a key, else -inf, as the scores ``like``; made once and sliced."""
+    return mask.additive(like.device, like.dtype)[:, rows, :keys]
+
+
+def lost_rows(mask: LayerMask, rows: slice, keys: int, padding: Padding | None, device: torch.device) -> Tensor | None:
+    """bool [B or none, H, T, 1]: rows whose kept keys are all padding, or beyond these keys; None if there are none.
+
+    Waits for a GPU.
+
+    Parameters
+    ----------
+    padding : Padding or None
+        On the right.
+    """
+    last = max(_last_first_kept(mask)[rows])
+    if padding is None:
+        return None if last < keys else _some(mask.first_kept(device)[:, rows] >= keys)
+    if last < padding.facts[0]:
+        return None
+    # As the first kept key is padding, so are all of them.
+    return _some(mask.first_kept(device)[:, rows] >= padding.lengths[:, None, None])
+
+
+def _some(lost: Tensor) -> Tensor | None:
+    return lost[..., None] if lost.any() else None
+
+
+def score_mask(mask: LayerMask, queries: int, keys: int, padding: Padding | None, like: Tensor) -> ScoreMask:
+    """What is added to the scores of a whole sequence.
 
     Parameters
     ----------
     mask : LayerMask
         Long enough; causality is part of it.
-    start : int
-        The row of the first query.
     padding : Padding or None
         On the right, and of no sentence that is padding alone.
     like : Tensor
-        Device and dtype of the scores. On a GPU this waits for ``padding.facts``, and where a row may lose all keys.
-    add_padding : bool
-        Whether the scores lack their padding, and causality, as yet.
+        Of the device and dtype of the scores.
     """
-    rows = slice(start, start + queries)
-    additive = mask.additive(like.device, like.dtype)[:, rows, :keys]
-    shortest = keys if padding is None else padding.facts[0]
-    uniform = None
-    if shortest <= max(_last_first_kept(mask)[rows]):
-        first_HT = mask.first_kept(like.device)[:, rows]
-        # As the first kept key is padding, so are all of them, and the row is even over what it sees.
-        lost = first_HT >= keys if padding is None else first_HT >= padding.lengths[:, None, None]
-        if lost.any():
-            uniform = lost[..., None]
-            additive = torch.where(uniform, _past(mask, like)[rows, :keys] if mask.causal else 0.0, additive)
-    if padding is not None and (add_padding or uniform is not None):
+    rows = slice(0, queries)
+    additive, uniform = rows_of(mask, rows, keys, like), lost_rows(mask, rows, keys, padding, like.device)
+    if uniform is not None:  # such a row is even over what it sees
+        additive = torch.where(uniform, _past(mask, like)[rows, :keys] if mask.causal else 0.0, additive)
+    if padding is not None:
         additive = additive + padding.additive(like.dtype)
     return ScoreMask(additive, uniform)
 
