@@ -21,6 +21,8 @@ from attention_pruning import InputError
 from attention_pruning.processes import gathered, is_first_process, process_count, summed, together
 from plugin.batches import data_fingerprint
 from plugin.flags import RECORD, SITE_FLAGS, PruneFlags
+from plugin.lengths import check_lengths
+from plugin.model import PrunedTransformer
 from plugin.site_masks import load_site_masks, model_shapes
 from reproduction.run_folder import RunFolder, claim_folder, make_recipe
 from reproduction.training import Interruption, RunRecord
@@ -187,6 +189,9 @@ def _replace_steps(
                 )
             logger.info("%s: all %d updates are done", folder.path, done)
             return [None], True
+        model = trainer.get_model()
+        if not trained and isinstance(model, PrunedTransformer):
+            check_lengths(task, model, [cfg.dataset.train_subset, *cfg.dataset.valid_subset.split(",")])
         trained.append(epoch_itr.next_epoch_idx)
         return _train(cfg, trainer, task, epoch_itr)
 
