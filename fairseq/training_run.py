@@ -11,6 +11,7 @@ import logging
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fairseq_cli.train as loop
@@ -24,6 +25,8 @@ from plugin.flags import RECORD, SITE_FLAGS, PruneFlags
 from plugin.lengths import check_lengths
 from plugin.model import PrunedTransformer
 from plugin.site_masks import load_site_masks, model_shapes
+from plugin.sparsity import effective_sparsity
+from plugin.step_table import StepTable, TableBar
 from reproduction.run_folder import RunFolder, claim_folder, make_recipe
 from reproduction.training import Interruption, RunRecord
 
@@ -95,7 +98,7 @@ def main(cfg: DictConfig, *, other: str, record: RunRecord, **options: Any) -> N
 
 #: fairseq's own, before the launcher gives its name to ours.
 loop_main = loop.main
-_train, _validate_and_save = loop.train, loop.validate_and_save
+_train, _validate_and_save, _progress_bar = loop.train, loop.validate_and_save, loop.progress_bar.progress_bar
 
 
 def starting_point(cfg: DictConfig) -> dict[str, Any] | None:
@@ -189,9 +192,8 @@ def _replace_steps(
                 )
             logger.info("%s: all %d updates are done", folder.path, done)
             return [None], True
-        model = trainer.get_model()
-        if not trained and isinstance(model, PrunedTransformer):
-            check_lengths(task, model, [cfg.dataset.train_subset, *cfg.dataset.valid_subset.split(",")])
+        if not trained:
+            _begin(cfg, trainer, task)
         trained.append(epoch_itr.next_epoch_idx)
         return _train(cfg, trainer, task, epoch_itr)
 
@@ -207,6 +209,22 @@ def _replace_steps(
 
     loop.train, loop.validate_and_save = train, validate_and_save
     return trained
+
+
+def _begin(cfg: DictConfig, trainer: Any, task: Any) -> None:
+    """What is to be done before the first update of this process: lengths are checked, the table is opened."""
+    model = trainer.get_model()
+    masks = model.record if isinstance(model, PrunedTransformer) else {}
+    if masks:
+        check_lengths(task, model, [cfg.dataset.train_subset, *cfg.dataset.valid_subset.split(",")])
+    if not cfg.common.tensorboard_logdir or not is_first_process():
+        return
+    table = StepTable(cfg.common.tensorboard_logdir, trainer.get_num_updates())
+
+    def tabled(*arguments: Any, **options: Any) -> TableBar:
+        return TableBar(_progress_bar(*arguments, **options), table, effective_sparsity(masks))
+
+    loop.progress_bar = SimpleNamespace(progress_bar=tabled)
 
 
 _SIGNAL_ELSEWHERE = 15  # SIGTERM, which another process of the job has got

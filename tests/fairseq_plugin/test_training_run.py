@@ -1,5 +1,6 @@
 """Whose run a training folder is, what it starts from, and how it is interrupted."""
 
+import csv
 import json
 import os
 import re
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 import training_run
-from attention_pruning import InputError
+from attention_pruning import InputError, PruneMask
+from plugin.step_table import StepTable
 from tiny_translation import FAIRSEQ, as_arguments, error_of, prune_flags, run_script
 
 pytestmark = pytest.mark.filterwarnings("ignore:\n.*is validated against ConfigStore")
@@ -48,6 +50,18 @@ def train(data, folder, *more):
 def losses(log):
     lines = re.findall(r"\| train_inner \| (\{.*\})", log)
     return {int(line["num_updates"]): line["loss"] for line in map(json.loads, lines)}
+
+
+def table(folder, split):
+    """Name -> step -> value, from steps.csv."""
+    with (folder / "steps.csv").open(newline="") as file:
+        assert file.readline().strip() == "step,split,name,value"
+        rows = [row for row in csv.reader(file) if row[1] == split]
+    found = {}
+    for step, _, name, value in rows:
+        assert int(step) not in found.setdefault(name, {}), "once each"
+        found[name][int(step)] = float(value)
+    return found
 
 
 def updates(file):
@@ -165,10 +179,12 @@ def test_a_finished_run_is_left_as_it_is(data, dense):
 
 
 def test_what_a_run_starts_from_is_in_its_record(data, dense, pattern_files, tmp_path):
-    """Once begun, it goes on from its own last checkpoint, and its masks are not replaced."""
+    """Once begun, it goes on from its own last checkpoint, and its masks are not replaced; nor is its table."""
     flags = as_arguments(prune_flags(pattern_files, ("enc-self",), beyond_pattern="dense"))
     start = ("--finetune-from-model", dense / "checkpoint_last.pt")
+    start = (*start, "--tensorboard-logdir", tmp_path / "log")
     train(data, tmp_path / "tuned", *flags, *start)
+    assert set(table(tmp_path / "log", "train_inner")["loss"]) == set(range(1, 7))
     record = json.loads((tmp_path / "tuned" / "run.json").read_text())
     assert record["starts_from"]["flag"] == "--finetune-from-model"
     assert record["starts_from"]["path"] == str(dense / "checkpoint_last.pt")
@@ -179,6 +195,12 @@ def test_what_a_run_starts_from_is_in_its_record(data, dense, pattern_files, tmp
     log = train(data, tmp_path / "tuned", *flags, *start, "--max-update", "8")
     assert sorted(losses(log)) == [7, 8]
     assert updates(tmp_path / "tuned" / "checkpoint_last.pt") == 8
+    inner, ends = table(tmp_path / "log", "train_inner"), table(tmp_path / "log", "train")
+    assert set(inner["loss"]) == set(inner["lr"]) == set(inner["wps"]) == set(range(1, 9))
+    assert set(ends["effective_sparsity"].values()) == {
+        PruneMask.load(tmp_path / "tuned" / "mask-enc-self.safetensors").effective_sparsity
+    }
+    assert set(table(tmp_path / "log", "valid")["loss"]) >= {6, 8}
 
 
 def test_a_start_has_updates_left_and_another_folder(data, dense, tmp_path):
@@ -218,3 +240,18 @@ def test_an_interrupted_training_is_saved_and_goes_on(data, tmp_path, number, st
     assert {file.name for file in tmp_path.glob("checkpoint*")} == {"checkpoint_last.pt"}
     again = train(data, tmp_path, *flags, "--max-update", "4001", "--stop-time-hours", "0.0000001")
     assert min(losses(again)) == done + 1
+
+
+def test_rows_of_updates_that_are_done_again_go(tmp_path):
+    table_of_run = StepTable(tmp_path / "log", 0)
+    for step in range(1, 5):
+        table_of_run.add(step, "train_inner", {"loss": 1 / step, "num_updates": step, "name": "x"})
+    with table_of_run.path.open("a") as file:
+        file.write("5,train")  # cut short
+    StepTable(tmp_path / "log", 3).add(4, "train_inner", {"loss": torch.tensor(9.0)})
+    assert table(tmp_path / "log", "train_inner") == {"loss": {1: 1.0, 2: 0.5, 3: 1 / 3, 4: 9.0}}
+    StepTable(tmp_path / "log", 0)
+    assert table(tmp_path / "log", "train_inner") == {}
+    (tmp_path / "log" / "steps.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="expected a table of step, split, name, value, found a, b"):
+        StepTable(tmp_path / "log", 1)
