@@ -103,6 +103,11 @@ rule efficiency_table:
         "results/efficiency_table.md",
 
 
+rule language_model_efficiency:
+    input:
+        f"results/{config['name']}/language_model_efficiency.png",
+
+
 rule ood_table:
     input:
         f"results/{config['name']}/ood_table.md",

@@ -3,7 +3,11 @@
 Everything is timed interleaved in one process: in each round every model runs the same segments, and medians over the
 rounds are reported. The authors' code is not part of this repository; --upstream names a checkout of it.
 
+What pruning saves (``--only pruned``) is measured at the published width, at several contexts: the same step dense,
+under masks of cells and of blocks, and without attention at all, whose time is a bound for all masks.
+
     python benchmarks/transformer_xl.py --rounds 7
+    python benchmarks/transformer_xl.py --only pruned                 # what pruning saves, alone
     git clone https://github.com/kimiyoung/transformer-xl ../upstream
     python benchmarks/transformer_xl.py --upstream ../upstream --out results/benchmarks
 """
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +43,10 @@ SHAPE = {"n_layer": 6, "n_head": 8, "d_model": 256, "d_head": 32, "d_inner": 102
 DROPOUT, LEARNING_RATE, CLIP = 0.1, 2.5e-4, 0.25
 TAU, SEED = 0.9, 1
 
-MEASUREMENTS = ("train", "eval", "averaging")
+#: Width, heads and inner width of the published base model, with layers enough to measure, see :data:`SAVINGS`.
+WIDE = {"n_head": 10, "d_model": 410, "d_head": 41, "d_inner": 2100, "div_val": 1}
+
+MEASUREMENTS = ("train", "eval", "averaging", "pruned")
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,16 @@ class Lengths:
 
 SHORT = Lengths(64, 64, 16)
 LONG = Lengths(64, 640, 10, clamp_len=400)
+#: What is timed to say what pruning saves: training or evaluation, layers, lengths. The published base trains at
+#: 150/150, and is evaluated at 64/640.
+SAVINGS = (
+    ("train", 4, Lengths(150, 150, 4)),
+    ("train", 6, Lengths(512, 512, 1)),
+    ("eval", 4, LONG),
+    ("eval", 6, Lengths(512, 1536, 1)),
+)
+#: Cells by the published rule; whole blocks where a query keeps its best one.
+MASKS = {"cells": 1, "blocks of 16": 16, "blocks of 32": 32}
 
 #: What the project aims at: times the speed of the authors' code, dense.
 TARGETS = {f"train {SHORT}": 1.25, f"eval {SHORT}": 1.5, f"eval {LONG}": 2.5}
@@ -86,21 +104,26 @@ def load_ours() -> SimpleNamespace:
         AttentionPattern=library.AttentionPattern,
         PatternAccumulator=library.PatternAccumulator,
         from_pattern=library.make.from_pattern,
+        without_attention=importlib.import_module("measure_language_model").without_attention,
     )
 
 
-def random_mask(ours: SimpleNamespace, lengths: Lengths) -> Any:
-    """A prune mask at TAU by the published rule, from a pattern of random numbers wherever a query may look."""
+def random_mask(ours: SimpleNamespace, lengths: Lengths, shape: dict[str, int], block_size: int) -> Any:
+    """A prune mask at TAU of a random pattern: cells by the published rule, or whole blocks of what a query may see."""
     queries, keys = lengths.tgt_len, lengths.mem_len + lengths.tgt_len
     count = torch.ones(queries, keys, dtype=torch.int64).tril(lengths.mem_len)
     generator = torch.Generator().manual_seed(SEED)
-    average = torch.rand(SHAPE["n_layer"], SHAPE["n_head"], queries, keys, generator=generator) * count
+    average = torch.rand(shape["n_layer"], shape["n_head"], queries, keys, generator=generator) * count
     pattern = ours.AttentionPattern(average, count, site="self", causal=True)
-    return ours.from_pattern(pattern, TAU, rule="published", crop=False)
+    if block_size == 1:
+        return ours.from_pattern(pattern, TAU, rule="published", crop=False)
+    return ours.from_pattern(pattern, TAU, rule="allowed", block_size=block_size)
 
 
-def build_ours(ours: SimpleNamespace, lengths: Lengths, *, pruned: bool = False) -> Any:
-    """This repository's model at shape A; every call gives the same weights."""
+def build_ours(
+    ours: SimpleNamespace, lengths: Lengths, block_size: int | None = None, shape: dict[str, int] = SHAPE
+) -> Any:
+    """This repository's model, dense or pruned in blocks of this side; every call gives the same weights."""
     config = ours.ModelConfig(
         n_token=N_TOKEN,
         cutoffs=list(CUTOFFS),
@@ -108,10 +131,11 @@ def build_ours(ours: SimpleNamespace, lengths: Lengths, *, pruned: bool = False)
         tgt_len=lengths.tgt_len,
         mem_len=lengths.mem_len,
         clamp_len=lengths.clamp_len,
-        **SHAPE,
+        **shape,
     )
     torch.manual_seed(SEED)
-    model = ours.MemTransformerLM(config, random_mask(ours, lengths) if pruned else None)
+    mask = None if block_size is None else random_mask(ours, lengths, shape, block_size)
+    model = ours.MemTransformerLM(config, mask)
     model.initialize()
     return model
 
@@ -175,7 +199,7 @@ def build_steps(
             "dense": our_evaluation(dense, segments),
             "averaging": averaging(ours, build_ours(ours, lengths), segments),
         }
-    pruned = build_ours(ours, lengths, pruned=True)
+    pruned = build_ours(ours, lengths, block_size=1)
     if kind == "eval":
         steps = {"dense": our_evaluation(dense, segments), "pruned": our_evaluation(pruned, segments)}
     else:
@@ -187,6 +211,31 @@ def build_steps(
             steps["upstream"] = upstream_evaluation(theirs, segments)
         else:
             steps["upstream"] = upstream_training(theirs, segments, LEARNING_RATE, CLIP)
+    return steps
+
+
+def build_savings(
+    kind: str, layers: int, lengths: Lengths, ours: SimpleNamespace, upstream: type[torch.nn.Module] | None
+) -> dict[str, Step]:
+    """The same step dense, under every kind of mask, and without attention."""
+    segments, shape = draw_segments(lengths, 8), {"n_layer": layers, **WIDE}
+    models = {"dense": build_ours(ours, lengths, shape=shape)}
+    models |= {name: build_ours(ours, lengths, block_size, shape) for name, block_size in MASKS.items()}
+    models["no attention"] = build_ours(ours, lengths, shape=shape)
+    for layer in models["no attention"].layers:
+        layer.dec_attn.forward = functools.partial(ours.without_attention, layer.dec_attn)
+    if kind == "eval":
+        steps = {name: our_evaluation(model, segments) for name, model in models.items()}
+    else:
+        steps = {name: our_training(ours, model, segments) for name, model in models.items()}
+    if upstream is not None:
+        theirs = build_upstream(upstream, models["dense"])
+        check_agreement(models["dense"], theirs, segments)
+        steps["upstream"] = (
+            upstream_evaluation(theirs, segments)
+            if kind == "eval"
+            else upstream_training(theirs, segments, LEARNING_RATE, CLIP)
+        )
     return steps
 
 
@@ -209,6 +258,17 @@ def run(args: argparse.Namespace) -> list[Timing]:
         )
         print_table(found)
         timings += found
+    for kind, layers, lengths in SAVINGS if "pruned" in args.only else ():
+        found = measure(
+            f"{kind} {lengths}, {layers} layers of {WIDE['d_model']}",
+            build_savings(kind, layers, lengths, ours, upstream),
+            tokens=lengths.batch * lengths.tgt_len,
+            warm_up=-(-lengths.mem_len // lengths.tgt_len) + 1,
+            rounds=args.rounds,
+            repeat=1,
+        )
+        print_table(found)
+        timings += found
     return timings
 
 
@@ -221,11 +281,19 @@ def print_table(timings: list[Timing]) -> None:
             if base in by_name and base != timing.model:
                 middle, low, high = timing.times(by_name[base])
                 line += f" | {middle:.2f} x {base} ({low:.2f}..{high:.2f})"
-        if timing.model == "dense" and "upstream" in by_name:
+        if timing.model == "dense" and "upstream" in by_name and timing.measurement in TARGETS:
             line += f", target {TARGETS[timing.measurement]}"
         if timing.model == "averaging":
             line += f" | costs {by_name['dense'].times(timing)[0]:.2f} evaluations, target at most 1.5"
+        if timing.model in MASKS and "no attention" in by_name:
+            line += f" | {100 * share_of_gain(timing, by_name):.0f}% of what free attention would save"
         print(line, flush=True)
+
+
+def share_of_gain(timing: Timing, by_name: dict[str, Timing]) -> float:
+    """Time saved beside dense, over what would be saved if TAU of attention cost nothing; median over the rounds."""
+    rounds = zip(timing.rates, by_name["dense"].rates, by_name["no attention"].rates, strict=True)
+    return statistics.median((1 / dense - 1 / own) / (TAU * (1 / dense - 1 / free)) for own, dense, free in rounds)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -9,7 +9,6 @@ head, query position and key position. ``train.py --..._ATTN_PATH FILE --TAU SHA
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from tqdm import tqdm  # noqa: E402
 
 from attention_pruning import AttentionPattern, InputError  # noqa: E402
 from attention_pruning.files.published import write_published  # noqa: E402
-from plugin.averaging import Lengths, average_attention  # noqa: E402
-from plugin.batches import collated, load_split, plan_batches  # noqa: E402
+from plugin.averaging import Lengths, average_attention, masks_observed_under  # noqa: E402
+from plugin.batches import collated, data_fingerprint, dropped_sentences, load_split, plan_batches  # noqa: E402
 from plugin.checkpoint import LoadedModel, load_model  # noqa: E402
 from plugin.flags import SITES_BY_TYPE  # noqa: E402
 from plugin.model import PrunedTransformer, adopt_attention  # noqa: E402
@@ -135,14 +134,9 @@ def check_kind(loaded: LoadedModel, path: Path, args: argparse.Namespace) -> Non
 
 def describe_data(folder: str, split: str, batches: int) -> dict[str, Any]:
     """What the pattern's metadata says of the data: its name, and a fingerprint of the binarised files of the split."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(folder).glob(f"{split}.*")) + sorted(Path(folder).glob("dict.*.txt")):
-        digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
     return {
         "data": Path(folder).resolve().name,
-        "data_fingerprint": digest.hexdigest()[:16],
+        "data_fingerprint": data_fingerprint(folder, split),
         "split": split,
         "batches": batches,
     }
@@ -183,12 +177,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     folder = loaded.task.cfg.data
     metadata = {"model": "fairseq", "model_fingerprint": loaded.fingerprint, "seed": args.seed}
+    metadata["precision"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     metadata |= describe_data(folder, args.split, len(batches))
-    patterns = {name: accumulators[site].finalize(metadata) for name, site in sites.items()}
+    metadata["dropped_sentences"] = dropped_sentences(loaded.task, dataset, model)
+    masks = model.record if isinstance(model, PrunedTransformer) else {}
+    patterns = {
+        name: accumulators[site].finalize(metadata | masks_observed_under(masks, site)) for name, site in sites.items()
+    }
     out = args.out or DEFAULT_OUT / metadata["data"]
     write(patterns, out, args.npy)
     fingerprints = {name: pattern.fingerprint for name, pattern in patterns.items()}
-    record.write(out / "run.json", patterns=fingerprints, **metadata)
+    pruned = {"masks": masks} if masks else {}
+    record.write(out / "run.json", patterns=fingerprints, **metadata, **pruned)
 
 
 if __name__ == "__main__":

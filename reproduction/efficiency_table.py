@@ -22,6 +22,7 @@ from attention_pruning import InputError
 from reproduction.curves import read_reference
 from reproduction.figures import DPI, FONT, REFERENCE, STYLES, require_png, save_with_caption
 from reproduction.results import collect, write_csv
+from reproduction.taking_turns import REMOVED
 from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -43,7 +44,6 @@ COLUMNS = (
     "ceiling",
     "of_ceiling",
 )
-_REMOVED = "attention_removed"
 _MEASURED = (
     *("device", "threads", "torch", "model_name_or_path", "max_seq_length", "batch_size", "block_size", "rounds"),
     "settings",
@@ -58,19 +58,31 @@ def read_measured(path: Path) -> dict[str, Any]:
     InputError
         If it is missing, or something else.
     """
+    content = read_json_object(path, "the measurements of efficiency", _MEASURED)
+    names = [setting["name"] for setting in content["settings"]]
+    for name in ("dense", REMOVED):
+        if name not in names:
+            raise InputError(f"{path}: expected a setting {name}, found {', '.join(names)}")
+    return content
+
+
+def read_json_object(path: Path, what: str, fields: Sequence[str]) -> dict[str, Any]:
+    """Read a file of measurements that has these fields at least.
+
+    Raises
+    ------
+    InputError
+        If it is missing, or something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{path}: expected the measurements of efficiency, found no such file") from error
+        raise InputError(f"{path}: expected {what}, found no such file") from error
     except ValueError as error:
         raise InputError(f"{path}: expected JSON, found something else ({error})") from error
-    missing = [name for name in _MEASURED if not isinstance(content, dict) or name not in content]
+    missing = [name for name in fields if not isinstance(content, dict) or name not in content]
     if missing:
-        raise InputError(f"{path}: expected the measurements of efficiency, found no {missing[0]}")
-    names = [setting["name"] for setting in content["settings"]]
-    for name in ("dense", _REMOVED):
-        if name not in names:
-            raise InputError(f"{path}: expected a setting {name}, found {', '.join(names)}")
+        raise InputError(f"{path}: expected {what}, found no {missing[0]}")
     return content
 
 
@@ -90,9 +102,9 @@ def measured_rows(measured: dict[str, Any], quality: pd.DataFrame) -> list[dict[
     settings = {setting["name"]: setting for setting in measured["settings"]}
     rows = []
     for step in STEPS:
-        dense, removed = (settings[name][step]["seconds"] for name in ("dense", _REMOVED))
+        dense, removed = (settings[name][step]["seconds"] for name in ("dense", REMOVED))
         for setting in sorted(settings.values(), key=lambda setting: setting["tau"]):
-            if setting["name"] == _REMOVED:
+            if setting["name"] == REMOVED:
                 continue
             limit = ceiling(dense, removed, setting["block_sparsity"])
             speedup = dense / setting[step]["seconds"]

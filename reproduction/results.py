@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from attention_pruning import InputError
+from attention_pruning.ops.layout import BLOCK_SIZES
 from attention_pruning.recipe import RULES, SCOPES
 from reproduction.metrics import LABELS, SPARSITIES
 from reproduction.training import atomic_path, run_main
@@ -47,7 +48,9 @@ BASELINES = ("kneser-ney", "copy", "majority")
 DENSE = ("dense", "entmax-dense")
 #: Data-informed masks of another rule or scope than the configuration's, such as ``allowed-head``.
 CHOICES = tuple(f"{rule}-{scope}" for rule in RULES for scope in SCOPES)
-MASKED = ("data", "random", "window", "distance", "entmax-data", "block", *CHOICES)
+#: Masks of whole blocks, of the efficiency tables' size or of that in the name.
+BLOCKS = ("block", *(f"block{size}" for size in BLOCK_SIZES))
+MASKED = ("data", "random", "window", "distance", "entmax-data", *BLOCKS, *CHOICES)
 #: The scope of a mask whose metrics name none: it was the only one before they did.
 SCOPE = "layer"
 _ALWAYS = ("config", "experiment", "dataset", "variant")

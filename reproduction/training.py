@@ -159,10 +159,10 @@ def _check_archive(path: Path) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """State of the generators that a training step draws from."""
+    """State of the generators that a training step of this process draws from: the CPU's, and its own GPU's."""
     state: dict[str, Any] = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -170,7 +170,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     """Undo :func:`random_state`."""
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 class Interruption:

@@ -197,3 +197,39 @@ rule summarise_runs:
     shell:
         "python -m reproduction.run_summary --runs runs/{wildcards.config} --out {output.runs:q}"
         " --software {output.software:q} > {log:q} 2>&1"
+
+
+rule language_model_efficiency_table:
+    # On request: it trains a model for each share and kind of blocks, and times them.
+    input:
+        measured=f"{LM_FOLDER}/efficiency.json".format(config="{config}", dataset=LM["dataset"]["name"]),
+        metrics=LM_EFFICIENCY_METRICS,
+    output:
+        figure=report(
+            "results/{config}/language_model_efficiency.png",
+            caption=figure_caption("language_model_efficiency"),
+            category="Efficiency",
+            labels={"what": "What pruning saves in language modelling", "as": "figure"},
+        ),
+        caption="results/{config}/language_model_efficiency.md",
+        numbers=report(
+            "results/{config}/language_model_efficiency.csv",
+            caption=figure_caption("language_model_efficiency"),
+            category="Efficiency",
+            labels={"what": "What pruning saves in language modelling", "as": "table"},
+        ),
+    log:
+        "results/{config}/logs/language_model_efficiency.log",
+    benchmark:
+        "results/{config}/logs/language_model_efficiency.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=job_runtime("small"),
+    message:
+        "Write {output.caption}"
+    shell:
+        "python -m reproduction.language_model_efficiency --measured {input.measured:q} --metrics {input.metrics:q}"
+        " --out {output.figure:q} > {log:q} 2>&1"

@@ -9,7 +9,7 @@ rule mask:
     benchmark:
         f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
     wildcard_constraints:
-        variant=f"data|block|entmax-data|{CHOICE}",
+        variant=rf"data|block\d*|entmax-data|{CHOICE}",
     conda:
         "../envs/transformer-xl.yaml"
     threads: 1

@@ -41,7 +41,7 @@ wildcard_constraints:
     config=config["name"],
     experiment="language_modelling|translation|glue|squad",
     dataset="|".join(DATASETS),
-    variant=f"dense|data|random|window|distance|block|entmax-dense|entmax-data|{CHOICE}",
+    variant=rf"dense|data|random|window|distance|block\d*|entmax-dense|entmax-data|{CHOICE}",
     # The only site that is pruned, in the name of a model; the site of a pattern or mask.
     sites=f"(@({'|'.join(SITES)}))?",
     site=f"(-({'|'.join(SITES)}))?",
@@ -107,9 +107,11 @@ def dataset_flags(dataset):
 
 
 def block_size(wildcards, experiment):
-    """Side of the blocks that a mask prunes: variant block has those of the efficiency table."""
-    own = config[experiment]
-    return own["efficiency" if wildcards.get("variant") == "block" else "pruning"]["block_size"]
+    """Side of the blocks that a mask prunes: variant block has those of the efficiency table, block16 those of 16."""
+    own, variant = config[experiment], wildcards.get("variant", "")
+    if named := re.fullmatch(r"block(\d+)", variant):
+        return int(named[1])
+    return own["efficiency" if variant == "block" else "pruning"]["block_size"]
 
 
 def rule_and_scope(variant, experiment):

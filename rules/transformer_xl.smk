@@ -28,7 +28,7 @@ rule train_language_model:
     message:
         "Train a language model: {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed}"
     shell:
-        "python {params.script:q} --data {params.corpus:q} --work_dir {params.work:q} --restart"
+        "python {params.script:q} --data {params.corpus:q} --work_dir {params.work:q} --set_aside"
         " --seed {wildcards.seed} --threads {threads} {params.flags} {params.mask} > {log:q} 2>&1\n"
         "cp {params.work:q}/model.safetensors {output.model:q}\n"
         "cp {params.work:q}/run.json {output.record:q}\n"
@@ -94,3 +94,33 @@ rule evaluate_language_model:
     shell:
         "python {params.script:q} --checkpoint {input.model:q} --data {params.corpus:q} --out {output.metrics:q}"
         " --threads {threads} {params.flags} {params.labels} > {log:q} 2>&1"
+
+
+rule measure_language_model:
+    # A timing: let nothing else run beside it where the numbers are to mean something.
+    input:
+        corpus=rules.corpus.output,
+        model=f"{LM_FOLDER}/dense/tau0/seed{LM['seeds'][0]}/model.safetensors",
+        masks=LM_EFFICIENCY_MASKS,
+    output:
+        f"{LM_FOLDER}/efficiency.json",
+    log:
+        f"{LM_FOLDER}/efficiency.log",
+    benchmark:
+        f"{LM_FOLDER}/efficiency.benchmark.tsv"
+    conda:
+        "../envs/transformer-xl.yaml"
+    threads: job_resource("threads")
+    resources:
+        mem_mb=job_resource("mem_mb"),
+        gpu=job_resource("gpu"),
+        runtime=job_runtime("evaluation"),
+    params:
+        script=script("transformer-xl/measure_language_model.py"),
+        corpus=corpus_folder,
+        flags=language_model_timing_flags,
+    message:
+        "Time the language model under masks"
+    shell:
+        "python {params.script:q} --checkpoint {input.model:q} --data {params.corpus:q} --masks {input.masks:q} --out {output:q}"
+        " --threads {threads} {params.flags} > {log:q} 2>&1"

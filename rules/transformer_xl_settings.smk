@@ -40,3 +40,34 @@ def language_modelling_metrics():
 
 
 LANGUAGE_MODELLING_METRICS = language_modelling_metrics()
+
+
+def language_model_masks():
+    """(variant, tau) of the masks that the language model is timed under: blocks, and the published cells."""
+    own = LM["efficiency"]
+    return [(variant, tau) for variant in ("data", *(f"block{size}" for size in own["block_sizes"])) for tau in own["taus"]]
+
+
+# The models of the first seed are timed; quality costs a training each, so it may be known at fewer shares.
+LM_EFFICIENCY_MASKS = [
+    f"{LM_RUN}/mask.safetensors".format(
+        config=config["name"],
+        dataset=LM["dataset"]["name"],
+        variant=variant,
+        tau=f"{tau:g}",
+        seed=LM["seeds"][0],
+    )
+    for variant, tau in language_model_masks()
+]
+LM_EFFICIENCY_METRICS = model_files(
+    "language_modelling",
+    LM["dataset"]["name"],
+    [("dense", 0), *(found for found in language_model_masks() if found[1] in LM["efficiency"]["quality_taus"])],
+    "metrics.json",
+)
+
+
+def language_model_timing_flags(wildcards):
+    """Flags of the timing."""
+    own = LM["efficiency"]
+    return flags({**{name: own[name] for name in ("batch_size", "contexts", "rounds")}, "device": job_resource("device")})

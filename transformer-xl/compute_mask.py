@@ -30,7 +30,12 @@ from reproduction.training import RunRecord, limit_threads, prepare_output, run_
 def parser() -> argparse.ArgumentParser:
     """All flags, with their defaults."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
-    top.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors of a dense training run")
+    top.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="model.safetensors of a training run; a pruned model is observed under its mask, and the pattern says so",
+    )
     top.add_argument("--data", type=Path, required=True, help="folder of the corpus")
     top.add_argument("--out", type=Path, required=True, help="pattern to write (.safetensors)")
     top.add_argument("--split", choices=SPLITS, default="train", help="text to observe")
@@ -38,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--tgt_len", type=int, help="tokens in a segment (default: the model's own)")
     top.add_argument("--mem_len", type=int, help="memory slots (default: the model's own)")
     top.add_argument("--max_batches", type=int, default=-1, help="segments to observe, from the start; -1 for all")
-    top.add_argument("--pool", type=int, default=1, help="average over blocks of this size, for long sequences")
+    top.add_argument(
+        "--block_size", "--pool", type=int, default=1, help="average over blocks of this side, for long sequences"
+    )
     add_run_flags(top)
     return top
 
@@ -113,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         max_steps=args.max_batches,
     )
     prepare_output(args.out)
-    accumulator = average_attention(model, iterator, args.pool, progress=state.is_main_process)
+    accumulator = average_attention(model, iterator, args.block_size, progress=state.is_main_process)
     accumulator.all_reduce()
     if not state.is_main_process:
         return
@@ -127,6 +134,8 @@ def main(argv: list[str] | None = None) -> None:
         "tokens": accumulator.tokens,
         "seed": loaded.info["seed"],
     }
+    if loaded.info["mask"] is not None:
+        metadata["observed_under_mask"] = loaded.info["mask"]["fingerprint"]
     pattern = accumulator.finalize(metadata)
     pattern.save(args.out)
     record.write(args.out.with_suffix(".run.json"), pattern=pattern.fingerprint, **metadata)

@@ -28,6 +28,8 @@ class LMOrderedIterator:
         Of the text, for messages.
     max_steps : int
         Segments to walk, -1 for all.
+    flag : str
+        That ``batch_size`` comes from, for messages.
 
     Raises
     ------
@@ -45,11 +47,10 @@ class LMOrderedIterator:
         world_size: int = 1,
         name: str = "text",
         max_steps: int = -1,
+        flag: str = "--batch_size",
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
-            raise InputError(
-                f"--batch_size: expected a positive multiple of the {world_size} processes, found {batch_size}"
-            )
+            raise InputError(f"{flag}: expected a positive multiple of the {world_size} processes, found {batch_size}")
         steps = ids.numel() // batch_size
         if steps < 2:
             raise InputError(

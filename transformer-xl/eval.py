@@ -1,6 +1,7 @@
 """Perplexity of a trained Transformer-XL, dense or pruned, at any segment and memory length.
 
-A pruned model brings its mask along and cannot be evaluated beyond the lengths that the mask covers.
+A pruned model brings its mask along. Beyond the lengths that the mask covers it is not evaluated; with --beyond dense
+nothing is pruned there, and evaluated_sparsity says what share of its attention was pruned then.
 
     python transformer-xl/eval.py --checkpoint runs/dense/model.safetensors --data data/bible-web --split valid test
 """
@@ -16,8 +17,8 @@ import torch
 
 from attention_pruning.sparsity import pruned_share
 from data_utils import LMOrderedIterator, cell_counts
-from evaluation import evaluate
-from flags import HelpFormatter, add_run_flags, choose_device
+from evaluation import evaluate, explain_attention
+from flags import HelpFormatter, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
 from model_file import EVALUATION_FIELDS, load_model
 from reproduction.corpus import SPLITS, Corpus
@@ -45,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
     )
+    add_beyond_flag(top)
+    add_backend_flag(top)
     add_run_flags(top)
     return top
 
@@ -69,9 +72,10 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(args.device)
     corpus = Corpus.load(args.data)
     lengths = {name: getattr(args, name) for name in EVALUATION_FIELDS}
-    loaded = load_model(args.checkpoint, **lengths)
+    loaded = load_model(args.checkpoint, args.beyond, **lengths)
     loaded.check_vocabulary(args.checkpoint, corpus)
     model = loaded.model.to(device)
+    model.set_backend(args.attention_backend)
     iterators = {
         split: LMOrderedIterator(
             corpus.split(split),
@@ -100,7 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     print("attention pruned: " + "  ".join(f"{name} {value:.4f}" for name, value in sparsity.items()))
     if args.out is not None:
         write_metrics(args.out, labels, metrics, **sparsity)
-        record.write(args.out.with_suffix(".run.json"), corpus=corpus.fingerprint, model=loaded.fingerprint)
+        attention = explain_attention(model, iterators[args.split[0]], device)
+        facts = {"corpus": corpus.fingerprint, "model": loaded.fingerprint, "attention": attention}
+        record.write(args.out.with_suffix(".run.json"), **facts)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import argparse
 import torch
 
 from attention_pruning import InputError
+from attention_pruning.ops.choice import BACKENDS
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -22,6 +23,27 @@ def add_run_flags(group: argparse._ArgumentGroup) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one"
     )
     group.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
+
+
+def add_beyond_flag(group: argparse._ActionsContainer) -> None:
+    """--beyond."""
+    group.add_argument(
+        "--beyond",
+        choices=("error", "dense"),
+        default="error",
+        help="segments and memories that are longer than the mask covers: an error, or unpruned there (dense)",
+    )
+
+
+def add_backend_flag(group: argparse._ActionsContainer) -> None:
+    """--attention_backend."""
+    group.add_argument(
+        "--attention_backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what computes pruned attention: whatever was measured to be fastest (auto), the compiled kernel, "
+        "FlexAttention, or the readable reference",
+    )
 
 
 def choose_device(name: str) -> torch.device:

@@ -16,15 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_pruning import InputError, PruneMask
-from attention_pruning.ops.choice import Choice
-from attention_pruning.ops.eager import ScoreMask
-from attention_pruning.ops.reasons import record
+from attention_pruning.ops.choice import BACKENDS
+from attention_pruning.ops.layer_mask import LayerMask
+from attention_pruning.recipe import require_choice
 from dropout import dropout
 from proj_adaptive_softmax import AdaptiveEmbedding, ProjectedAdaptiveLogSoftmax
-from relative_attention import PositionalEmbedding, RelPartialLearnableMultiHeadAttn
-
-#: How pruned layers are computed.
-_ALL_SCORES = Choice("eager", "relative positions are computed for every distance", refused=True)
+from relative_attention import AttentionMask, PositionalEmbedding, RelPartialLearnableMultiHeadAttn
 
 
 @dataclass(frozen=True)
@@ -97,12 +94,32 @@ class PositionwiseFF(nn.Module):
 class DecoderLayer(nn.Module):
     """Relative attention followed by the position-wise network."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.dec_attn = RelPartialLearnableMultiHeadAttn(
-            config.n_head, config.d_model, config.d_head, config.dropout, config.dropatt, config.pre_lnorm
+            config.n_head, config.d_model, config.d_head, config.dropout, config.dropatt, config.pre_lnorm, index
         )
         self.pos_ff = PositionwiseFF(config.d_model, config.d_inner, config.dropout, config.pre_lnorm)
+
+
+def extended(pruned_LHTK: Tensor, length: int, slots: int) -> Tensor:
+    """Pruned cells for at least so long a segment and memory; what they did not cover is not pruned.
+
+    Parameters
+    ----------
+    pruned_LHTK : Tensor
+        bool [layer, head, T, M + T]
+    length, slots : int
+        Tokens of a segment, memory slots.
+
+    Returns
+    -------
+    Tensor
+        bool [layer, head, T', M' + T'], T' and M' the greater of both; the memory is right-aligned.
+    """
+    covered = pruned_LHTK.size(2)
+    older, later = slots - (pruned_LHTK.size(3) - covered), length - covered
+    return F.pad(pruned_LHTK, (max(0, older), max(0, later), 0, max(0, later)))
 
 
 @dataclass
@@ -133,6 +150,8 @@ class MemTransformerLM(nn.Module):
     config : ModelConfig
     mask : PruneMask, optional
         Made at this model's lengths: ``tgt_len`` queries, ``mem_len + tgt_len`` keys. None: dense.
+    beyond : {"error", "dense"}
+        What becomes of lengths that the mask does not cover, see :meth:`prune`.
 
     Raises
     ------
@@ -140,21 +159,22 @@ class MemTransformerLM(nn.Module):
         If the mask does not fit the model.
     """
 
-    def __init__(self, config: ModelConfig, mask: PruneMask | None = None) -> None:
+    def __init__(self, config: ModelConfig, mask: PruneMask | None = None, beyond: str = "error") -> None:
         super().__init__()
         self.config = config
         self.word_emb = AdaptiveEmbedding(
             config.n_token, config.d_embed, config.d_model, config.cutoffs, config.div_val
         )
         self.pos_emb = PositionalEmbedding(config.d_model, config.clamp_len)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layer))
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.n_layer))
         self.r_w_bias = nn.Parameter(torch.empty(config.n_head, config.d_head))
         self.r_r_bias = nn.Parameter(torch.empty(config.n_head, config.d_head))
         self.crit = ProjectedAdaptiveLogSoftmax(self.word_emb, tied=config.tied)
         self.register_buffer("pruned", None)
-        self._masks: dict[tuple, list[ScoreMask]] = {}
+        self._masks: dict[tuple, list[AttentionMask]] = {}
+        self._layer_masks: dict[int, list[LayerMask]] = {}
         if mask is not None:
-            self.prune(mask)
+            self.prune(mask, beyond)
 
     def initialize(
         self, init: str = "normal", init_range: float = 0.1, init_std: float = 0.02, proj_init_std: float = 0.01
@@ -186,23 +206,40 @@ class MemTransformerLM(nn.Module):
             draw(softmax.cluster_weight)
             nn.init.zeros_(softmax.cluster_bias)
 
-    def prune(self, mask: PruneMask) -> None:
-        """Prune attention with a mask from now on; a mask that prunes nothing leaves the model as it is."""
+    def prune(self, mask: PruneMask, beyond: str = "error") -> None:
+        """Prune attention with a mask from now on; a mask that prunes nothing leaves the model as it is.
+
+        Parameters
+        ----------
+        mask : PruneMask
+        beyond : {"error", "dense"}
+            Where the model's lengths exceed the mask's: refuse, or leave what the mask does not cover unpruned.
+
+        Raises
+        ------
+        InputError
+            If the mask is of another model, or does not cover the lengths of this one.
+        """
         config = self.config
-        mask.check_model(
-            layers=config.n_layer,
-            heads=config.n_head,
-            query_length=config.tgt_len,
-            key_length=config.mem_len + config.tgt_len,
-            site="self",
-        )
+        queries, keys = config.tgt_len, config.mem_len + config.tgt_len
+        if beyond == "dense":  # what is longer than the mask need not be covered
+            queries, keys = min(queries, mask.query_length), min(keys, mask.key_length)
+        mask.check_model(layers=config.n_layer, heads=config.n_head, query_length=queries, key_length=keys, site="self")
         cells = torch.stack([mask.cells(layer) for layer in range(config.n_layer)])
+        cells = extended(cells, config.tgt_len, config.mem_len)
         self.set_pruned(cells if bool((cells & mask.visible).any()) else None)
 
     def set_pruned(self, pruned_LHTK: Tensor | None) -> None:
         """Set the mask itself: bool [layer, head, T, M + T] for segments up to T tokens after up to M memory slots."""
         self.pruned = None if pruned_LHTK is None else pruned_LHTK.to(self.r_w_bias.device)
         self._masks.clear()
+        self._layer_masks.clear()
+
+    def set_backend(self, backend: str) -> None:
+        """What computes pruned attention, see ``attention_pruning.pruned_attention``; "auto" unless set."""
+        require_choice("backend", backend, BACKENDS)
+        for layer in self.layers:
+            layer.dec_attn.backend = backend
 
     @property
     def covered(self) -> tuple[int, int]:
@@ -226,7 +263,7 @@ class MemTransformerLM(nn.Module):
             visible &= key > own_key - self.config.mem_len
         return visible
 
-    def score_masks(self, length: int, memory_length: int, dtype: torch.dtype) -> list[ScoreMask]:
+    def attention_masks(self, length: int, memory_length: int, dtype: torch.dtype) -> list[AttentionMask]:
         """Per layer, structure and pruning for a segment of ``length`` after ``memory_length`` remembered tokens.
 
         Rows are positions in the segment, from its start: a shorter segment uses the first rows. Keys are the memory
@@ -236,12 +273,29 @@ class MemTransformerLM(nn.Module):
         if key not in self._masks:
             visible = self.visibility(length, memory_length)
             if self.pruned is None:
-                self._masks[key] = [ScoreMask.build(None, visible, dtype)] * self.config.n_layer
+                self._masks[key] = [AttentionMask(visible, None, dtype)] * self.config.n_layer
             else:
-                first = self.covered[1] - memory_length
-                rows = self.pruned[:, :, :length, first : first + memory_length + length]
-                self._masks[key] = [ScoreMask.build(layer, visible, dtype) for layer in rows]
+                self._masks[key] = self._pruned_masks(visible, memory_length, dtype)
         return self._masks[key]
+
+    def _pruned_masks(self, visible_TK: Tensor, memory_length: int, dtype: torch.dtype) -> list[AttentionMask]:
+        length, keys = visible_TK.shape
+        first = self.covered[1] - memory_length
+        rows = self.pruned[:, :, :length, first : first + keys]
+        if self.config.same_length:  # rows left empty are uniform over what they see: less than causality shows
+            reason = "same_length hides older keys, too"
+            return [AttentionMask(visible_TK, pruned, dtype, reason=reason) for pruned in rows]
+        return [
+            AttentionMask(visible_TK, pruned, dtype, layer) if layer.prunes else AttentionMask(visible_TK, None, dtype)
+            for pruned, layer in zip(rows, self._operator_masks(memory_length), strict=True)
+        ]
+
+    def _operator_masks(self, memory_length: int) -> list[LayerMask]:
+        """Per layer, what is pruned after so many remembered tokens, for the operator."""
+        if memory_length not in self._layer_masks:
+            cells_LHTK = self.pruned[..., self.covered[1] - memory_length :].cpu()
+            self._layer_masks[memory_length] = [LayerMask.from_cells(cells, causal=True) for cells in cells_LHTK]
+        return self._layer_masks[memory_length]
 
     def forward(self, data_BT: Tensor, target_BT: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         """Negative log-likelihood of the next tokens.
@@ -279,10 +333,12 @@ class MemTransformerLM(nn.Module):
         config, length = self.config, data_BT.size(1)
         memory = Memory(0) if memory is None else memory
         self._check_lengths(length, memory.length)
-        masks = self.score_masks(length, memory.length, self.r_w_bias.dtype)
+        masks = self.attention_masks(length, memory.length, self.r_w_bias.dtype)
         key_length = memory.length + length
-        caching = not (self.training or torch.is_grad_enabled())
-        position_keys = memory.position_keys.get(key_length) if caching else None
+        without_gradients = not (self.training or torch.is_grad_enabled())
+        # Keys and values that were remembered say nothing of hidden states: keys and values go on to be remembered.
+        caching = without_gradients or memory.keys_values is not None
+        position_keys = memory.position_keys.get(key_length) if without_gradients else None
         if position_keys is None:
             positions = dropout(self.pos_emb(key_length), config.dropout, self.training)
             position_keys = [layer.dec_attn.project_positions(positions) for layer in self.layers]
@@ -291,20 +347,19 @@ class MemTransformerLM(nn.Module):
         new: list = []
         for index, layer in enumerate(self.layers):
             remembered = memory.layer(index)
-            if self.pruned is not None:
-                record("self", index, None, _ALL_SCORES)
             states = hidden
             hidden, keys_values = layer.dec_attn(
                 hidden, remembered, position_keys[index], self.r_w_bias, self.r_r_bias, masks[index]
             )
             hidden = layer.pos_ff(hidden)
             if caching:
-                new.append(tuple(x[:, :, key_length - kept :] for x in keys_values))
+                new.append(tuple(x[:, :, key_length - kept :].detach() for x in keys_values))
             else:
                 new.append(self._remember(remembered, states, kept))
         hidden = dropout(hidden, config.dropout, self.training)
         if caching:
-            return hidden, Memory(kept, keys_values=new, position_keys={key_length: position_keys})
+            known = {key_length: position_keys} if without_gradients else {}
+            return hidden, Memory(kept, keys_values=new, position_keys=known)
         return hidden, Memory(kept, states=new)
 
     @staticmethod

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from attention_pruning import InputError, PruneMask
-from mem_transformer import MemTransformerLM, ModelConfig
+from mem_transformer import MemTransformerLM, ModelConfig, extended
 from reproduction.corpus import Corpus
 from reproduction.training import atomic_path
 
@@ -66,11 +66,14 @@ def save_model(path: str | Path, model: MemTransformerLM, **info: Any) -> None:
         save_file(tensors, temporary, metadata)
 
 
-def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
+def load_model(path: str | Path, beyond: str = "error", **overrides: Any) -> LoadedModel:
     """Read a model written by :func:`save_model`.
 
     Parameters
     ----------
+    path : path
+    beyond : {"error", "dense"}
+        At lengths that exceed what the prune mask covers: refuse, or leave the rest unpruned.
     overrides
         Lengths to evaluate at (``tgt_len``, ``mem_len``, ``same_length``, ``clamp_len``); None keeps the model's own.
 
@@ -105,12 +108,14 @@ def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
     except RuntimeError as error:
         raise InputError(f"{path}: expected the weights of its own configuration, found others") from error
     if pruned is not None:
+        if beyond == "dense":
+            pruned = extended(pruned, config.tgt_len, config.mem_len)
         model.set_pruned(pruned)
         covered = (pruned.size(2), pruned.size(3) - pruned.size(2))
         if config.tgt_len > covered[0] or config.mem_len > covered[1]:
             raise InputError(
                 f"{path}: its prune mask covers tgt_len {covered[0]} and mem_len {covered[1]}, "
-                f"found --tgt_len {config.tgt_len} --mem_len {config.mem_len}"
+                f"found --tgt_len {config.tgt_len} --mem_len {config.mem_len}; --beyond dense leaves the rest unpruned"
             )
     return LoadedModel(model.eval(), info, weights_fingerprint(model))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 SCHEDULES = ("cosine", "inv_sqrt", "linear", "constant")
+#: Those that end at ``eta_min``.
+FALLING_SCHEDULES = ("cosine", "linear")
 
 
 def learning_rate(

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attention_pruning import InputError
+from attention_pruning.processes import gathered
 from data_utils import LMOrderedIterator
 from evaluation import evaluate
 from mem_transformer import Memory, MemTransformerLM
@@ -29,11 +30,8 @@ from reproduction.training import (
 )
 from schedules import learning_rate
 
-#: Flags that may change between a run and its restart without making it another run. The text and the mask may have
-#: moved; their fingerprints must be the same.
-FREE_FLAGS = frozenset(
-    {"restart", "threads", "log_interval", "checkpoint_interval", "work_dir", "data", "device", "fn"}
-)
+#: Steps between two exchanges of signals among several processes: each is a blocking all-reduce.
+SIGNAL_STEPS = 10
 
 
 def build_optimizer(model: torch.nn.Module, args: Namespace) -> torch.optim.Optimizer:
@@ -55,7 +53,7 @@ class Trainer:
     accelerator : Accelerator
     model : MemTransformerLM
     train, valid : LMOrderedIterator
-        This process's rows of the training text, and all rows of the validation text.
+        This process's rows of the training text and of the validation text.
     origin : dict
         What the model is made from, for its file: ``corpus`` (fingerprint), ``mask`` (description or None) and more.
     """
@@ -96,9 +94,9 @@ class Trainer:
                     log_time, log_tokens = time.time(), 0
                 if self.step % self.args.eval_interval == 0 or self.step == self.args.max_step:
                     self._validate()
-                if self._any_process(interruption.requested):
+                if self._stops(interruption.requested):
                     self.write_checkpoint()
-                    self.accelerator.print(f"| interrupted at step {self.step}; --restart continues from there")
+                    self.accelerator.print(f"| interrupted at step {self.step}; the same command continues from there")
                     return interruption.exit_status
                 if self.step % self.args.checkpoint_interval == 0:
                     self.write_checkpoint()
@@ -166,6 +164,13 @@ class Trainer:
         model = self.accelerator.unwrap_model(self.model)
         with self.accelerator.autocast():
             result = evaluate(model, self.valid, self.accelerator.device)
+        if self.accelerator.num_processes > 1:  # each read rows of its own
+            nll, tokens = gathered_mean(result["nll"], result["tokens"])
+            result = {"nll": nll, "perplexity": math.exp(min(nll, 700.0)), "tokens": tokens}
+        if not math.isfinite(result["nll"]):
+            raise InputError(
+                f"validation diverged: loss {result['nll']} at step {self.step}; try a smaller --lr, now {self.args.lr}"
+            )
         better = result["nll"] < self.best_loss
         self.accelerator.print(
             f"| valid at step {self.step} | loss {result['nll']:.4f} | ppl {result['perplexity']:.3f}"
@@ -177,11 +182,13 @@ class Trainer:
             if self.accelerator.is_main_process:
                 save_model(Path(self.args.work_dir) / "model.safetensors", model, step=self.step, **self.origin)
 
-    def _any_process(self, flag: bool) -> bool:
-        """Processes agree on stopping: a signal may reach them between different steps."""
+    def _stops(self, requested: bool) -> bool:
+        """Whether a signal came. It may reach processes between different steps, so now and then they agree on it."""
         if self.accelerator.num_processes == 1:
-            return flag
-        count = torch.tensor(int(flag), device=self.accelerator.device)
+            return requested
+        if self.step % SIGNAL_STEPS and self.step != self.args.max_step:
+            return False
+        count = torch.tensor(int(requested), device=self.accelerator.device)
         return bool(self.accelerator.reduce(count, "sum").item())
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -200,7 +207,6 @@ class Trainer:
                 "segment": self.segment,
                 "best_loss": self.best_loss,
                 "seconds": self.seconds,
-                "run": self._identity(),
                 "model": self.accelerator.unwrap_model(self.model).state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
@@ -214,16 +220,11 @@ class Trainer:
         Raises
         ------
         InputError
-            If it is damaged, or was made with other flags, text, mask or number of processes.
+            If it is damaged, or another program's. That it is of this recipe says the folder, see ``run_folder``.
         """
         state = load_checkpoint(self.checkpoint_path)
-        if "run" not in state:
+        if "processes" not in state:
             raise InputError(f"{self.checkpoint_path}: expected a checkpoint of train.py, found another program's")
-        before, now = state["run"], self._identity()
-        for name in now:
-            if before.get(name) != now[name]:
-                found = f"{before.get(name)}, as before the restart, found {now[name]}"
-                raise InputError(f"{self.checkpoint_path}: expected {name} {found}")
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -236,16 +237,12 @@ class Trainer:
         restore_random_state(own["random"])
         self.accelerator.print(f"| restart from {self.checkpoint_path} at step {self.step}")
 
-    def _identity(self) -> dict[str, Any]:
-        """What makes a run this run, and must be the same at a restart."""
-        flags = {f"--{name}": value for name, value in sorted(vars(self.args).items()) if name not in FREE_FLAGS}
-        mask = self.origin["mask"]
-        return {
-            **flags,
-            "processes": self.accelerator.num_processes,
-            "text": self.origin["corpus"],
-            "prune mask": None if mask is None else mask["fingerprint"],
-        }
+
+def gathered_mean(mean: float, weight: int) -> tuple[float, int]:
+    """The mean over all processes of means of so many values, and how many they are together."""
+    found = gathered((mean, weight))
+    total = sum(weight for _, weight in found)
+    return sum(mean * weight for mean, weight in found) / total, total
 
 
 def _pack(memory: Memory | None) -> list[Tensor] | None:

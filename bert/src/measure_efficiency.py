@@ -13,15 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,27 +28,20 @@ from attention_pruning.huggingface.prune import set_implementation
 from attention_pruning.ops.choice import BACKENDS
 from attention_pruning.ops.layout import BLOCK_SIZES
 from encoders import load_config
-from reproduction.training import limit_threads, peak_memory_bytes, prepare_output, run_main, write_json
+from reproduction.taking_turns import (
+    REMOVED,
+    Bench,
+    Setting,
+    device_name,
+    measure_memory,
+    measure_seconds,
+    measured_settings,
+    memory_in_a_process,
+)
+from reproduction.training import limit_threads, prepare_output, run_main, write_json
 from run_flags import ModelArguments
 
-REMOVED = "attention_removed"
-STEPS = ("inference", "training")
 SEED = 1
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to compute attention: dense, under a mask, or removed."""
-
-    name: str
-    mask: PruneMask | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """What the table says about it."""
-        if self.mask is None:
-            return {"name": self.name, "tau": 0.0, "block_sparsity": 0.0, "mask": None}
-        sparsity = self.mask.block_sparsity(self.mask.block_size)
-        return {"name": self.name, "tau": self.mask.tau, "block_sparsity": sparsity, "mask": self.mask.fingerprint}
 
 
 def remove_attention(
@@ -64,7 +51,7 @@ def remove_attention(
     return (query + key + value).transpose(1, 2).contiguous(), None
 
 
-class Bench:
+class EncoderBench(Bench):
     """A model, a batch, and how long a step takes under a setting.
 
     Parameters
@@ -76,11 +63,8 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         AttentionInterface.register(REMOVED, remove_attention)
         AttentionMaskInterface.register(REMOVED, sdpa_mask)
-        self.backend = args.backend
-        self.device = torch.device("cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu")
-        # Processor time leaves out what other programs take, but adds up threads and does not see a GPU.
-        single = self.device.type == "cpu" and torch.get_num_threads() == 1
-        self.clock: Callable[[], float] = time.process_time if single else time.perf_counter
+        self.backend = args.attention_backend
+        super().__init__(torch.device("cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"))
         config = load_config(ModelArguments(model_name_or_path=args.model_name_or_path), args.max_seq_length)
         config.attention_probs_dropout_prob = 0.0
         torch.manual_seed(SEED)
@@ -98,10 +82,10 @@ class Bench:
             prune_model(self.model, setting.mask, self.backend)
         elif setting.name == REMOVED:
             set_implementation(self.model, REMOVED)
-        self.run("inference", sequences=1)
+        self.work("inference", sequences=1)
 
-    def run(self, step: str, sequences: int | None = None) -> None:
-        """One batch forward, or a whole step of training; the device has finished when this returns."""
+    def work(self, step: str, sequences: int | None = None) -> None:
+        """One batch forward, or a whole step of training."""
         batch = {name: value[:sequences] for name, value in self.batch.items()}
         if step == "inference":
             self.model.eval()
@@ -112,50 +96,6 @@ class Bench:
             self.model(**batch).loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, step: str) -> float:
-        """What :meth:`run` takes."""
-        started = self.clock()
-        self.run(step)
-        return self.clock() - started
-
-
-def measure_seconds(bench: Bench, settings: Sequence[Setting], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Step -> setting -> seconds of every round; the order of the settings turns from round to round."""
-    found = {step: {setting.name: [] for setting in settings} for step in STEPS}
-    # Whatever is loaded or allocated on first use; on a GPU pruned attention is compiled too.
-    for setting in settings if bench.device.type == "cuda" else settings[:1]:
-        bench.use(setting)
-        for step in STEPS:
-            bench.run(step)
-    for index in range(rounds):
-        first = index % len(settings)
-        for setting in [*settings[first:], *settings[:first]]:
-            bench.use(setting)
-            for step in STEPS:
-                found[step][setting.name].append(bench.seconds(step))
-    return found
-
-
-def measure_memory(bench: Bench, setting: Setting) -> dict[str, int]:
-    """Step -> peak bytes of this process (of its GPU, if it uses one), from its start."""
-    bench.use(setting)
-    peak = {}
-    for step in STEPS:  # training needs more, so that the peak of inference is known before it
-        bench.run(step)
-        peak[step] = peak_memory_bytes()["cuda" if bench.device.type == "cuda" else "host"]
-    return peak
-
-
-def memory_in_a_process(argv: Sequence[str], setting: Setting) -> dict[str, int]:
-    """:func:`measure_memory` where nothing else has been measured."""
-    command = [sys.executable, __file__, *argv, "--memory_of", setting.name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"measuring the memory of {setting.name} failed with status {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def read_settings(args: argparse.Namespace) -> list[Setting]:
@@ -182,18 +122,6 @@ def read_settings(args: argparse.Namespace) -> list[Setting]:
     return [*settings, Setting(REMOVED)]
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU, or the processor, by the name that its maker gave it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,7 +131,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_seq_length", type=int, default=384, help="tokens of a window (default: 384)")
     add("--batch_size", type=int, default=8, help="windows of a batch (default: 8)")
     add("--rounds", type=int, default=5, help="how often everything is timed; medians count (default: 5)")
-    add("--backend", choices=BACKENDS, default="auto", help="what computes pruned attention (default: auto)")
+    add(
+        "--attention_backend",
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what computes pruned attention (default: auto)",
+    )
     add("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
     add("--use_cpu", action="store_true", help="leave a GPU alone")
     add("--out", required=True, type=Path, help="efficiency.json to write")
@@ -222,28 +156,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = read_settings(args)
     if args.memory_of is not None:
         (setting,) = (setting for setting in settings if setting.name == args.memory_of)
-        print(json.dumps(measure_memory(Bench(args), setting)))
+        print(json.dumps(measure_memory(EncoderBench(args), setting)))
         return
     prepare_output(args.out)
-    memory = {setting.name: memory_in_a_process(argv, setting) for setting in settings}
-    bench = Bench(args)
+    memory = {setting.name: memory_in_a_process(__file__, argv, setting) for setting in settings}
+    bench = EncoderBench(args)
     seconds = measure_seconds(bench, settings, args.rounds)
     facts = {name: getattr(args, name) for name in ("model_name_or_path", "max_seq_length", "batch_size", "rounds")}
-    facts |= {"device": device_name(bench.device), "threads": torch.get_num_threads(), "backend": args.backend}
+    facts |= {
+        "device": device_name(bench.device),
+        "threads": torch.get_num_threads(),
+        "backend": args.attention_backend,
+    }
     facts |= {"torch": torch.__version__, "parameters": bench.model.num_parameters()}
     facts["block_size"] = settings[1].mask.block_size
-    measured = [
-        setting.describe()
-        | {
-            step: {
-                "seconds": statistics.median(seconds[step][setting.name]),
-                "seconds_by_round": seconds[step][setting.name],
-                "peak_memory_bytes": memory[setting.name][step],
-            }
-            for step in STEPS
-        }
-        for setting in settings
-    ]
+    measured = measured_settings(settings, seconds, memory)
     write_json(args.out, facts | {"settings": measured})
     print(f"{args.out}: {', '.join(setting.name for setting in settings)} on {facts['device']}")
 

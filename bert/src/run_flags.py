@@ -43,6 +43,47 @@ class ModelArguments:
     )
 
 
+@dataclass
+class FolderArguments:
+    """What becomes of a run that --output_dir holds."""
+
+    _argument_group_name = "output folder"
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "aliases": ["--overwrite"],
+            "help": "start anew, and remove the training that --output_dir holds, if any",
+        },
+    )
+    set_aside: bool = field(
+        default=False,
+        metadata={
+            "help": "if --output_dir holds a training of another recipe, give that folder another name and start anew"
+        },
+    )
+
+    @property
+    def way(self) -> str:
+        """The same as ``run_folder.claim_folder`` names it."""
+        return "overwrite" if self.overwrite_output_dir else "set_aside" if self.set_aside else "refuse"
+
+    def check(self, training: TrainingArguments) -> None:
+        """Refuse flags that contradict each other, or mean nothing without a training.
+
+        Raises
+        ------
+        InputError
+        """
+        for name in ("overwrite_output_dir", "set_aside"):
+            if getattr(self, name) and not training.do_train:
+                raise InputError(f"--{name}: expected --do_train beside it, found none")
+        if self.overwrite_output_dir and self.set_aside:
+            raise InputError("--overwrite_output_dir: expected no --set_aside beside it, found both")
+        if self.overwrite_output_dir and training.resume_from_checkpoint is not None:
+            raise InputError("--overwrite_output_dir: expected no --resume_from_checkpoint beside it, found both")
+
+
 @dataclass(kw_only=True)
 class LengthArguments:
     """Flags about data that both scripts have; each adds ``max_seq_length`` and its own."""
@@ -85,6 +126,7 @@ class Flags:
     data : LengthArguments
         Or the script's own extension of it.
     pruning : PruningArguments
+    files : FolderArguments
     training : TrainingArguments
     labels : dict
         For metrics.json.
@@ -93,12 +135,13 @@ class Flags:
     model: ModelArguments
     data: Any
     pruning: PruningArguments
+    files: FolderArguments
     training: TrainingArguments
     labels: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """All flags by name, as JSON has them."""
-        groups = (self.model, self.data, self.pruning)
+        groups = (self.model, self.data, self.pruning, self.files)
         own = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
         return own | self.training.to_dict() | {"label": self.labels}
 
@@ -117,6 +160,22 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.required or action.default is None else super()._get_help_string(action)
 
 
+def build_parser(description: str, data_class: type) -> HfArgumentParser:
+    """All flags of a script, with their defaults; see :func:`parse_flags`."""
+    kinds = (ModelArguments, data_class, PruningArguments, FolderArguments, TrainingArguments)
+    parser = _Parser(kinds, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
+    )
+    run.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
+    # Where nobody watches, a bar is noise: transformers prints lines instead.
+    parser.set_defaults(disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.cuda.is_available())
+    for action in parser._actions:
+        action.required = action.required or action.dest == "output_dir"
+    return parser
+
+
 def parse_flags(description: str, data_class: type, argv: Sequence[str] | None = None) -> Flags:
     """Read the command line, and set what concerns the whole process: threads and progress bars.
 
@@ -130,17 +189,7 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
     InputError
         For an unknown flag, a bad value, or flags that contradict one another.
     """
-    kinds = (ModelArguments, data_class, PruningArguments, TrainingArguments)
-    parser = _Parser(kinds, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
-    )
-    run.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
-    # Where nobody watches, a bar is noise: transformers prints lines instead.
-    parser.set_defaults(disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.cuda.is_available())
-    for action in parser._actions:
-        action.required = action.required or action.dest == "output_dir"
+    parser = build_parser(description, data_class)
     try:
         *groups, rest, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -153,6 +202,7 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
     flags = Flags(*groups, labels=parse_labels(rest.label))
     flags.data.check()
     _check_purpose(flags)
+    flags.files.check(flags.training)
     flags.pruning.check(pad_to_max_length=flags.data.pad_to_max_length)
     limit_threads(rest.threads)
     if flags.training.disable_tqdm:

@@ -14,7 +14,7 @@ from attention_pruning.make import random_like
 from attention_pruning.recipe import MaskRecipe
 from attention_pruning.structure import block_any
 
-from .flags import PruneFlags
+from .flags import PruneFlags, spelling
 
 #: Block side at which a mask of single cells is asked how many blocks happen to be empty.
 SMALLEST_BLOCK = 16
@@ -81,24 +81,38 @@ def describe(mask: PruneMask) -> dict[str, Any]:
     }
 
 
-def check_record(args: Any, record: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to load a checkpoint under other pruning flags than it was trained with (``--model-overrides``).
+def check_record(flags: PruneFlags, record: Mapping[str, Mapping[str, Any]], normalizer: str | None) -> None:
+    """Refuse to load a checkpoint under another recipe than it was trained with (``--model-overrides``).
+
+    What happens beyond a pattern, and what computes attention, are for whoever uses the model to choose.
+
+    Parameters
+    ----------
+    normalizer : str or None
+        That of the training; None if the checkpoint does not say it.
 
     Raises
     ------
     InputError
     """
-    flags = PruneFlags.read(args)
     if set(flags.paths) != set(record):
         raise InputError(
             f"checkpoint: expected the pruned sites of its training ({', '.join(record) or 'none'}), found "
             f"{', '.join(flags.paths) or 'none'}"
         )
+    if normalizer not in (None, flags.normalizer):
+        raise InputError(f"checkpoint: expected {normalizer}, as it was trained, found {flags.normalizer}")
+    given = {("TAU" if name == "tau" else name): value for name, value in flags.recipe.recorded().items()}
     for site, facts in record.items():
-        if flags.recipe.tau not in (None, facts["tau"]):
-            raise InputError(
-                f"checkpoint: expected --TAU {facts['tau']}, that of its {site} mask, found {flags.recipe.tau}"
-            )
+        for name, found in given.items():
+            expected = facts.get(name.lower())
+            if found is not None and found != expected:
+                raise InputError(
+                    f"checkpoint: expected {spelling(name)} {expected}, that of its {site} mask, found {found}"
+                )
+        if flags.random_seed is not None and flags.random_seed != facts["seed"]:
+            seed = "no random mask" if facts["seed"] is None else f"--prune-seed {facts['seed']}"
+            raise InputError(f"checkpoint: expected {seed}, that of its {site} mask, found {flags.random_seed}")
 
 
 def empty_mask(facts: Mapping[str, Any], heads: int) -> torch.Tensor:

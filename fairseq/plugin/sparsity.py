@@ -58,10 +58,15 @@ def sparsities(model: nn.Module, record: dict[str, dict[str, Any]], dataset: Any
         if masks[0] is not None:
             pruned += weight * pruned_share(fitted(torch.stack(masks).cpu(), count_TS.shape), count_TS)
     return {
-        "effective_sparsity": _weighted(record, "effective_sparsity", "allowed_cells"),
+        "effective_sparsity": effective_sparsity(record),
         "evaluated_sparsity": pruned / used if used else 0.0,
         "block_sparsity": _weighted(record, "block_sparsity", "allowed_blocks"),
     }
+
+
+def effective_sparsity(record: dict[str, dict[str, Any]]) -> float:
+    """That of all pruned sites together; 0 for a dense model."""
+    return _weighted(record, "effective_sparsity", "allowed_cells")
 
 
 def fitted(pruned: Tensor, shape: Sequence[int]) -> Tensor:

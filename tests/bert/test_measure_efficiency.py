@@ -37,14 +37,14 @@ def flags(model_folder, masks, tmp_path):
 def here(monkeypatch):
     """Memory is measured in the test's process, which tells nothing but takes no time."""
 
-    def measure(argv, setting):
+    def measure(script, argv, setting):
         return measure_efficiency.measure_memory(bench_of(list(argv)), setting)
 
     monkeypatch.setattr(measure_efficiency, "memory_in_a_process", measure)
 
 
 def bench_of(argv):
-    return measure_efficiency.Bench(measure_efficiency.build_parser().parse_args(argv))
+    return measure_efficiency.EncoderBench(measure_efficiency.build_parser().parse_args(argv))
 
 
 def test_a_file_has_every_setting_in_both_steps(flags, masks, here, tmp_path):
@@ -65,7 +65,7 @@ def test_a_file_has_every_setting_in_both_steps(flags, masks, here, tmp_path):
 
 def test_a_setting_is_what_it_says(flags):
     args = measure_efficiency.build_parser().parse_args(flags)
-    bench, settings = measure_efficiency.Bench(args), measure_efficiency.read_settings(args)
+    bench, settings = measure_efficiency.EncoderBench(args), measure_efficiency.read_settings(args)
     found = {}
     for setting in [*settings, settings[0]]:  # dense once more, after all others
         bench.use(setting)

@@ -100,6 +100,18 @@ def test_a_pattern_may_be_gathered_later_from_a_sample_and_in_the_published_layo
     assert samples[0].fingerprint == samples[1].fingerprint != samples[2].fingerprint
 
 
+def test_a_pattern_is_of_float32_whatever_the_training_was(run, tmp_path):
+    """Gathered right after a training in bfloat16, or later from its folder: the same."""
+    gather = {"save_attention_patterns": True, "max_train_samples": 20, "bf16": True}
+    folder = run("glue", "dense", do_train=True, attn_path=tmp_path / "with.safetensors", **gather)
+    run("glue", "later", model_name_or_path=folder, attn_path=tmp_path / "later.safetensors", **gather)
+    plain = gather | {"bf16": False}
+    run("glue", "plain", model_name_or_path=folder, attn_path=tmp_path / "plain.safetensors", **plain)
+    found = [AttentionPattern.load(tmp_path / f"{name}.safetensors") for name in ("with", "later", "plain")]
+    assert len({pattern.fingerprint for pattern in found}) == 1
+    assert {pattern.metadata["precision"] for pattern in found} == {"float32"}
+
+
 def test_gathering_changes_neither_training_nor_model(run, tmp_path):
     plain = run("glue", "plain", do_train=True, do_eval=True)
     gather = {"save_attention_patterns": True, "attn_path": tmp_path / "p.safetensors"}

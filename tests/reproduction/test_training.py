@@ -80,6 +80,22 @@ def test_a_restored_state_draws_the_same_again():
     assert torch.equal(torch.rand(5), expected)
 
 
+def test_each_process_keeps_the_state_of_its_own_gpu(monkeypatch):
+    """A checkpoint of a machine with more GPUs restarts on one with fewer."""
+    states = {"set": torch.tensor([1])}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states["set"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: states.update(set=state))
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: pytest.fail("all GPUs"))
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda _: pytest.fail("all GPUs"))
+    saved = random_state()
+    states["set"] = torch.tensor([2])
+    restore_random_state(saved)
+    assert states["set"].item() == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    restore_random_state(saved)  # a machine without
+
+
 def test_threads():
     before = torch.get_num_threads()
     try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import compute_mask
-from attention_pruning import AttentionPattern
+from attention_pruning import AttentionPattern, PruneMask
 from compute_mask import average_attention
 from data_utils import LMOrderedIterator
 from model_file import load_model
@@ -62,6 +62,16 @@ def test_a_pruned_model_is_averaged_as_it_attends():
     total, times = brute_force(model.double(), rows)
     assert torch.equal(pattern.count, dense.count) and (times < pattern.count).any()
     torch.testing.assert_close(pattern.average.double(), total / pattern.count.clamp(min=1), atol=1e-6, rtol=0)
+
+
+def test_the_pattern_of_a_pruned_model_says_under_which_mask(trained, words, tmp_path):
+    for name in ("dense", "pruned"):
+        out, checkpoint = tmp_path / f"{name}.safetensors", trained[name] / "model.safetensors"
+        compute_mask.main(flags(checkpoint=checkpoint, data=words, out=out, batch_size=2, device="cpu"))
+    assert "observed_under_mask" not in AttentionPattern.load(tmp_path / "dense.safetensors").metadata
+    mask = PruneMask.load(trained["pruned"] / "mask.safetensors")
+    found = AttentionPattern.load(tmp_path / "pruned.safetensors").metadata["observed_under_mask"]
+    assert found == mask.fingerprint
 
 
 @pytest.mark.parametrize("how", ["one by one", "in another order", "by two processes", "in uneven parts"])

@@ -17,7 +17,7 @@ import train
 from attention_pruning import AttentionPattern, InputError, PruneMask
 from reproduction.corpus import Corpus
 from reproduction.training import load_checkpoint
-from tiny_xl import assert_same_model, flags, training_flags
+from tiny_xl import assert_same_model, flags, read_json, training_flags
 
 JOBS = Path(__file__).with_name("distributed_jobs.py")
 DROPOUT = {"dropout": 0.3, "dropatt": 0.2}
@@ -36,7 +36,7 @@ def argv(words, pattern_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
 
     def build(name, processes, **more):
-        changes = {**TRAININGS[name], "threads": 1, "log_interval": 5, **more}
+        changes = {**TRAININGS[name], "threads": 1, "log_interval": 5, "eval_batch_size": 4, **more}
         if "fn" in changes:
             changes["fn"] = pattern_file
         work_dir = folder / f"{name}{processes}"
@@ -126,6 +126,21 @@ def test_the_main_process_writes_the_mask(two, argv):
     mask = PruneMask.load(argv("pruned", 2)[0] / "mask.safetensors")
     assert mask.effective_sparsity > 0.5
     assert not [file for file in argv("pruned", 2)[0].iterdir() if file.name.startswith(".")]
+
+
+def test_a_validation_that_two_processes_cannot_share_is_refused(argv, words):
+    _, given = argv("whole", 2, eval_batch_size=3)
+    with pytest.raises(InputError, match="--eval_batch_size: expected a positive multiple of the 2 processes, found 3"):
+        train.read_text(train.parser().parse_args(given), Corpus.load(words), 0, 2)
+
+
+@pytest.mark.slow
+def test_the_validation_is_that_of_one_process(two, argv):
+    """Each process reads its rows, once."""
+    alone = argv("dense", "1valid")[0]
+    assert train.main(argv("dense", "1valid")[1]) is None
+    found, expected = (read_json(folder / "run.json")["valid_nll"] for folder in (argv("dense", 2)[0], alone))
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("batch_size, batch_chunk", [(3, 1), (2, 2), (6, 2)])

@@ -136,8 +136,40 @@ def test_a_pruned_model_beyond_its_lengths_is_refused(lengths, trained, words, t
         evaluate_script.main, flags(checkpoint=checkpoint, data=words, out=tmp_path / "m.json", **lengths)
     )
     assert message.startswith(f"{checkpoint}: its prune mask covers tgt_len 4 and mem_len 6")
-    assert message.endswith(f"found --tgt_len {found['tgt_len']} --mem_len {found['mem_len']}")
+    asked = f"found --tgt_len {found['tgt_len']} --mem_len {found['mem_len']}"
+    assert message.endswith(f"{asked}; --beyond dense leaves the rest unpruned")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_record_says_what_computed_each_layer(trained, words, tmp_path):
+    for name, layers in (("dense", 0), ("pruned", 2)):
+        out = tmp_path / f"{name}.json"
+        evaluate_script.main(flags(checkpoint=trained[name] / "model.safetensors", data=words, out=out, device="cpu"))
+        found = read_json(tmp_path / f"{name}.run.json")["attention"]
+        assert [row["layer"] for row in found] == list(range(layers))
+        assert all(row["backend"] in ("block_sparse", "sdpa") and row["reason"] for row in found)
+    found = read_json(trained["pruned"] / "run.json")["attention"]
+    assert [(row["site"], row["layer"]) for row in found] == [("self", 0), ("self", 1)]
+
+
+LONGER = [{"tgt_len": 5}, {"mem_len": 7}, {"tgt_len": 8, "mem_len": 16, "clamp_len": 10}]
+
+
+@pytest.mark.parametrize("lengths", LONGER, ids=str)
+def test_beyond_its_lengths_a_pruned_model_is_dense_if_asked(lengths, trained, words, tmp_path):
+    """As a base model that was pruned at 150/150 is evaluated at 64/640/400: the mask holds where it reaches."""
+    checkpoint, out = trained["pruned"] / "model.safetensors", tmp_path / "m.json"
+    options = {"checkpoint": checkpoint, "data": words, "split": "test", "batch_size": 2, "device": "cpu", **lengths}
+    evaluate_script.main(flags(**options, out=out, beyond="dense"))
+    found, model = read_json(out), load_model(checkpoint, "dense", **lengths).model
+    cells = load_model(checkpoint).model.pruned
+    slots, longer = max(6, lengths.get("mem_len", 6)), max(4, lengths.get("tgt_len", 4))
+    assert model.pruned.shape[2:] == (longer, slots + longer)
+    assert torch.equal(model.pruned[:, :, :4, slots - 6 : slots + 4], cells)
+    assert model.pruned.sum() == cells.sum()  # nothing else
+    nll, _ = brute_force_nll(model, rows_of(words, "test", 2))
+    assert found["metrics"]["test"]["nll"] == pytest.approx(nll, abs=1e-5)
+    assert 0 < found["evaluated_sparsity"] < found["effective_sparsity"]
 
 
 def test_a_text_with_another_vocabulary_is_refused(trained, tmp_path, refused):

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from attention_pruning import InputError
 from attention_pruning.make import from_pattern
+from attention_pruning.ops.relative import RelativeShift
 from dropout import dropout
 from mem_transformer import MemTransformerLM, ModelConfig
 from model_file import load_model, save_model
 from naive_xl import naive_hidden
-from relative_attention import RelativeShift
 from tiny_xl import LENGTHS, SHAPE, law, random_cells, random_ids, random_pattern, tiny_model
 
 STRUCTURES = {
@@ -183,6 +183,21 @@ def test_remembered_hidden_states_serve_an_evaluation(structure):
     with torch.no_grad():
         found, _ = model.log_probabilities(ids[:, 4:8], memory)
     torch.testing.assert_close(found, walk(model, segments_of(ids[:, :8], 4))[:, 4:], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("structure", [{}, {"pre_lnorm": True}])
+def test_an_evaluation_continues_with_gradients(structure):
+    """A memory of keys and values made without gradients, as when somebody asks what a loss depends on."""
+    model, ids = build(structure, 0.5), random_ids(2, 13)
+    expected = walk(model, segments_of(ids[:, :12], 4))
+    with torch.no_grad():
+        _, memory = model.log_probabilities(ids[:, :4])
+    for start in (4, 8):
+        found, memory = model.log_probabilities(ids[:, start : start + 4], memory)
+        torch.testing.assert_close(found, expected[:, start : start + 4], atol=1e-12, rtol=0)
+    found.sum().backward()
+    assert model.r_w_bias.grad is not None and torch.isfinite(model.r_w_bias.grad).all()
+    assert not any(x.requires_grad for pair in memory.keys_values for x in pair)
 
 
 @pytest.mark.parametrize("tgt_len, mem_len", [(4, 6), (2, 6), (4, 3), (1, 1), (3, 0)])

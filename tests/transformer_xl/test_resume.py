@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from accelerate.state import AcceleratorState
 
 import train
 from attention_pruning import PruneMask
+from model_file import load_model
 from reproduction.corpus import Corpus, write_corpus
 from reproduction.training import load_checkpoint
 from tiny_xl import assert_same_model, random_pattern, read_json, training_flags, word_lines
@@ -114,7 +116,8 @@ def test_killed_and_restarted(variant, step, argv, uninterrupted, at_step, tmp_p
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_terminated_twice_and_restarted(variant, argv, uninterrupted, at_step, tmp_path, capsys):
     """SIGTERM lets the step end and leaves a checkpoint; the logs together are that of one run."""
-    folder, log = tmp_path / "run", ""
+    folder, log, expected = tmp_path / "run", "", uninterrupted(variant)
+    capsys.readouterr()
     for step in (4, 37):
         at_step(step, terminate)
         assert train.main(argv(variant, folder, restart=True)) == 128 + signal.SIGTERM
@@ -123,7 +126,7 @@ def test_terminated_twice_and_restarted(variant, argv, uninterrupted, at_step, t
         log += capsys.readouterr().out
     seconds = load_checkpoint(folder / "checkpoint.pt")["seconds"]
     assert train.main(argv(variant, folder, restart=True)) is None
-    assert_same_model(folder, uninterrupted(variant))
+    assert_same_model(folder, expected)
     log += capsys.readouterr().out
     assert train.main(argv(variant, tmp_path / "whole")) is None
     assert steps_in(log) == steps_in(capsys.readouterr().out)
@@ -212,56 +215,126 @@ def interrupted(argv, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize(
     "change, name, before",
     [
-        ({"lr": 0.02}, "--lr", 0.01),
-        ({"dropout": 0.1}, "--dropout", 0.3),
-        ({"seed": 2}, "--seed", 1111),
-        ({"batch_size": 6}, "--batch_size", 4),
-        ({"max_step": 50}, "--max_step", STEPS),
-        ({"n_layer": 3}, None, None),  # refused by the mask before the checkpoint is read
-        ({"pre_lnorm": True}, "--pre_lnorm", False),
-        ({"th": 0.5}, "--th", 0.7),
-        ({"scope": "row"}, "--scope", None),
-        ({"random_prune": True}, "--random_prune", False),
-        ({"eval_interval": 7}, "--eval_interval", 10),
+        ({"lr": 0.02}, "lr", 0.01),
+        ({"dropout": 0.1}, "dropout", 0.3),
+        ({"seed": 2}, "seed", 1111),
+        ({"batch_size": 6}, "batch_size", 4),
+        ({"max_step": 41}, "max_step", STEPS),
+        ({"n_layer": 3}, None, None),  # refused by the mask before the folder is looked at
+        ({"pre_lnorm": True}, "pre_lnorm", False),
+        ({"th": 0.5}, "mask", None),
+        ({"scope": "row"}, "mask", None),
+        ({"random_prune": True}, "mask", None),
+        ({"eval_interval": 7}, "eval_interval", 10),
+        ({"init_std": 0.03}, "init_std", 0.02),
     ],
     ids=str,
 )
-def test_a_restart_with_other_flags_is_refused(change, name, before, argv, interrupted, refused):
+def test_other_flags_are_refused(change, name, before, restart, argv, interrupted, refused):
     left = contents(interrupted)
-    message = refused(train.main, argv("pruned", interrupted, restart=True, **change))
+    message = refused(train.main, argv("pruned", interrupted, restart=restart, **change))
     if name is not None:
-        assert message.startswith(f"{interrupted / 'checkpoint.pt'}: expected {name} {before}")
-        assert message.endswith(f"found {next(iter(change.values()))}")
+        assert message.startswith(
+            f"{interrupted}: expected a folder without a run, or one of this recipe, found {name} "
+        )
+        assert before is None or f"found {name} {before!r} there and {next(iter(change.values()))!r} here" in message
+        assert "--overwrite replaces that run, --set_aside keeps it" in message
     assert contents(interrupted) == left
 
 
-def test_a_restart_with_another_text_or_mask_is_refused(argv, interrupted, words, tmp_path, refused):
+def test_another_text_or_mask_is_refused(argv, interrupted, words, tmp_path, refused):
     """Under the same flags: the files changed."""
     left = contents(interrupted)
     other = tmp_path / "other.safetensors"
     random_pattern(seed=8).save(other)
     before = PruneMask.load(interrupted / "mask.safetensors").fingerprint
-    message = refused(train.main, argv("pruned", interrupted, restart=True, fn=other))
-    assert f"checkpoint.pt: expected prune mask {before}" in message
+    message = refused(train.main, argv("pruned", interrupted, fn=other))
+    assert f"found mask {before!r} there and " in message
     text = tmp_path / "text"
     write_corpus(text, "words", {split: word_lines(60, seed) for seed, split in enumerate(("train", "valid", "test"))})
-    message = refused(train.main, argv("pruned", interrupted, restart=True, data=text))
-    assert f"checkpoint.pt: expected text {Corpus.load(words).fingerprint}" in message
-    assert message.endswith(f"found {Corpus.load(text).fingerprint}")
+    message = refused(train.main, argv("pruned", interrupted, data=text))
+    found = f"found text {Corpus.load(words).fingerprint!r} there and {Corpus.load(text).fingerprint!r} here"
+    assert found in message
     assert contents(interrupted) == left
 
 
-def test_a_restart_with_other_processes_is_refused(argv, interrupted, tmp_path, refused):
+def test_other_processes_are_refused(argv, interrupted, tmp_path, refused):
     folder = tmp_path / "run"
     shutil.copytree(interrupted, folder)
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    state["run"]["processes"] = 2
-    torch.save(state, folder / "checkpoint.pt")
-    message = refused(train.main, argv("pruned", folder, restart=True))
-    assert "checkpoint.pt: expected processes 2" in message and message.endswith("found 1")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["recipe"]["processes"] = 2
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert "found processes 2 there and 1 here" in refused(train.main, argv("pruned", folder))
+
+
+def test_without_a_flag_the_same_run_continues(argv, uninterrupted, at_step, tmp_path, capsys):
+    at_step(8, terminate)
+    train.main(argv("pruned", tmp_path / "run"))
+    assert train.main(argv("pruned", tmp_path / "run")) is None
+    assert "restart from" in capsys.readouterr().out
+    assert_same_model(tmp_path / "run", uninterrupted("pruned"))
+
+
+def test_a_run_of_another_recipe_is_set_aside_or_overwritten_and_nothing_of_it_is_used(
+    argv, interrupted, uninterrupted, tmp_path, capsys
+):
+    for flag in ("set_aside", "overwrite"):
+        folder = tmp_path / flag
+        shutil.copytree(interrupted, folder)
+        assert train.main(argv("dropout", folder, **{flag: True})) is None
+        assert "restart from" not in capsys.readouterr().out
+        assert_same_model(folder, uninterrupted("dropout"))
+        assert not (folder / "mask.safetensors").exists()
+        assert (tmp_path / f"{flag}.old1" / "mask.safetensors").exists() == (flag == "set_aside")
+
+
+def test_a_model_without_its_recipe_is_not_trained_over(argv, uninterrupted, tmp_path, refused):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted("pruned"), folder)
+    (folder / "recipe.json").unlink()
+    left = contents(folder)
+    assert "files of a run and no recipe.json" in refused(train.main, argv("pruned", folder))
+    assert contents(folder) == left
+
+
+@pytest.mark.parametrize("step", [0, 1, 10])
+def test_a_mask_never_stands_beside_the_model_of_another(step, argv, uninterrupted, at_step, tmp_path):
+    """Whenever the run that overwrites another one is killed."""
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted("pruned"), folder)
+    at_step(step, die)
+    with pytest.raises(Death):
+        train.main(argv("pruned", folder, th=0.3, overwrite=True))
+    mask = PruneMask.load(folder / "mask.safetensors")
+    assert mask.tau == 0.3
+    model = folder / "model.safetensors"
+    assert model.exists() == (step == 10)
+    assert not model.exists() or load_model(model).info["mask"]["fingerprint"] == mask.fingerprint
+
+
+def test_steps_may_grow_by_hand_and_the_record_says_so(argv, uninterrupted, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted("dense"), folder)
+    assert train.main(argv("dense", folder, max_step=STEPS + 5)) is None
+    assert f"restart from {folder / 'checkpoint.pt'} at step {STEPS}" in capsys.readouterr().out
+    record = read_json(folder / "run.json")
+    assert record["steps"] == STEPS + 5 and record["grown_from"] == [{"max_step": STEPS}]
+    # The workflow's runs are each of one recipe.
+    assert train.main(argv("dense", folder, max_step=STEPS + 6, set_aside=True)) is None
+    assert "grown_from" not in read_json(folder / "run.json")
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_that_is_not_finite_ends_the_run(loss, argv, tmp_path, monkeypatch, refused):
+    found = {"nll": loss, "perplexity": loss, "tokens": 3}
+    monkeypatch.setattr("trainer.evaluate", lambda *_: found)
+    message = refused(train.main, argv("dense", tmp_path / "run"))
+    assert message == f"validation diverged: loss {loss} at step 10; try a smaller --lr, now 0.01"
+    assert not (tmp_path / "run" / "run.json").exists() and not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_restart_without_a_checkpoint_begins(argv, uninterrupted, tmp_path):

@@ -9,14 +9,15 @@ import torch
 
 import evaluation
 import train
-from attention_pruning import PruneMask
+from attention_pruning import InputError, PruneMask
 from attention_pruning.make import from_pattern
 from data_utils import LMOrderedIterator
 from mem_transformer import MemTransformerLM, ModelConfig
 from model_file import load_model
 from reproduction.corpus import Corpus
 from schedules import learning_rate
-from tiny_xl import LENGTHS, SHAPE, assert_same_model, random_pattern, read_json, read_tensors, training_flags
+from tiny_xl import LENGTHS, SHAPE, assert_same_model, flags, random_pattern, read_json, read_tensors, training_flags
+from train_flags import fill_cutoffs
 
 DROPOUT = {"dropout": 0.3, "dropatt": 0.2}
 
@@ -227,8 +228,27 @@ def test_the_record_says_what_was_done(run_train, words, pattern_file):
         "checkpoint.pt",
         "mask.safetensors",
         "model.safetensors",
+        "recipe.json",
         "run.json",
     ]
+
+
+@pytest.mark.parametrize(
+    "words_known, cutoffs",
+    [(267_735, [20_000, 40_000, 200_000]), (793_471, [60_000, 100_000, 640_000]), (33_278, [2486, 4972, 24859])],
+)
+def test_an_adaptive_softmax_without_cutoffs_has_those_of_the_corpus(words_known, cutoffs):
+    """As published, by the vocabulary; never one softmax over 267,735 words in silence."""
+    args = train.parser().parse_args(flags(data="d", work_dir="w", adaptive=True))
+    fill_cutoffs(args, words_known)
+    assert args.cutoffs == cutoffs
+    fill_cutoffs(chosen := train.parser().parse_args(flags(data="d", work_dir="w", adaptive=True, cutoffs=[9])), 100)
+    assert chosen.cutoffs == [9]
+    plain = train.parser().parse_args(flags(data="d", work_dir="w"))
+    fill_cutoffs(plain, words_known)
+    assert plain.cutoffs == []
+    with pytest.raises(InputError, match="--adaptive: expected --cutoffs beside it for a vocabulary of 5 words"):
+        fill_cutoffs(train.parser().parse_args(flags(data="d", work_dir="w", adaptive=True)), 5)
 
 
 def test_the_log_tells_the_mean_loss_since_the_last_line(run_train, capsys):

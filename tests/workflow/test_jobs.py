@@ -73,7 +73,7 @@ def test_profiles_say_where_and_never_what(tmp_path: Path) -> None:
     derived = [re.match(r"(\w+) as (\w+) with:", rule) for rule in rules]
     with_gpu |= {match[2] for match in derived if match and match[1] in with_gpu}
     named = re.findall(r"- (\w+):slurm_partition=GPU", (ROOT / "profiles" / "slurm" / "config.yaml").read_text())
-    assert set(named) == with_gpu and len(with_gpu) == 12
+    assert set(named) == with_gpu and len(with_gpu) == 13
     # The default profile holds beside --profile, which would leave one GPU job at a time on a whole cluster.
     assert profiles["default"]["resources"] == ["gpu=1"]
     assert 'resource_scopes:\n    gpu="local",\n' in (ROOT / "Snakefile").read_text()

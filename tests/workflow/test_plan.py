@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from configurations import EXPERIMENTS, NAMES, ROOT, filled, plan, read
 
@@ -121,6 +122,28 @@ def test_the_efficiency_table_is_planned_on_request(name: str, tmp_path: Path) -
     shown = timed.partition("--masks ")[2].partition(" --")[0].split()
     assert [path.split("/tau")[1].split("/")[0] for path in shown] == [f"{tau:g}" for tau in own["taus"]]
     assert all(f"block_size={own['block_size']}" in line for line in trained if " --prune " in line)
+    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "efficiency" in line]
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in NAMES), ("quick", "long")], ids="+".join)
+def test_what_pruning_saves_a_language_model_is_planned_on_request(names: tuple[str, ...], tmp_path: Path) -> None:
+    config: dict = {}
+    for name in names:
+        update_config(config, read(name))
+    config = filled(config)
+    own, seeds = config["language_modelling"]["efficiency"], config["language_modelling"]["seeds"]
+    file = ("--configfile", *(str(ROOT / "config" / f"{name}.yaml") for name in names))
+    found = plan(tmp_path, "language_model_efficiency", *file).stdout.splitlines()
+    kinds = ["data", *(f"block{size}" for size in own["block_sizes"])]
+    trained = [line for line in found if "transformer-xl/train.py" in line]
+    assert len(trained) == (1 + len(kinds) * len(own["quality_taus"])) * len(seeds)
+    for size in own["block_sizes"]:
+        masks = [line for line in found if "cli mask" in line and f"/block{size}/" in line]
+        assert masks and all(f"--block-size {size} " in line for line in masks)
+    (timed,) = (line for line in found if "measure_language_model.py" in line)
+    shown = timed.partition("--masks ")[2].partition(" --")[0].split()
+    expected = [[kind, f"tau{tau:g}"] for kind in kinds for tau in own["taus"]]
+    assert [path.split("/")[-4:-2] for path in shown] == expected
     assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "efficiency" in line]
 
 
