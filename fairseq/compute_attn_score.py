@@ -26,13 +26,10 @@ from plugin.batches import collated, data_fingerprint, dropped_sentences, load_s
 from plugin.checkpoint import LoadedModel, load_model  # noqa: E402
 from plugin.flags import SITES_BY_TYPE  # noqa: E402
 from plugin.model import PrunedTransformer, adopt_attention  # noqa: E402
+from reproduction.help_text import HelpFormatter  # noqa: E402
 from reproduction.training import RunRecord, limit_threads, run_main  # noqa: E402
 
 DEFAULT_OUT = Path("avg_attn_probabilities")
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the description's lines, show every default."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--max-tokens", type=int, default=4000, help="tokens in a batch")
     add("--max-batches", type=int, default=-1, help="batches to observe, drawn with --seed; -1 for all")
-    add("--seed", type=int, default=1, help="of the order of the batches")
+    add("--seed", type=int, default=1, help="seed that orders the batches")
     add("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
     return top
 

@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from attention_pruning.sparsity import pruned_share
-from data_utils import LMOrderedIterator, cell_counts
+from data_utils import LMOrderedIterator, stream_counts
 from evaluation import evaluate, explain_attention
-from flags import HelpFormatter, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
+from flags import add_backend_flag, add_beyond_flag, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
 from model_file import EVALUATION_FIELDS, load_model
 from reproduction.corpus import SPLITS, Corpus
+from reproduction.help_text import HelpFormatter
 from reproduction.metrics import parse_labels, write_metrics
 from reproduction.training import RunRecord, limit_threads, prepare_output, run_main
 
@@ -61,7 +62,7 @@ def split_metrics(
     found["seconds"] = time.time() - started
     if level == "character":
         found["bits_per_character"] = found["nll"] / math.log(2)
-    return found, cell_counts(iterator, model.config.mem_len, model.visibility)
+    return found, stream_counts(iterator, model.config.mem_len, model.visibility)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,13 +10,6 @@ from attention_pruning import InputError
 from attention_pruning.ops.choice import BACKENDS
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the description's lines; show every default that the help does not tell in its own words."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.required or action.default is None else super()._get_help_string(action)
-
-
 def add_run_flags(group: argparse._ArgumentGroup) -> None:
     """--device and --threads."""
     group.add_argument(

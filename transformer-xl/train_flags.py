@@ -8,7 +8,8 @@ from pathlib import Path
 
 from attention_pruning import InputError
 from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
-from flags import HelpFormatter, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
+from flags import add_backend_flag, add_beyond_flag, add_run_flags, choose_device
+from reproduction.help_text import HelpFormatter
 from reproduction.run_folder import add_folder_flags
 from schedules import FALLING_SCHEDULES, SCHEDULES
 
@@ -37,7 +38,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     _optimisation_flags(top.add_argument_group("optimisation"))
     _pruning_flags(top.add_argument_group("pruning"))
     run = top.add_argument_group("run")
-    run.add_argument("--seed", type=int, default=1111, help="of initial weights and dropout")
+    run.add_argument("--seed", type=int, default=1111, help="seed of the initial weights and of dropout")
     run.add_argument("--log_interval", type=int, default=200, help="updates between lines of progress")
     run.add_argument(
         "--eval_interval", type=int, default=4000, help="updates between validations; there is one at the end"
@@ -119,7 +120,10 @@ def _pruning_flags(group: argparse._ArgumentGroup) -> None:
         "--rule", choices=RULES, default=None, help="how --th becomes a mask; published unless the file says"
     )
     group.add_argument(
-        "--scope", choices=SCOPES, default=None, help="cells ranked together; layer unless the file says"
+        "--scope",
+        choices=SCOPES,
+        default=None,
+        help="cells that are ranked together, each lot losing the share; layer unless the file says",
     )
     group.add_argument(
         "--block_size", type=int, default=None, help="prune whole blocks of this size; 1 (cells) unless the file says"

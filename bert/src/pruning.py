@@ -48,7 +48,11 @@ class PruningArguments:
         default=None, metadata={"choices": RULES, "help": "how --tau becomes a mask; published unless the file says"}
     )
     scope: str | None = field(
-        default=None, metadata={"choices": SCOPES, "help": "cells ranked together; layer unless the file says"}
+        default=None,
+        metadata={
+            "choices": SCOPES,
+            "help": "cells that are ranked together, each lot losing the share; layer unless the file says",
+        },
     )
     block_size: int | None = field(
         default=None, metadata={"help": "prune whole blocks of this size; 1 (cells) unless the file says"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -18,6 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from attention_pruning import InputError
 from pruning import PruningArguments
 from reproduction.data.wikitext import DATA_DIR_VARIABLE
+from reproduction.help_text import HelpFormatter
 from reproduction.metrics import parse_labels
 from reproduction.training import limit_threads
 
@@ -153,17 +153,10 @@ class _Parser(HfArgumentParser):
         raise InputError(message)
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the description's lines, show every default but None."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.required or action.default is None else super()._get_help_string(action)
-
-
 def build_parser(description: str, data_class: type) -> HfArgumentParser:
     """All flags of a script, with their defaults; see :func:`parse_flags`."""
     kinds = (ModelArguments, data_class, PruningArguments, FolderArguments, TrainingArguments)
-    parser = _Parser(kinds, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser = _Parser(kinds, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
     run = parser.add_argument_group("run")
     run.add_argument(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"

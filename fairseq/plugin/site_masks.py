@@ -16,9 +16,6 @@ from attention_pruning.structure import block_any
 
 from .flags import PruneFlags, spelling
 
-#: Block side at which a mask of single cells is asked how many blocks happen to be empty.
-SMALLEST_BLOCK = 16
-
 
 def model_shapes(args: Any) -> dict[str, tuple[int, int]]:
     """Site -> layers and heads of the model that fairseq's namespace describes."""
@@ -64,7 +61,6 @@ def _load(path: str, site: str, recipe: MaskRecipe, random_seed: int | None) -> 
 def describe(mask: PruneMask) -> dict[str, Any]:
     """What a checkpoint records of one site's mask, beside the cells themselves: JSON values."""
     made = {"kind": mask.kind, **mask.recipe.recorded(), "seed": mask.seed}
-    size = mask.block_size if mask.block_size > 1 else SMALLEST_BLOCK
     each = mask.layers * mask.heads
     return made | {
         "effective_sparsity": mask.effective_sparsity,
@@ -73,8 +69,8 @@ def describe(mask: PruneMask) -> dict[str, Any]:
         "queries": mask.query_length,
         "keys": mask.key_length,
         "allowed_cells": int(mask.allowed.sum()) * each,
-        "block_sparsity": mask.block_sparsity(size),
-        "allowed_blocks": int(block_any(mask.allowed, size).sum()) * each,
+        "block_sparsity": mask.block_sparsity(),
+        "allowed_blocks": int(block_any(mask.allowed, mask.kernel_block).sum()) * each,
         # A mask that prunes nothing (tau 0) leaves the dense model as it is, and no cells in the checkpoint.
         "prunes": bool(mask.pruned.any()),
         "pattern": mask.metadata.get("pattern_fingerprint"),

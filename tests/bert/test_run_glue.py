@@ -16,10 +16,10 @@ from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.files.published import read_published
 from attention_pruning.huggingface import model_masks
 from attention_pruning.make import from_pattern
+from attention_pruning.sparsity import cell_counts
 from reproduction.data.glue import find_task, load_task
 from reproduction.glue_metrics import glue_metrics
 from reproduction.results import read_run
-from run_files import cell_counts
 from run_glue import set_labels
 from tiny_bert import HEADS, LAYERS, LENGTH, random_pattern, read_metrics, save_model, sentence, write_task
 
@@ -288,7 +288,7 @@ def test_cells_that_sequences_use_are_counted_as_by_hand(causal):
         for query in range(length):
             for key in range(query + 1 if causal else length):
                 expected[query, key] += 1
-    assert torch.equal(cell_counts(lengths, causal), expected)
+    assert torch.equal(cell_counts(lengths, lengths, causal), expected)
 
 
 def test_the_best_checkpoint_may_be_chosen_by_a_metric(run):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from attention_pruning import AttentionPattern, InputError
 from attention_pruning.make import from_pattern, random_like, window_like
-from plugin.sparsity import cell_counts, sparsities
+from attention_pruning.sparsity import cell_counts
+from plugin.sparsity import sparsities
 from tiny_translation import LAYERS, build, prune_flags
 
 SITES = ("enc-self", "dec-self", "enc-dec")

@@ -14,7 +14,7 @@ import eval as evaluate_script  # the script's name is that of a builtin
 import evaluation
 import train
 from attention_pruning import PruneMask
-from data_utils import LMOrderedIterator, cell_counts
+from data_utils import LMOrderedIterator, stream_counts
 from model_file import load_model
 from reproduction.corpus import Corpus, write_corpus
 from tiny_xl import flags, law, random_ids, read_json, tiny_model, training_flags, word_lines
@@ -227,4 +227,4 @@ def test_cell_counts_equal_a_loop_over_tokens(batch, tgt_len, mem_len, steps, sa
     expected = torch.zeros(tgt_len, mem_len + tgt_len, dtype=torch.int64)
     for cell in used_cells(iterator.rows, model.config):
         expected[cell] += 1
-    assert torch.equal(cell_counts(iterator, mem_len, model.visibility), expected)
+    assert torch.equal(stream_counts(iterator, mem_len, model.visibility), expected)
