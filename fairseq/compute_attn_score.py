@@ -4,6 +4,8 @@ The model reads each sentence pair as in training, but in eval mode, and each la
 head, query position and key position. ``train.py --..._ATTN_PATH FILE --TAU SHARE`` prunes by the result.
 
     python fairseq/compute_attn_score.py --path checkpoints --fn checkpoint_best.pt --all
+
+``torchrun --nproc_per_node N`` starts several processes, which share the batches; the pattern is the same.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import launcher
 launcher.prepare()
 
 import torch  # noqa: E402
+from accelerate import PartialState  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from attention_pruning import AttentionPattern, InputError  # noqa: E402
 from attention_pruning.files.published import write_published  # noqa: E402
+from attention_pruning.processes import together  # noqa: E402
 from plugin.averaging import Lengths, average_attention, masks_observed_under  # noqa: E402
 from plugin.batches import collated, data_fingerprint, dropped_sentences, load_split, plan_batches  # noqa: E402
 from plugin.checkpoint import LoadedModel, load_model  # noqa: E402
@@ -154,6 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     limit_threads(args.threads)
     device = choose_device(args.cuda, args.half)
+    processes = PartialState(cpu=device.type == "cpu")  # as torchrun started them, else this one alone
+    device = processes.device
     path = args.path / args.fn
     data = data_folder(args.dataset_name)
     record = RunRecord("fairseq/compute_attn_score.py", vars(args))
@@ -165,13 +171,20 @@ def main(argv: list[str] | None = None) -> None:
     batches = plan_batches(loaded.task, dataset, model, args.max_tokens, args.max_batches, args.seed)
 
     sites = {name: site for name, site in SITES_BY_TYPE.items() if args.all or name == args.attn_type}
-    accumulators = average_attention(
-        model,
-        tqdm(collated(dataset, batches, device), total=len(batches), unit="batch", disable=None),
-        list(sites.values()),
-        Lengths.of(dataset, batches),
-        loaded.task.source_dictionary.pad(),
-    )
+    own = batches[processes.process_index :: processes.num_processes]
+    quiet = None if processes.is_main_process else True
+    with together():
+        accumulators = average_attention(
+            model,
+            tqdm(collated(dataset, own, device), total=len(own), unit="batch", disable=quiet),
+            list(sites.values()),
+            Lengths.of(dataset, batches),
+            loaded.task.source_dictionary.pad(),
+        )
+    for accumulator in accumulators.values():
+        accumulator.all_reduce()
+    if not processes.is_main_process:
+        return
     folder = loaded.task.cfg.data
     metadata = {"model": "fairseq", "model_fingerprint": loaded.fingerprint, "seed": args.seed}
     metadata["precision"] = str(next(model.parameters()).dtype).removeprefix("torch.")

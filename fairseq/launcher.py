@@ -6,11 +6,15 @@ import argparse
 import ast
 import functools
 import importlib
+import multiprocessing
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch.multiprocessing import ProcessExitedException
 
 import shims
 from attention_pruning import InputError
@@ -65,8 +69,12 @@ def _run(command: str, description: str | None) -> int:
         import training_run
 
         module.main = functools.partial(training_run.main, other=other, record=record)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, pass_on)
     try:
         module.cli_main()
+    except ProcessExitedException as error:  # one for each GPU, which fairseq starts
+        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     except InputError:
         raise
     except Exception as error:
@@ -80,6 +88,15 @@ def _run(command: str, description: str | None) -> int:
     if folder is not None and os.environ.get("RANK", "0") == "0":
         record.write(folder / "run.json")
     return 0
+
+
+def pass_on(number: int, frame: object) -> None:
+    """Handle a signal while processes of one training run: they save what they have, and this one waits for them."""
+    children = multiprocessing.active_children()
+    if not children:
+        sys.exit(128 + number)
+    for child in children:
+        os.kill(child.pid, number)
 
 
 def take_folder_flags(arguments: list[str]) -> tuple[list[str], str]:

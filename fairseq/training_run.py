@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import logging
 import math
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,10 @@ def main(cfg: DictConfig, *, other: str, record: RunRecord, **options: Any) -> N
         _continue(cfg)
     # Else fairseq sends the checkpoint from process to process in a form that today's torch refuses to read.
     cfg.checkpoint.load_checkpoint_on_all_dp_ranks = True
+    if process_count() > 1:
+        # A signal may come twice, to the whole group and from the parent: the first one counts, whatever follows.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     with Interruption() as interruption:
         trained = _replace_steps(folder, continues, start, interruption)
         loop_main(cfg, **options)
@@ -227,7 +232,7 @@ def _begin(cfg: DictConfig, trainer: Any, task: Any) -> None:
     loop.progress_bar = SimpleNamespace(progress_bar=tabled)
 
 
-_SIGNAL_ELSEWHERE = 15  # SIGTERM, which another process of the job has got
+_SIGNAL_ELSEWHERE = signal.SIGTERM  # which another process of the job has got
 
 
 def _any_process(requested: bool) -> bool:

@@ -1,7 +1,10 @@
 """How command lines of ours become fairseq's."""
 
 import ast
+import multiprocessing
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -119,3 +122,17 @@ def test_what_becomes_of_another_run_is_taken_from_the_command_line():
     assert launcher.take_folder_flags(["d", "--lr", "-1", "--set-aside"]) == (["d", "--lr", "-1"], "set_aside")
     assert launcher.take_folder_flags(["--overwrite", "d"]) == (["d"], "overwrite")
     assert launcher.take_folder_flags(["d", "--cpu"]) == (["d", "--cpu"], "refuse")
+
+
+def test_a_signal_is_passed_on_to_the_processes_of_a_training():
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    worker.start()
+    try:
+        launcher.pass_on(signal.SIGTERM, None)
+        worker.join(30)
+        assert worker.exitcode == -signal.SIGTERM
+    finally:
+        worker.kill()
+    with pytest.raises(SystemExit) as ended:
+        launcher.pass_on(signal.SIGTERM, None)
+    assert ended.value.code == 143

@@ -230,10 +230,11 @@ def test_an_interrupted_training_is_saved_and_goes_on(data, tmp_path, number, st
             stdout=file,
             stderr=file,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            start_new_session=True,
         )
         while not losses(log.read_text()) and process.poll() is None:
             time.sleep(0.05)
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal and a cluster do: workers get it twice, from their parent, too
         assert process.wait(60) == status, log.read_text()
     first, done = losses(log.read_text()), updates(tmp_path / "checkpoint_last.pt")
     assert done >= 1 and max(first) <= done and not (tmp_path / "run.json").exists()
