@@ -123,7 +123,7 @@ def _pruning_flags(group: argparse._ArgumentGroup) -> None:
         "--scope",
         choices=SCOPES,
         default=None,
-        help="cells that are ranked together, each lot losing the share; layer unless the file says",
+        help="cells that are ranked together; those of a layer unless the file says",
     )
     group.add_argument(
         "--block_size", type=int, default=None, help="prune whole blocks of this size; 1 (cells) unless the file says"

@@ -82,7 +82,7 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--scope",
         choices=SCOPES,
-        help="cells that are ranked together, each lot losing the share: those of a layer, a head, a row or the model (default: layer)",
+        help="cells that are ranked together (default: those of a layer)",
     )
     command.add_argument("--block-size", type=int, help="prune whole blocks of this side (default: the pattern's pool)")
     command.add_argument("--row-floor", choices=ROW_FLOORS, help="whether a row keeps a cell (default: keep-best)")

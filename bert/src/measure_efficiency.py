@@ -1,9 +1,9 @@
 """Measure what masks of whole blocks save: seconds and memory of a batch in inference, and of a step of training.
 
 Dense attention, every mask, and no attention at all take turns in one process, so that they meet the same machine. The
-time without attention bounds what any mask can save (Amdahl's law). Peak memory is that of a process of its own for each. The
-weights are random and every window is full: neither changes what a batch costs. Attention has no dropout here, for
-torch's fused attention on a CPU has none, and the dense model would look slower than it need be.
+time without attention bounds what any mask can save (Amdahl's law). Peak memory is that of a process of its own for
+each. The weights are random and every window is full: neither changes what a batch costs. Attention has no dropout
+here, for torch's fused attention on a CPU has none, and the dense model would look slower than it need be.
 
     python bert/src/measure_efficiency.py --model_name_or_path minilm --masks mask50.safetensors mask90.safetensors \\
         --out efficiency.json

@@ -51,7 +51,7 @@ class PruningArguments:
         default=None,
         metadata={
             "choices": SCOPES,
-            "help": "cells that are ranked together, each lot losing the share; layer unless the file says",
+            "help": "cells that are ranked together; those of a layer unless the file says",
         },
     )
     block_size: int | None = field(
