@@ -38,6 +38,10 @@ class ModelArguments:
         default="main",
         metadata={"help": "revision on the hub: a commit pins the model, main is whatever is newest"},
     )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder for what comes from the hub, and for tokenised rows; the user's cache unless given"},
+    )
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "draw weights anew whose shape differs, such as those of another task's head"}
     )
@@ -64,6 +68,14 @@ class LengthArguments:
             "then costs the same, so that times compare"
         },
     )
+    prepared_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder for tokenised rows, which runs of the same data, tokenizer and lengths share; the folder "
+            "prepared in --cache_dir unless given"
+        },
+    )
+    overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew, whatever is there already"})
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first so many only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate on the first so many only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first so many only"})

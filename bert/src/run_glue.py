@@ -10,7 +10,7 @@ The flags are those of transformers' own run_glue.py and of its TrainingArgument
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,13 +28,14 @@ from transformers import (
 
 from attention_pruning import InputError
 from encoders import load_config, load_model, load_tokenizer
+from prepared_rows import PreparedRows
 from pruning import apply_pruning
 from reproduction.data.glue import Task, find_task, load_task
 from reproduction.glue_metrics import glue_metrics, glue_score
 from reproduction.training import atomic_path, run_main
 from run_files import real_lengths, report_metrics
 from run_flags import Flags, LengthArguments, parse_flags
-from run_steps import Run, choose_rows, prepare_outputs, tokenised
+from run_steps import Run, choose_rows, prepare_outputs
 from timed_trainer import TimedTrainer
 
 
@@ -69,15 +70,17 @@ def set_labels(config: PreTrainedConfig, task: Task, name: str) -> None:
     config.problem_type = "single_label_classification"
 
 
-def tokenise_rows(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> Dataset:
-    """The model's inputs for rows of a task, with their ``label``."""
+def tokeniser(
+    task: Task, tokenizer: PreTrainedTokenizerBase, data: DataArguments
+) -> Callable[[dict[str, list]], dict[str, list]]:
+    """What makes the model's inputs of a task's rows."""
 
     def tokenise(batch: dict[str, list]) -> dict[str, list]:
         texts = [batch[column] for column in task.columns]
         padding = "max_length" if data.pad_to_max_length else False
         return dict(tokenizer(*texts, padding=padding, max_length=data.max_seq_length, truncation=True))
 
-    return tokenised(rows, tokenise, keep=("label",))
+    return tokenise
 
 
 def predictions_of(task: Task, logits: np.ndarray) -> np.ndarray:
@@ -152,7 +155,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = load_model(flags.model, AutoModelForSequenceClassification, config)
     mask = apply_pruning(model, flags.pruning, data.max_seq_length, data.pad_to_max_length)
     run = Run("bert/src/run_glue.py", flags, rows, mask, task=task.name, max_seq_length=data.max_seq_length)
-    ready = {split: tokenise_rows(part, task, tokenizer, data) for split, part in rows.items()}
+    prepared = PreparedRows(flags, tokenizer, columns=task.columns, max_seq_length=data.max_seq_length)
+    tokenise = tokeniser(task, tokenizer, data)
+    ready = {
+        split: prepared.prepare(split, part, run.fingerprints[split], tokenise, keep=("label",))
+        for split, part in rows.items()
+    }
+    run.results["prepared"] = prepared.files
     prepare_outputs(flags)
     trainer = build_trainer(flags, task, model, tokenizer, ready.get("train"), ready.get(task.evaluation_splits[0]))
     if training.do_train:

@@ -22,13 +22,14 @@ from transformers import AutoModelForQuestionAnswering, default_data_collator, s
 
 from attention_pruning import InputError
 from encoders import load_config, load_model, load_tokenizer
+from prepared_rows import PreparedRows
 from pruning import apply_pruning
 from reproduction.data.squad import load_squad
 from reproduction.squad_metrics import best_answers, squad_metrics
 from reproduction.training import peak_memory_bytes, run_main, write_json
 from run_files import real_lengths, report_metrics
 from run_flags import Flags, LengthArguments, parse_flags
-from run_steps import Run, choose_rows, prepare_outputs, tokenised
+from run_steps import Run, choose_rows, prepare_outputs
 from squad_features import Windows
 from timed_trainer import TimedTrainer
 
@@ -150,8 +151,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     mask = apply_pruning(model, flags.pruning, data.max_seq_length, data.pad_to_max_length)
     lengths = {name: getattr(data, name) for name in ("max_seq_length", "doc_stride", "max_query_length")}
     run = Run("bert/src/run_squad.py", flags, rows, mask, task="SQuAD", **lengths)
-    train = tokenised(rows["train"], windows.training) if "train" in rows else None
-    evaluation = tokenised(rows[EVALUATION_SPLIT], windows.evaluation) if EVALUATION_SPLIT in rows else None
+    prepared = PreparedRows(flags, tokenizer, **lengths)
+    ready = {
+        split: prepared.prepare(
+            split, part, run.fingerprints[split], windows.training if split == "train" else windows.evaluation
+        )
+        for split, part in rows.items()
+    }
+    train, evaluation = ready.get("train"), ready.get(EVALUATION_SPLIT)
+    run.results["prepared"] = prepared.files
     prepare_outputs(flags)
     trainer = AnswerTrainer(
         model=model,

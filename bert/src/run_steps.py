@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,3 @@ class Run:
             **self.facts,
             **self.results,
         )
-
-
-def tokenised(
-    dataset: Dataset, tokenise: Callable[[dict[str, list]], dict[str, list]], keep: tuple[str, ...] = ()
-) -> Dataset:
-    """Tokenise once, in memory: no cache in the user's home. Columns not in ``keep`` are replaced."""
-    drop = [name for name in dataset.column_names if name not in keep]
-    return dataset.map(tokenise, batched=True, remove_columns=drop, keep_in_memory=True, load_from_cache_file=False)

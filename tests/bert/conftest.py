@@ -48,14 +48,21 @@ def fresh_process(monkeypatch):
         state._shared_state.clear()
 
 
+@pytest.fixture(scope="session")
+def prepared_dir(tmp_path_factory) -> Path:
+    """Where runs keep tokenised rows, instead of the user's cache."""
+    return tmp_path_factory.mktemp("prepared")
+
+
 @pytest.fixture
-def command(model_folder, data_dir, tmp_path):
+def command(model_folder, data_dir, prepared_dir, tmp_path):
     """The command line of a small run in ``tmp_path / name``, with changed flags."""
 
     def line(script: str, name: str, **changes) -> list[str]:
         flags = {
             "model_name_or_path": model_folder,
             "data_dir": data_dir,
+            "prepared_dir": prepared_dir,
             "output_dir": tmp_path / name,
             "use_cpu": True,
             "seed": 3,
