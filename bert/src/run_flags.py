@@ -38,6 +38,17 @@ class ModelArguments:
         default="main",
         metadata={"help": "revision on the hub: a commit pins the model, main is whatever is newest"},
     )
+    config_name: str | None = field(
+        default=None, metadata={"help": "folder or name of the configuration, where it is not the model's"}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "folder or name of the tokenizer, where it is not the model's"}
+    )
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "token for the hub, which no record repeats; the one of `hf auth login` unless given"},
+    )
     cache_dir: str | None = field(
         default=None,
         metadata={"help": "folder for what comes from the hub, and for tokenised rows; the user's cache unless given"},
@@ -45,6 +56,12 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "draw weights anew whose shape differs, such as those of another task's head"}
     )
+
+    @property
+    def hub(self) -> dict[str, str]:
+        """What is said about the hub: ``cache_dir`` and ``token``, where they are given."""
+        options = {"cache_dir": self.cache_dir, "token": self.token}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(kw_only=True)
@@ -60,6 +77,15 @@ class LengthArguments:
             "without either it comes from the hub"
         },
     )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "name of a data set on the hub, or a folder with one, instead of the script's"}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "which configuration of --dataset_name"})
+    train_file: str | None = field(
+        default=None, metadata={"help": "csv, tsv or json file with rows to train on, instead of the script's data"}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "such a file with rows to evaluate on"})
+    test_file: str | None = field(default=None, metadata={"help": "such a file with rows to predict"})
     pad_to_max_length: bool = field(
         default=True,
         metadata={
@@ -80,8 +106,18 @@ class LengthArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate on the first so many only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first so many only"})
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the user brings the data."""
+        return any((self.dataset_name, self.train_file, self.validation_file, self.test_file))
+
     def check(self) -> None:
-        """Refuse limits below 1."""
+        """Refuse limits below 1, and two sources of data."""
+        files = [f"--{name}" for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
+        if self.dataset_name and files:
+            raise InputError(f"--dataset_name: expected no other source of data beside it, found {files[0]}")
+        if self.dataset_config_name and not self.dataset_name:
+            raise InputError("--dataset_config_name: expected --dataset_name with it, found none")
         for name, value in dataclasses.asdict(self).items():
             if name.startswith(("max_", "n_best")) and value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
@@ -109,9 +145,9 @@ class Flags:
     labels: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """All flags by name, as JSON has them."""
+        """All flags by name, as JSON has them, but for the token."""
         groups = (self.model, self.data, self.pruning)
-        own = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+        own = {name: value for group in groups for name, value in dataclasses.asdict(group).items() if name != "token"}
         return own | self.training.to_dict() | {"label": self.labels}
 
 

@@ -10,12 +10,12 @@ The flags are those of transformers' own run_glue.py and of its TrainingArgument
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
     EvalPrediction,
@@ -28,6 +28,8 @@ from transformers import (
 
 from attention_pruning import InputError
 from encoders import load_config, load_model, load_tokenizer
+from own_data import load_own, own_files
+from own_task import own_task
 from prepared_rows import PreparedRows
 from pruning import apply_pruning
 from reproduction.data.glue import Task, find_task, load_task
@@ -43,10 +45,32 @@ from timed_trainer import TimedTrainer
 class DataArguments(LengthArguments):
     """Which task, and how much of it."""
 
-    task_name: str = field(metadata={"help": "a task of GLUE, or one of the stand-ins that install with pip"})
+    task_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "a task of GLUE, or one of the stand-ins that install with pip; not beside data of one's own"
+        },
+    )
     max_seq_length: int = field(
         default=128, metadata={"help": "tokens of a sequence, special ones included; longer text is cut"}
     )
+
+    def check(self) -> None:
+        """Refuse bad limits, and all but one source of data."""
+        super().check()
+        if (self.task_name is None) != self.is_own:
+            others, found = "--dataset_name or --train_file and the like", "both" if self.is_own else "neither"
+            raise InputError(f"--task_name: expected a task, or instead of it {others}, found {found}")
+
+
+def find_rows(flags: Flags, config: PreTrainedConfig) -> tuple[Task, DatasetDict]:
+    """The task that the flags ask for, and its splits."""
+    data = flags.data
+    if data.is_own:
+        name = data.dataset_name or next(iter(own_files(data).values())).name
+        return own_task(load_own(flags), config, name)
+    task = find_task(data.task_name)
+    return task, load_task(task, data.data_dir, **flags.model.hub)
 
 
 def set_labels(config: PreTrainedConfig, task: Task, name: str) -> None:
@@ -100,19 +124,37 @@ def evaluate(trainer: TimedTrainer, task: Task, datasets: dict[str, Dataset]) ->
         }
         suffix = "_mm" if split.endswith("mismatched") else ""  # as transformers' own script names them
         merged |= {name + suffix: value for name, value in found.items()}
-    trainer.save_metrics("eval", merged)
+    trainer.save_metrics(
+        "eval", merged | {"eval_samples": sum(len(datasets[split]) for split in task.evaluation_splits)}
+    )
     score = glue_score(task, metrics)
     return metrics | {"validation": {**metrics.get("validation", {}), "glue_score": score}}
 
 
-def write_predictions(folder: Path, task: Task, split: str, indices: Sequence[int], found: np.ndarray) -> None:
-    """Write predictions of a test split as GLUE's leaderboard takes them, such as ``MRPC.tsv`` or ``MNLI-mm.tsv``."""
+def write_predictions(
+    folder: Path, data: DataArguments, task: Task, split: str, rows: Dataset, found: np.ndarray
+) -> None:
+    """Write predictions of a test split, as transformers' own script does and as GLUE's leaderboard takes them.
+
+    The former are ``predict_results_mrpc.txt`` or ``predict_results_mnli-mm.txt`` (``predict_results.txt`` of data of
+    one's own), with the names of classes; the latter ``MRPC.tsv`` or ``MNLI-mm.tsv``.
+    """
+    shown = [f"{value:3.3f}" if task.labels is None else task.labels[value] for value in found]
+    if data.is_own:
+        _write_table(folder / "predict_results.txt", range(len(shown)), shown)
+        return
+    part = "-mm" if split.endswith("mismatched") else ""
+    _write_table(folder / f"predict_results_{data.task_name.lower()}{part}.txt", range(len(shown)), shown)
     part = {"test_matched": "-m", "test_mismatched": "-mm"}.get(split, "")
     if task.labels is None:
         shown = [f"{value:.3f}" for value in np.clip(found, 0.0, 5.0)]
     else:
         shown = [task.labels[number] if task.named_labels else str(number) for number in found]
-    with atomic_path(folder / f"{task.name}{part}.tsv") as temporary:
+    _write_table(folder / f"{task.name}{part}.tsv", rows["idx"], shown)
+
+
+def _write_table(path: Path, indices: Iterable[int], shown: Iterable[str]) -> None:
+    with atomic_path(path) as temporary:
         rows = "".join(f"{index}\t{value}\n" for index, value in zip(indices, shown, strict=True))
         temporary.write_text("index\tprediction\n" + rows, encoding="utf-8")
 
@@ -145,11 +187,12 @@ def build_trainer(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     flags = parse_flags(__doc__, DataArguments, argv)
-    task, data, training = find_task(flags.data.task_name), flags.data, flags.training
-    tests = tuple(split.replace("validation", "test") for split in task.evaluation_splits)
-    rows = choose_rows(load_task(task, data.data_dir), flags, task.evaluation_splits, tests)
+    data, training = flags.data, flags.training
     tokenizer = load_tokenizer(flags.model, data.max_seq_length)
     config = load_config(flags.model, data.max_seq_length)
+    task, splits = find_rows(flags, config)
+    tests = tuple(split.replace("validation", "test") for split in task.evaluation_splits)
+    rows = choose_rows(splits, flags, task.evaluation_splits, tests)
     set_labels(config, task, flags.model.model_name_or_path)
     set_seed(training.seed)
     model = load_model(flags.model, AutoModelForSequenceClassification, config)
@@ -177,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for split in tests if training.do_predict else ():
         output = trainer.predict(ready[split].remove_columns("label"), metric_key_prefix="predict")
         if main_process:
-            write_predictions(folder, task, split, rows[split]["idx"], predictions_of(task, output.predictions))
+            write_predictions(folder, data, task, split, rows[split], predictions_of(task, output.predictions))
     if main_process:
         run.write()
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForQuestionAnswering, default_data_collator, set_seed
 
 from attention_pruning import InputError
 from encoders import load_config, load_model, load_tokenizer
+from own_questions import own_questions
 from prepared_rows import PreparedRows
 from pruning import apply_pruning
 from reproduction.data.squad import load_squad
@@ -34,7 +35,7 @@ from run_steps import Run, choose_rows, prepare_outputs
 from squad_features import Windows
 from timed_trainer import TimedTrainer
 
-EVALUATION_SPLIT = "validation"
+EVALUATION_SPLIT, TEST_SPLIT = "validation", "test"
 
 
 @dataclass(kw_only=True)
@@ -155,13 +156,20 @@ def _json_number(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def find_questions(flags: Flags) -> DatasetDict:
+    """The splits of the questions that the flags ask for."""
+    if flags.data.is_own:
+        return own_questions(flags)
+    return load_squad(flags.data.data_dir, flags.data.version_2_with_negative, **flags.model.hub)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     flags = parse_flags(__doc__, DataArguments, argv)
     data, training = flags.data, flags.training
-    if training.do_predict:
+    if training.do_predict and not data.is_own:
         raise InputError("--do_predict: expected --do_eval, since SQuAD's test set is not public, found it asked for")
-    rows = choose_rows(load_squad(data.data_dir, data.version_2_with_negative), flags, (EVALUATION_SPLIT,))
+    rows = choose_rows(find_questions(flags), flags, (EVALUATION_SPLIT,), (TEST_SPLIT,))
     tokenizer = load_tokenizer(flags.model, data.max_seq_length)
     windows = Windows(tokenizer, data.max_seq_length, data.doc_stride, data.max_query_length, data.pad_to_max_length)
     config = load_config(flags.model, data.max_seq_length)
@@ -200,6 +208,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if trainer.is_world_process_zero():
             write_answers(folder, "eval", trainer.answers, data)
             report_metrics(folder, flags.labels, {EVALUATION_SPLIT: metrics}, mask, real_lengths(evaluation))
+    if training.do_predict:
+        answers, found = trainer.answer(ready[TEST_SPLIT], rows[TEST_SPLIT])
+        trainer.save_metrics("predict", found | {"predict_samples": len(ready[TEST_SPLIT])})
+        if trainer.is_world_process_zero():
+            write_answers(folder, "predict", answers, data)
     if trainer.is_world_process_zero():
         run.write()
 

@@ -39,10 +39,17 @@ def pattern_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> Path:
+    """Instead of the user's cache of data sets."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def fresh_process(monkeypatch):
+def fresh_process(monkeypatch, cache_dir):
     """Accelerate keeps its state in the process; a script expects one of its own, and no folder from outside."""
     monkeypatch.delenv("AP_DATA_DIR", raising=False)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache_dir)
     yield
     for state in (AcceleratorState, PartialState, GradientState):
         state._shared_state.clear()
