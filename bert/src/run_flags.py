@@ -14,6 +14,7 @@ import datasets
 import torch
 import transformers
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from attention_pruning import InputError
 from pruning import PruningArguments
@@ -136,6 +137,8 @@ class Flags:
     training : TrainingArguments
     labels : dict
         For metrics.json.
+    logging_dir : str or None
+        Folder for numbers of a training, step by step.
     """
 
     model: ModelArguments
@@ -143,12 +146,13 @@ class Flags:
     pruning: PruningArguments
     training: TrainingArguments
     labels: dict[str, Any]
+    logging_dir: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """All flags by name, as JSON has them, but for the token."""
         groups = (self.model, self.data, self.pruning)
         own = {name: value for group in groups for name, value in dataclasses.asdict(group).items() if name != "token"}
-        return own | self.training.to_dict() | {"label": self.labels}
+        return own | self.training.to_dict() | {"label": self.labels, "logging_dir": self.logging_dir}
 
 
 class _Parser(HfArgumentParser):
@@ -185,6 +189,12 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
         "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
     )
     run.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
+    run.add_argument(
+        "--logging_dir",
+        "--logging-dir",
+        help="folder for what is logged at every --logging_steps, in steps.csv, and with --report_to tensorboard for "
+        "TensorBoard; unless it is given, there is no such table, and TensorBoard's files are in --output_dir",
+    )
     # Where nobody watches, a bar is noise: transformers prints lines instead.
     parser.set_defaults(disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.cuda.is_available())
     for action in parser._actions:
@@ -198,8 +208,10 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
         raise InputError(f"flags: expected a combination that transformers accepts, found: {found}") from error
     if unknown:
         raise InputError(f"flags: expected some of those that --help lists, found {unknown[0]}")
-    flags = Flags(*groups, labels=parse_labels(rest.label))
+    flags = Flags(*groups, labels=parse_labels(rest.label), logging_dir=rest.logging_dir)
     flags.data.check()
+    if "tensorboard" in flags.training.report_to and not is_tensorboard_available():
+        raise InputError("--report_to: expected the package tensorboard for tensorboard, found none")
     _check_purpose(flags)
     flags.pruning.check(pad_to_max_length=flags.data.pad_to_max_length)
     limit_threads(rest.threads)

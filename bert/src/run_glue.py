@@ -26,7 +26,7 @@ from transformers import (
     set_seed,
 )
 
-from attention_pruning import InputError
+from attention_pruning import InputError, PruneMask
 from encoders import load_config, load_model, load_tokenizer
 from own_data import load_own, own_files
 from own_task import own_task
@@ -37,7 +37,7 @@ from reproduction.glue_metrics import glue_metrics, glue_score
 from reproduction.training import atomic_path, run_main
 from run_files import real_lengths, report_metrics
 from run_flags import Flags, LengthArguments, parse_flags
-from run_steps import Run, choose_rows, prepare_outputs
+from run_steps import Run, choose_rows, logging_options, prepare_outputs
 from timed_trainer import TimedTrainer
 
 
@@ -163,6 +163,7 @@ def build_trainer(
     flags: Flags,
     task: Task,
     model: PreTrainedModel,
+    mask: PruneMask | None,
     tokenizer: PreTrainedTokenizerBase,
     train: Dataset | None,
     evaluation: Dataset | None,
@@ -181,6 +182,7 @@ def build_trainer(
         processing_class=tokenizer,
         # None: transformers pads each batch to its longest
         data_collator=default_data_collator if flags.data.pad_to_max_length else None,
+        **logging_options(flags, mask),
     )
 
 
@@ -206,7 +208,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     run.results["prepared"] = prepared.files
     prepare_outputs(flags)
-    trainer = build_trainer(flags, task, model, tokenizer, ready.get("train"), ready.get(task.evaluation_splits[0]))
+    trainer = build_trainer(
+        flags, task, model, mask, tokenizer, ready.get("train"), ready.get(task.evaluation_splits[0])
+    )
     if training.do_train:
         run.train(trainer)
     if flags.pruning.save_attention_patterns:

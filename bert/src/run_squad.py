@@ -31,7 +31,7 @@ from reproduction.squad_metrics import squad_metrics
 from reproduction.training import peak_memory_bytes, run_main, write_json
 from run_files import real_lengths, report_metrics
 from run_flags import Flags, LengthArguments, parse_flags
-from run_steps import Run, choose_rows, prepare_outputs
+from run_steps import Run, choose_rows, logging_options, prepare_outputs
 from squad_features import Windows
 from timed_trainer import TimedTrainer
 
@@ -195,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_dataset=evaluation,
         processing_class=tokenizer,
         data_collator=default_data_collator if data.pad_to_max_length else None,
+        **logging_options(flags, mask),
         questions=rows.get(EVALUATION_SPLIT),
         flags=flags,
     )

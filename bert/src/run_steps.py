@@ -57,9 +57,15 @@ def choose_rows(
 
 def prepare_outputs(flags: Flags) -> None:
     """Make the folders that will be written to, once nothing is left to refuse."""
-    make_folder(flags.training.output_dir)
+    for folder in filter(None, (flags.logging_dir, flags.training.output_dir)):
+        make_folder(folder)
     if flags.pruning.save_attention_patterns:
         prepare_output(flags.pruning.attn_path)
+
+
+def logging_options(flags: Flags, mask: PruneMask | None) -> dict[str, Any]:
+    """What a TimedTrainer logs, and where to."""
+    return {"logging_dir": flags.logging_dir, "sparsity": 0.0 if mask is None else mask.effective_sparsity}
 
 
 class Run:
