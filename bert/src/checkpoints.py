@@ -26,6 +26,7 @@ FREE_FLAGS = frozenset(
     {
         # where things are; data and mask are told apart by their fingerprints
         *("output_dir", "overwrite_output_dir", "set_aside", "data_dir", "attn_path", "resume_from_checkpoint"),
+        *("train_file", "validation_file", "test_file", "cache_dir", "prepared_dir", "overwrite_cache", "logging_dir"),
         # what is done before and after the training, and on how much
         *("do_train", "do_eval", "do_predict", "save_attention_patterns", "max_pattern_samples"),
         *("max_eval_samples", "max_predict_samples", "label"),

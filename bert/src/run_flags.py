@@ -13,6 +13,7 @@ import datasets
 import torch
 import transformers
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from attention_pruning import InputError
 from pruning import PruningArguments
@@ -38,9 +39,30 @@ class ModelArguments:
         default="main",
         metadata={"help": "revision on the hub: a commit pins the model, main is whatever is newest"},
     )
+    config_name: str | None = field(
+        default=None, metadata={"help": "folder or name of the configuration, where it is not the model's"}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "folder or name of the tokenizer, where it is not the model's"}
+    )
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "token for the hub, which no record repeats; the one of `hf auth login` unless given"},
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder for what comes from the hub, and for tokenised rows; the user's cache unless given"},
+    )
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "draw weights anew whose shape differs, such as those of another task's head"}
     )
+
+    @property
+    def hub(self) -> dict[str, str]:
+        """What is said about the hub: ``cache_dir`` and ``token``, where they are given."""
+        options = {"cache_dir": self.cache_dir, "token": self.token}
+        return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass
@@ -97,6 +119,15 @@ class LengthArguments:
             "without either it comes from the hub"
         },
     )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "name of a data set on the hub, or a folder with one, instead of the script's"}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "which configuration of --dataset_name"})
+    train_file: str | None = field(
+        default=None, metadata={"help": "csv, tsv or json file with rows to train on, instead of the script's data"}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "such a file with rows to evaluate on"})
+    test_file: str | None = field(default=None, metadata={"help": "such a file with rows to predict"})
     pad_to_max_length: bool = field(
         default=True,
         metadata={
@@ -105,12 +136,30 @@ class LengthArguments:
             "then costs the same, so that times compare"
         },
     )
+    prepared_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder for tokenised rows, which runs of the same data, tokenizer and lengths share; the folder "
+            "prepared in --cache_dir unless given"
+        },
+    )
+    overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew, whatever is there already"})
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first so many only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate on the first so many only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first so many only"})
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the user brings the data."""
+        return any((self.dataset_name, self.train_file, self.validation_file, self.test_file))
+
     def check(self) -> None:
-        """Refuse limits below 1."""
+        """Refuse limits below 1, and two sources of data."""
+        files = [f"--{name}" for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
+        if self.dataset_name and files:
+            raise InputError(f"--dataset_name: expected no other source of data beside it, found {files[0]}")
+        if self.dataset_config_name and not self.dataset_name:
+            raise InputError("--dataset_config_name: expected --dataset_name with it, found none")
         for name, value in dataclasses.asdict(self).items():
             if name.startswith(("max_", "n_best")) and value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
@@ -130,6 +179,8 @@ class Flags:
     training : TrainingArguments
     labels : dict
         For metrics.json.
+    logging_dir : str or None
+        Folder for numbers of a training, step by step.
     """
 
     model: ModelArguments
@@ -138,12 +189,13 @@ class Flags:
     files: FolderArguments
     training: TrainingArguments
     labels: dict[str, Any]
+    logging_dir: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """All flags by name, as JSON has them."""
+        """All flags by name, as JSON has them, but for the token."""
         groups = (self.model, self.data, self.pruning, self.files)
-        own = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
-        return own | self.training.to_dict() | {"label": self.labels}
+        own = {name: value for group in groups for name, value in dataclasses.asdict(group).items() if name != "token"}
+        return own | self.training.to_dict() | {"label": self.labels, "logging_dir": self.logging_dir}
 
 
 class _Parser(HfArgumentParser):
@@ -162,6 +214,12 @@ def build_parser(description: str, data_class: type) -> HfArgumentParser:
         "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
     )
     run.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
+    run.add_argument(
+        "--logging_dir",
+        "--logging-dir",
+        help="folder for what is logged at every --logging_steps, in steps.csv, and with --report_to tensorboard for "
+        "TensorBoard; unless it is given, there is no such table, and TensorBoard's files are in --output_dir",
+    )
     # Where nobody watches, a bar is noise: transformers prints lines instead.
     parser.set_defaults(disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.cuda.is_available())
     for action in parser._actions:
@@ -192,8 +250,10 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
         raise InputError(f"flags: expected a combination that transformers accepts, found: {found}") from error
     if unknown:
         raise InputError(f"flags: expected some of those that --help lists, found {unknown[0]}")
-    flags = Flags(*groups, labels=parse_labels(rest.label))
+    flags = Flags(*groups, labels=parse_labels(rest.label), logging_dir=rest.logging_dir)
     flags.data.check()
+    if "tensorboard" in flags.training.report_to and not is_tensorboard_available():
+        raise InputError("--report_to: expected the package tensorboard for tensorboard, found none")
     _check_purpose(flags)
     flags.files.check(flags.training)
     flags.pruning.check(pad_to_max_length=flags.data.pad_to_max_length)

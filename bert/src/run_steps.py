@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,15 @@ def choose_rows(
 
 def prepare_outputs(flags: Flags) -> None:
     """Make the folders that will be written to, once nothing is left to refuse."""
-    make_folder(flags.training.output_dir)
+    for folder in filter(None, (flags.logging_dir, flags.training.output_dir)):
+        make_folder(folder)
     if flags.pruning.save_attention_patterns:
         prepare_output(flags.pruning.attn_path)
+
+
+def logging_options(flags: Flags, mask: PruneMask | None) -> dict[str, Any]:
+    """What a TimedTrainer logs, and where to."""
+    return {"logging_dir": flags.logging_dir, "sparsity": 0.0 if mask is None else mask.effective_sparsity}
 
 
 class Run:
@@ -158,11 +164,3 @@ class Run:
             **self.facts,
             **self.results,
         )
-
-
-def tokenised(
-    dataset: Dataset, tokenise: Callable[[dict[str, list]], dict[str, list]], keep: tuple[str, ...] = ()
-) -> Dataset:
-    """Tokenise once, in memory: no cache in the user's home. Columns not in ``keep`` are replaced."""
-    drop = [name for name in dataset.column_names if name not in keep]
-    return dataset.map(tokenise, batched=True, remove_columns=drop, keep_in_memory=True, load_from_cache_file=False)
