@@ -10,6 +10,7 @@ Flags have the names of the published PyTorch implementation. Two are the paper'
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from mem_transformer import MemTransformerLM, ModelConfig
 from model_file import describe_mask
 from reproduction.corpus import Corpus
 from reproduction.run_folder import claim_folder, make_recipe, way
+from reproduction.step_log import StepLog
 from reproduction.training import RunRecord, limit_threads, run_main, seed_everything
 from train_flags import RECIPE_FLAGS, build_parser, check, fill_cutoffs
 from trainer import Trainer
@@ -35,7 +37,7 @@ from trainer import Trainer
 FREE_FLAGS = frozenset(
     {
         *("restart", "overwrite", "set_aside", "work_dir", "data", "fn"),
-        *("device", "threads", "log_interval", "checkpoint_interval"),
+        *("device", "threads", "log_interval", "checkpoint_interval", "logging_dir", "report_to"),
     }
 )
 #: What a training leaves in its folder.
@@ -130,6 +132,15 @@ def claim(args: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, ma
     return gathered(folder)[0]
 
 
+def open_log(args: argparse.Namespace, accelerator: Accelerator, done: int) -> AbstractContextManager[StepLog | None]:
+    """The log in --logging_dir, which the main process writes; errors are those of all processes."""
+    log: AbstractContextManager[StepLog | None] = nullcontext()
+    with together():
+        if args.logging_dir is not None and accelerator.is_main_process:
+            log = StepLog(args.logging_dir, done, args.report_to)
+    return log
+
+
 def main(argv: list[str] | None = None) -> int | None:
     """Run the command; returns its exit status."""
     args = parser().parse_args(argv)
@@ -165,7 +176,8 @@ def main(argv: list[str] | None = None) -> int | None:
         f"| {sum(p.numel() for p in model.parameters()):,} parameters | vocabulary {config.n_token:,} "
         f"| {train.targets * accelerator.num_processes:,} training tokens a pass | " + (str(mask) if mask else "dense")
     )
-    status = trainer.run()
+    with open_log(args, accelerator, trainer.step) as trainer.log:
+        status = trainer.run()
     if status is None and accelerator.is_main_process:
         record.write(
             args.work_dir / "run.json", **origin, **folder["facts"], valid_nll=trainer.best_loss, steps=trainer.step

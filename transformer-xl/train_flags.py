@@ -10,6 +10,7 @@ from attention_pruning import InputError
 from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
 from flags import HelpFormatter, add_beyond_flag, add_run_flags, choose_device
 from reproduction.run_folder import add_folder_flags
+from reproduction.step_log import add_log_flags, check_log_flags
 from schedules import FALLING_SCHEDULES, SCHEDULES
 
 #: The published borders of the adaptive softmax, by the size of the vocabulary: WikiText-103, One Billion Word.
@@ -39,6 +40,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     run = top.add_argument_group("run")
     run.add_argument("--seed", type=int, default=1111, help="of initial weights and dropout")
     run.add_argument("--log_interval", type=int, default=200, help="updates between lines of progress")
+    add_log_flags(run)
     run.add_argument(
         "--eval_interval", type=int, default=4000, help="updates between validations; there is one at the end"
     )
@@ -152,6 +154,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--lr: expected a positive number, found {args.lr}")
     if args.restart and args.overwrite:
         raise InputError("--restart: expected no --overwrite beside it, found both")
+    check_log_flags(args)
     _check_companions(args)
 
 

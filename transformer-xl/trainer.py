@@ -21,6 +21,7 @@ from data_utils import LMOrderedIterator
 from evaluation import evaluate
 from mem_transformer import Memory, MemTransformerLM
 from model_file import save_model
+from reproduction.step_log import StepLog
 from reproduction.training import (
     Interruption,
     load_checkpoint,
@@ -56,6 +57,11 @@ class Trainer:
         This process's rows of the training text and of the validation text.
     origin : dict
         What the model is made from, for its file: ``corpus`` (fingerprint), ``mask`` (description or None) and more.
+
+    Attributes
+    ----------
+    log : StepLog or None
+        Where numbers go beside the printed lines; None in all processes but one.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class Trainer:
         self.best_loss = math.inf
         self.seconds_before = 0.0
         self.losses: list[float] = []
+        self.log: StepLog | None = None
         self.checkpoint_path = Path(args.work_dir) / "checkpoint.pt"
 
     # -- the run -----------------------------------------------------------------------------------------------------
@@ -159,6 +166,10 @@ class Trainer:
             f"| loss {loss:5.3f} | ppl {math.exp(min(loss, 30.0)):9.3f}",
             flush=True,
         )
+        if self.log is not None:
+            mask = self.origin["mask"]
+            numbers = {"loss": loss, "learning_rate": rate, "tokens_per_second": tokens_per_second}
+            self.log.add(self.step, "train", numbers | {"sparsity": mask["effective_sparsity"] if mask else 0.0})
 
     def _validate(self) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -177,6 +188,8 @@ class Trainer:
             + (" | best" if better else ""),
             flush=True,
         )
+        if self.log is not None:
+            self.log.add(self.step, "valid", {"loss": result["nll"], "perplexity": result["perplexity"]})
         if better:
             self.best_loss = result["nll"]
             if self.accelerator.is_main_process:
