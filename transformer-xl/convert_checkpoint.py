@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from attention_pruning import InputError
-from flags import HelpFormatter
+from flags import HelpFormatter, Parser
 from foreign_checkpoints import read_checkpoint, write_checkpoint
 from mem_transformer import MemTransformerLM
 from model_file import load_model, save_model
@@ -29,7 +29,7 @@ SUFFIX = ".safetensors"
 
 def parser() -> argparse.ArgumentParser:
     """All flags, with their defaults."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    top = Parser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     top.add_argument("--layout", choices=LAYOUTS, required=True, help="whose layout is read or written")
     top.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors, or their file or folder")
     top.add_argument("--out", type=Path, required=True, help="model.safetensors, or the folder to write for them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 
@@ -14,6 +15,20 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.required or action.default is None else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose flags may be written with dashes or underscores, as the published ones are with either."""
+
+    def parse_known_args(self, args=None, namespace=None):  # noqa: D102 (argparse's)
+        spelt = {flag.replace("-", "_"): flag for action in self._actions for flag in action.option_strings}
+
+        def known(word: str) -> str:
+            flag, equals, value = word.partition("=")
+            return spelt.get(flag.replace("-", "_"), flag) + equals + value if word.startswith("--") else word
+
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([known(word) for word in words], namespace)
 
 
 def add_run_flags(group: argparse._ArgumentGroup) -> None:

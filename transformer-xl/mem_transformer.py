@@ -6,8 +6,10 @@ A prune mask, if any, is a buffer of the model: a checkpoint evaluates with the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -250,6 +252,16 @@ class MemTransformerLM(nn.Module):
         self.pruned = None if pruned_LHTK is None else pruned_LHTK.to(self.r_w_bias.device)
         self._masks.clear()
 
+    @contextlib.contextmanager
+    def at_lengths(self, tgt_len: int, mem_len: int) -> Iterator[None]:
+        """Other lengths for a while, as for a validation amid training."""
+        before = self.config
+        self.config = dataclasses.replace(before, tgt_len=tgt_len, mem_len=mem_len)
+        try:
+            yield
+        finally:
+            self.config = before
+
     @property
     def covered(self) -> tuple[int, int]:
         """Segment length and memory slots that the mask covers; the model's own where it is dense."""
@@ -284,7 +296,7 @@ class MemTransformerLM(nn.Module):
         Rows are positions in the segment, from its start: a shorter segment uses the first rows. Keys are the memory
         slots, right-aligned (a short memory fills the last slots), then the segment.
         """
-        key = (length, memory_length, dtype, self.r_w_bias.device)
+        key = (length, memory_length, self.config.mem_len, dtype, self.r_w_bias.device)
         if key not in self._masks:
             visible = self.visibility(length, memory_length)
             if self.pruned is None:

@@ -30,6 +30,7 @@ from reproduction.training import (
     save_checkpoint,
 )
 from schedules import learning_rate
+from train_flags import validation_lengths
 
 #: Steps between two exchanges of signals among several processes: each is a blocking all-reduce.
 SIGNAL_STEPS = 10
@@ -173,7 +174,7 @@ class Trainer:
 
     def _validate(self) -> None:
         model = self.accelerator.unwrap_model(self.model)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), model.at_lengths(*validation_lengths(self.args)):
             result = evaluate(model, self.valid, self.accelerator.device)
         if self.accelerator.num_processes > 1:  # each read rows of its own
             nll, tokens = gathered_mean(result["nll"], result["tokens"])
