@@ -170,7 +170,9 @@ class Trainer:
         if self.log is not None:
             mask = self.origin["mask"]
             numbers = {"loss": loss, "learning_rate": rate, "tokens_per_second": tokens_per_second}
-            self.log.add(self.step, "train", numbers | {"sparsity": mask["effective_sparsity"] if mask else 0.0})
+            self.log.add(
+                self.step, "train", numbers | {"effective_sparsity": mask["effective_sparsity"] if mask else 0.0}
+            )
 
     def _validate(self) -> None:
         model = self.accelerator.unwrap_model(self.model)

@@ -151,11 +151,11 @@ def test_the_log_of_an_interrupted_run_is_that_of_a_whole_one(argv, at_step, tmp
     steps, names = [int(row[0]) for row in logs[0][1:]], {tuple(row[1:3]) for row in logs[0][1:]}
     assert steps == sorted(steps)
     assert names == {
-        *(("train", name) for name in ("loss", "learning_rate", "sparsity")),
+        *(("train", name) for name in ("loss", "learning_rate", "effective_sparsity")),
         *(("valid", name) for name in ("loss", "perplexity")),
     }
     mask = read_json(tmp_path / "whole" / "run.json")["mask"]
-    assert {float(row[3]) for row in logs[0] if row[2] == "sparsity"} == {mask["effective_sparsity"]}
+    assert {float(row[3]) for row in logs[0] if row[2] == "effective_sparsity"} == {mask["effective_sparsity"]}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
