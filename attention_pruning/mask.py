@@ -429,11 +429,18 @@ class PruneMask:
         """How many rows (layer, head, query) have allowed cells and keep none of them; 0 under ``keep-best``."""
         return sparsity.empty_rows(self.pruned, self.allowed, self.block_size)
 
-    def block_sparsity(self, size: int) -> float:
+    @property
+    def kernel_block(self) -> int:
+        """The side of the mask's own blocks; of single cells the smallest of a kernel, which happen to be empty."""
+        return self.block_size if self.block_size > 1 else BLOCK_SIZES[0]
+
+    def block_sparsity(self, size: int | None = None) -> float:
         """Skipped blocks / blocks that hold an allowed cell, for a kernel with blocks of side ``size``.
 
-        A block is skipped if nothing visible in it is kept. This is the share of computation that goes.
+        A block is skipped if nothing visible in it is kept. This is the share of computation that goes. By default the
+        side is :attr:`kernel_block`.
         """
+        size = self.kernel_block if size is None else size
         layers = (self.cells(layer) for layer in range(self.layers))
         return sparsity.block_sparsity(layers, self.visible, self.allowed, size)
 

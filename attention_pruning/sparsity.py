@@ -5,7 +5,7 @@ Letters in names: L layers, H heads, Q queries, K keys in cells; q, k the same i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,28 @@ def pruned_share(pruned_LHQK: Tensor, count_QK: Tensor) -> float:
     layers, heads = pruned_LHQK.shape[:2]
     used = sum(int((layer_HQK * count_QK).sum()) for layer_HQK in pruned_LHQK)
     return used / (int(count_QK.sum()) * layers * heads)
+
+
+def cell_counts(query_lengths: Sequence[int], key_lengths: Sequence[int], causal: bool = False) -> Tensor:
+    """How often sequences use each cell of one layer and head.
+
+    Parameters
+    ----------
+    query_lengths, key_lengths : sequence of int
+        Real queries and keys of each sequence, which uses its t x s cells, or the lower half of them.
+    causal : bool
+
+    Returns
+    -------
+    Tensor
+        int64 [Q, K], up to the longest.
+    """
+    query_lengths, key_lengths = torch.as_tensor(query_lengths), torch.as_tensor(key_lengths)
+    corners = torch.zeros(int(query_lengths.max()) + 1, int(key_lengths.max()) + 1, dtype=torch.int64)
+    corners.index_put_((query_lengths, key_lengths), torch.tensor(1), accumulate=True)
+    # A cell (t, s) belongs to every sequence longer than t with more than s keys.
+    count_QK = corners.flip(0, 1).cumsum(0).cumsum(1).flip(0, 1)[1:, 1:]
+    return count_QK.tril() if causal else count_QK
 
 
 def layer_sparsity(pruned_LHqk: Tensor, allowed_QK: Tensor, block_size: int) -> list[float]:

@@ -2,11 +2,13 @@
 
 For every build of the kernel that this processor runs: its time with every block kept over that of torch's dense
 attention, for whole blocks and for blocks of single cells; what few queries cost beside that; and from how many keys on
-a mask of cells gains. One thread, interleaved, medians. A build is measured in a process whose torch is held to the
-same instructions, as on the processors that the build is for.
+a mask of cells gains. The same with a relative term, over torch's attention with the term as a bias: half as many
+queries as keys, causal, as a language model with a memory has them. One thread, interleaved, medians. A build is
+measured in a process whose torch is held to the same instructions, as on the processors that the build is for.
 
     python benchmarks/backend_costs.py                              # some minutes; prints the table
     python benchmarks/backend_costs.py --out results/benchmarks     # and writes backend_costs-DATE.csv
+    python benchmarks/backend_costs.py --only relative              # the rows with a relative term alone
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attention_pruning import LayerMask
+from attention_pruning.ops import fused
 from attention_pruning.ops.call import Call
 from attention_pruning.ops.cpu import native, op
 from attention_pruning.ops.layout import BLOCK_SIZES
@@ -53,6 +56,15 @@ def inputs(batch: int, queries: int, keys: int, gradients: bool) -> list[Tensor]
     generator = torch.Generator().manual_seed(SEED)
     tensors = [torch.randn(batch, n, HEADS, SIZE, generator=generator).transpose(1, 2) for n in (queries, keys, keys)]
     return [x.requires_grad_(gradients) for x in tensors]
+
+
+def relative_inputs(batch: int, keys: int, gradients: bool) -> list[Tensor]:
+    """q, k, v, position_q and position_keys; these in the memory of a projection too, (distance, head, size)."""
+    generator = torch.Generator().manual_seed(SEED)
+    position_q = torch.randn(batch, keys // 2, HEADS, SIZE, generator=generator).transpose(1, 2)
+    position_keys = torch.randn(keys, HEADS, SIZE, generator=generator).transpose(0, 1)
+    relative = [x.requires_grad_(gradients) for x in (position_q, position_keys)]
+    return [*inputs(batch, keys // 2, keys, gradients), *relative]
 
 
 def ratio(own: Callable[..., Tensor], other: Callable[..., Tensor], tensors: list[Tensor], rounds: int) -> float:
@@ -86,19 +98,60 @@ def kernel(mask: LayerMask, block: int, offset: int = 0) -> Callable[..., Tensor
     return attention
 
 
-def every_cell(side: int) -> LayerMask:
-    return LayerMask(torch.zeros(HEADS, 1, 1, dtype=torch.bool), side, side, side)
+def relative_pair(mask: LayerMask, block: int) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """The compiled kernel with a relative term, and torch's attention with it as a bias."""
+    layout = mask.layout(block)
+
+    def own(q: Tensor, k: Tensor, v: Tensor, *relative: Tensor) -> Tensor:
+        call = Call.check(q, k, v, mask, relative=relative)
+        return op.block_sparse(q, k, v, layout, causal=True, relative=call.relative, scale=call.scale)
+
+    def other(q: Tensor, k: Tensor, v: Tensor, *relative: Tensor) -> Tensor:
+        return fused.attend(Call.check(q, k, v, mask, relative=relative))
+
+    return own, other
 
 
-def some_cells(side: int) -> LayerMask:
-    generator = torch.Generator().manual_seed(SEED)
-    pruned = torch.rand(HEADS, side, side, generator=generator) >= KEPT
+def every_cell(side: int, memory: bool = False) -> LayerMask:
+    """All of a square, or, causal, of as many keys and half as many queries."""
+    queries = side // 2 if memory else side
+    return LayerMask(torch.zeros(HEADS, 1, 1, dtype=torch.bool), side, queries, side, causal=memory)
+
+
+def some_cells(side: int, memory: bool = False) -> LayerMask:
+    queries, generator = side // 2 if memory else side, torch.Generator().manual_seed(SEED)
+    pruned = torch.rand(HEADS, queries, side, generator=generator) >= KEPT
     pruned[..., 0] = False
-    return LayerMask(pruned, 1, side, side)
+    return LayerMask(pruned, 1, queries, side, causal=memory)
 
 
-def measure(build: str, rounds: int) -> Iterator[dict[str, object]]:
+def measure(build: str, rounds: int, only: str | None) -> Iterator[dict[str, object]]:
     """Rows of the csv for the build that the environment names, as they are measured."""
+    if only != "relative":
+        yield from measure_plain(build, rounds)
+    if only != "plain":
+        yield from measure_relative(build, rounds)
+
+
+def measure_relative(build: str, rounds: int) -> Iterator[dict[str, object]]:
+    """With a relative term."""
+    for kind, mask in (("whole", every_cell(LENGTH, True)), ("cells", some_cells(LENGTH, True))):
+        for block in BLOCK_SIZES:
+            for gradients in (False, True):
+                found = ratio(*relative_pair(mask, block), relative_inputs(2, LENGTH, gradients), rounds)
+                yield {
+                    "build": build, "what": f"relative {kind}", "at": block, "gradients": int(gradients),
+                    "ratio": found,
+                }  # fmt: skip
+    for keys in KEYS:
+        for gradients in (False, True):
+            pair, tensors = relative_pair(some_cells(keys, True), 16), relative_inputs(8, keys, gradients)
+            found = ratio(*pair, tensors, max(31, rounds))
+            yield {"build": build, "what": "relative keys", "at": keys, "gradients": int(gradients), "ratio": found}
+
+
+def measure_plain(build: str, rounds: int) -> Iterator[dict[str, object]]:
+    """Without one."""
     dense = F.scaled_dot_product_attention
     for kind, mask in (("whole", every_cell(LENGTH)), ("cells", some_cells(LENGTH))):
         for block in BLOCK_SIZES:
@@ -120,9 +173,10 @@ def measure(build: str, rounds: int) -> Iterator[dict[str, object]]:
             yield {"build": build, "what": "keys", "at": keys, "gradients": int(gradients), "ratio": found}
 
 
-def measure_apart(build: str, rounds: int) -> Iterator[dict[str, object]]:
+def measure_apart(build: str, rounds: int, only: str | None) -> Iterator[dict[str, object]]:
     """The same in a process of its own, held to the instructions of the build."""
     command = [sys.executable, __file__, "--build", build, "--rounds", str(rounds)]
+    command += [] if only is None else ["--only", only]
     environment = os.environ | {native.VARIABLE: build, "OMP_NUM_THREADS": "1"} | INSTRUCTIONS[build]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -152,6 +206,7 @@ def main() -> int:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds")
+    parser.add_argument("--only", choices=("plain", "relative"), help="the rows without, or with, a relative term")
     parser.add_argument("--out", type=Path, default=None, help="folder to write backend_costs-DATE.csv into")
     parser.add_argument("--build", choices=native.BUILDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -159,7 +214,7 @@ def main() -> int:
         parser.error(f"--rounds: expected at least 1, found {args.rounds}")
     torch.set_num_threads(1)
     if args.build is not None:
-        for row in measure(args.build, args.rounds):
+        for row in measure(args.build, args.rounds, args.only):
             print(json.dumps(row), flush=True)
         return 0
     try:
@@ -167,10 +222,10 @@ def main() -> int:
             raise BenchmarkError("expected a compiled kernel, found none")
         rows = []
         for build in native.runnable_builds():
-            for row in measure_apart(build, args.rounds):
+            for row in measure_apart(build, args.rounds, args.only):
                 rows.append(row)
                 kind = "forward+backward" if row["gradients"] else "forward"
-                print(f"{build:9s} {row['what']:8s} {row['at']:5d} {kind:17s} {row['ratio']:.2f}", flush=True)
+                print(f"{build:9s} {row['what']:14s} {row['at']:5d} {kind:17s} {row['ratio']:.2f}", flush=True)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -58,7 +58,14 @@ class Timing:
 
 
 def measure(
-    measurement: str, steps: dict[str, Step], *, tokens: int, warm_up: int, rounds: int, repeat: int
+    measurement: str,
+    steps: dict[str, Step],
+    *,
+    tokens: int,
+    warm_up: int,
+    rounds: int,
+    repeat: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """Time steps interleaved, every round in another order.
 
@@ -72,6 +79,8 @@ def measure(
         Untimed steps of each model first.
     rounds, repeat : int
         Rounds, and steps of each model in a round.
+    clock : callable
+        ``time.process_time`` counts the seconds of the processor that this process took, whatever others did.
     """
     for step in steps.values():
         for _ in range(warm_up):
@@ -83,10 +92,10 @@ def measure(
         for name in names[first:] + names[:first]:
             # No model pays for the garbage of another.
             gc.collect()
-            started = time.perf_counter()
+            started = clock()
             for _ in range(repeat):
                 steps[name]()
-            rates[name].append(repeat * tokens / (time.perf_counter() - started))
+            rates[name].append(repeat * tokens / (clock() - started))
     return [Timing(measurement, name, values) for name, values in rates.items()]
 
 

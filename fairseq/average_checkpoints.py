@@ -70,11 +70,11 @@ def chosen_files(args: argparse.Namespace) -> list[Path]:
         If there are fewer than asked for, or none.
     """
     kinds = {name: getattr(args, name) for name in NAMES if getattr(args, name) is not None}
+    if args.checkpoint_upper_bound is not None and not kinds.keys() - {"num_best_checkpoints"}:
+        raise InputError(
+            "--checkpoint-upper-bound: expected --num-epoch-checkpoints or --num-update-checkpoints, found none"
+        )
     if not kinds:
-        if args.checkpoint_upper_bound is not None:
-            raise InputError(
-                "--checkpoint-upper-bound: expected --num-epoch-checkpoints or --num-update-checkpoints, found none"
-            )
         return [Path(name) for name in args.inputs]
     (name, number), folder = next(iter(kinds.items())), Path(args.inputs[0])
     if len(args.inputs) > 1 or not folder.is_dir():

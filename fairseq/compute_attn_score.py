@@ -4,12 +4,13 @@ The model reads each sentence pair as in training, but in eval mode, and each la
 head, query position and key position. ``train.py --..._ATTN_PATH FILE --TAU SHARE`` prunes by the result.
 
     python fairseq/compute_attn_score.py --path checkpoints --fn checkpoint_best.pt --all
+
+``torchrun --nproc_per_node N`` starts several processes, which share the batches; the pattern is the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,21 @@ import launcher
 launcher.prepare()
 
 import torch  # noqa: E402
+from accelerate import PartialState  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from attention_pruning import AttentionPattern, InputError  # noqa: E402
 from attention_pruning.files.published import write_published  # noqa: E402
-from plugin.averaging import Lengths, average_attention  # noqa: E402
-from plugin.batches import collated, load_split, plan_batches  # noqa: E402
+from attention_pruning.processes import together  # noqa: E402
+from plugin.averaging import Lengths, average_attention, masks_observed_under  # noqa: E402
+from plugin.batches import collated, data_fingerprint, dropped_sentences, load_split, plan_batches  # noqa: E402
 from plugin.checkpoint import LoadedModel, load_model  # noqa: E402
 from plugin.flags import SITES_BY_TYPE  # noqa: E402
 from plugin.model import PrunedTransformer, adopt_attention  # noqa: E402
+from reproduction.help_text import HelpFormatter  # noqa: E402
 from reproduction.training import RunRecord, limit_threads, run_main  # noqa: E402
 
 DEFAULT_OUT = Path("avg_attn_probabilities")
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the description's lines, show every default."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--max-tokens", type=int, default=4000, help="tokens in a batch")
     add("--max-batches", type=int, default=-1, help="batches to observe, drawn with --seed; -1 for all")
-    add("--seed", type=int, default=1, help="of the order of the batches")
+    add("--seed", type=int, default=1, help="seed that orders the batches")
     add("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
     return top
 
@@ -135,14 +135,9 @@ def check_kind(loaded: LoadedModel, path: Path, args: argparse.Namespace) -> Non
 
 def describe_data(folder: str, split: str, batches: int) -> dict[str, Any]:
     """What the pattern's metadata says of the data: its name, and a fingerprint of the binarised files of the split."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(folder).glob(f"{split}.*")) + sorted(Path(folder).glob("dict.*.txt")):
-        digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
     return {
         "data": Path(folder).resolve().name,
-        "data_fingerprint": digest.hexdigest()[:16],
+        "data_fingerprint": data_fingerprint(folder, split),
         "split": split,
         "batches": batches,
     }
@@ -163,6 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     limit_threads(args.threads)
     device = choose_device(args.cuda, args.half)
+    processes = PartialState(cpu=device.type == "cpu")  # as torchrun started them, else this one alone
+    device = processes.device
     path = args.path / args.fn
     data = data_folder(args.dataset_name)
     record = RunRecord("fairseq/compute_attn_score.py", vars(args))
@@ -174,21 +171,34 @@ def main(argv: list[str] | None = None) -> None:
     batches = plan_batches(loaded.task, dataset, model, args.max_tokens, args.max_batches, args.seed)
 
     sites = {name: site for name, site in SITES_BY_TYPE.items() if args.all or name == args.attn_type}
-    accumulators = average_attention(
-        model,
-        tqdm(collated(dataset, batches, device), total=len(batches), unit="batch", disable=None),
-        list(sites.values()),
-        Lengths.of(dataset, batches),
-        loaded.task.source_dictionary.pad(),
-    )
+    own = batches[processes.process_index :: processes.num_processes]
+    quiet = None if processes.is_main_process else True
+    with together():
+        accumulators = average_attention(
+            model,
+            tqdm(collated(dataset, own, device), total=len(own), unit="batch", disable=quiet),
+            list(sites.values()),
+            Lengths.of(dataset, batches),
+            loaded.task.source_dictionary.pad(),
+        )
+    for accumulator in accumulators.values():
+        accumulator.all_reduce()
+    if not processes.is_main_process:
+        return
     folder = loaded.task.cfg.data
     metadata = {"model": "fairseq", "model_fingerprint": loaded.fingerprint, "seed": args.seed}
+    metadata["precision"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     metadata |= describe_data(folder, args.split, len(batches))
-    patterns = {name: accumulators[site].finalize(metadata) for name, site in sites.items()}
+    metadata["dropped_sentences"] = dropped_sentences(loaded.task, dataset, model)
+    masks = model.record if isinstance(model, PrunedTransformer) else {}
+    patterns = {
+        name: accumulators[site].finalize(metadata | masks_observed_under(masks, site)) for name, site in sites.items()
+    }
     out = args.out or DEFAULT_OUT / metadata["data"]
     write(patterns, out, args.npy)
     fingerprints = {name: pattern.fingerprint for name, pattern in patterns.items()}
-    record.write(out / "run.json", patterns=fingerprints, **metadata)
+    pruned = {"masks": masks} if masks else {}
+    record.write(out / "run.json", patterns=fingerprints, **metadata, **pruned)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ launcher.prepare()
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from attention_pruning import InputError  # noqa: E402
 from plugin.batches import collated, load_split, plan_batches  # noqa: E402
 from plugin.checkpoint import load_model, read_checkpoint, training_speed  # noqa: E402
 from plugin.flags import SITE_FLAGS  # noqa: E402
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parser().parse_args(argv)
     limit_threads(args.threads)
+    if args.label and args.out is None:
+        raise InputError("--label: expected --out beside it, found none")
     labels = parse_labels(args.label)
     if args.out is not None:
         prepare_output(args.out)

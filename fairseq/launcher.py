@@ -6,17 +6,25 @@ import argparse
 import ast
 import functools
 import importlib
+import multiprocessing
 import os
+import re
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from torch.multiprocessing import ProcessExitedException
 
 import shims
 from attention_pruning import InputError
 from processes import CPU_BACKENDS, run_processes
+from reproduction.run_folder import add_folder_flags, way
 from reproduction.training import RunRecord, run_main
 
 #: Commands that read batches of sources, so that the side of their padding matters.
 READS_SOURCES = ("train", "generate", "interactive")
+_LOGGING_DIR = re.compile("^--logging[_-]dir(?==|$)")
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -46,14 +54,27 @@ def _run(command: str, description: str | None) -> int:
     arguments = sys.argv[1:]
     if "-h" in arguments or "--help" in arguments:
         print(f"{(description or '').strip()}\n\n{_own_flags(command).format_help()}\nfairseq's own flags:\n")
-    rewritten = rewrite(command, arguments)
+    other = "refuse"
+    passed = arguments
+    if command == "train":
+        passed, other = take_folder_flags(arguments)
+    rewritten = rewrite(command, passed)
     if command == "train" and (number := _cpu_processes(arguments)):
         backends = [word for flag in CPU_BACKENDS.items() if not _value(arguments, flag[0]) for word in flag]
         return run_processes(Path(sys.argv[0]).resolve(), [*arguments, *backends], number)
     record = RunRecord(f"fairseq/{command}.py", {"arguments": arguments})
     sys.argv[1:] = rewritten
+    module = importlib.import_module(f"fairseq_cli.{command}")
+    if command == "train":
+        import training_run
+
+        module.main = functools.partial(training_run.main, other=other, record=record)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, pass_on)
     try:
-        importlib.import_module(f"fairseq_cli.{command}").cli_main()
+        module.cli_main()
+    except ProcessExitedException as error:  # one for each GPU, which fairseq starts
+        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
     except InputError:
         raise
     except Exception as error:
@@ -61,38 +82,56 @@ def _run(command: str, description: str | None) -> int:
         if isinstance(error.__context__, InputError):
             raise error.__context__ from None
         raise
+    if command == "train":
+        return 0  # the training has left its record, with what it knows of its folder
     folder = _output_folder(command, rewritten)
     if folder is not None and os.environ.get("RANK", "0") == "0":
         record.write(folder / "run.json")
     return 0
 
 
+def pass_on(number: int, frame: object) -> None:
+    """Handle a signal while processes of one training run: they save what they have, and this one waits for them."""
+    children = multiprocessing.active_children()
+    if not children:
+        sys.exit(128 + number)
+    for child in children:
+        os.kill(child.pid, number)
+
+
+def take_folder_flags(arguments: list[str]) -> tuple[list[str], str]:
+    """Arguments without ``--overwrite`` and ``--set-aside``, and what becomes of a run of another recipe."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_folder_flags(parser.add_argument_group())
+    found, rest = parser.parse_known_args(arguments)
+    return rest, way(found)
+
+
 def rewrite(command: str, arguments: list[str]) -> list[str]:
     """fairseq's arguments for ours.
 
     ``--user-dir`` is the plug-in where none is given. ``--left-pad-source`` (fairseq 0.12.2: no value, meaning False)
-    may have a value, and is False where it is absent. ``--beyond-pattern`` of a translating command joins
-    ``--model-overrides``.
+    may have a value, and is False where it is absent. ``--beyond`` of a translating command joins
+    ``--model-overrides``, and ``--logging_dir`` is ``--tensorboard-logdir``.
 
     Raises
     ------
     InputError
         For a value that is none, or a checkpoint that cannot be read.
     """
-    arguments = list(arguments)
+    arguments = [_LOGGING_DIR.sub("--tensorboard-logdir", argument) for argument in arguments]
     if not _value(arguments, "--user-dir"):
         arguments += ["--user-dir", str(shims.PLUGIN)]
     if command in READS_SOURCES:
         arguments = _pad_source(arguments)
     if command in ("generate", "interactive"):
-        arguments = _override_model(arguments)
-        for path in filter(None, (_value(arguments, "--path") or "").split(os.pathsep)):
-            _require_checkpoint(path)
+        paths = filter(None, (_value(arguments, "--path") or "").split(os.pathsep))
+        arguments = _override_model(arguments, pruned=[_prunes(path) for path in paths])
     if command == "train":
         for flag in ("--restore-file", "--finetune-from-model"):
             path = _value(arguments, flag)
             if path and path != "checkpoint_last.pt":
-                _require_checkpoint(path)
+                _prunes(path)
     return arguments
 
 
@@ -107,9 +146,12 @@ def _own_flags(command: str) -> argparse.ArgumentParser:
                 "Attention Pruning (with --arch ap_..., the twin of any transformer architecture)"
             )
         )
+        add_folder_flags(parser.add_argument_group("the folder of --save-dir"))
     if command in ("generate", "interactive"):
         group = parser.add_argument_group("Attention Pruning")
-        group.add_argument("--beyond-pattern", choices=("dense", "decoding", "error"), help=_beyond_help())
+        from plugin.flags import BEYOND, BEYOND_FLAGS
+
+        group.add_argument(*BEYOND_FLAGS, choices=BEYOND, help=_beyond_help())
     if command in READS_SOURCES:
         parser.add_argument_group("changed default").add_argument(
             "--left-pad-source", metavar="BOOL", help="pad sources on the left (default: False, unlike fairseq's)"
@@ -167,25 +209,34 @@ def _pad_source(arguments: list[str]) -> list[str]:
     return rest if left else [*rest, "--left-pad-source"]
 
 
-def _override_model(arguments: list[str]) -> list[str]:
-    from plugin.flags import BEYOND
+def _override_model(arguments: list[str], pruned: Sequence[bool]) -> list[str]:
+    from plugin.flags import BEYOND, BEYOND_FLAGS, GIVES_WEIGHTS
 
-    arguments, beyond = _take(arguments, "--beyond-pattern")
-    beyond = "dense" if beyond is None else beyond
-    if beyond not in BEYOND:
-        raise InputError(f"--beyond-pattern: expected one of {', '.join(BEYOND)}, found {beyond!r}")
+    beyond = None
+    for flag in BEYOND_FLAGS:
+        arguments, found = _take(arguments, flag)
+        beyond = found if beyond is None else beyond
+    if beyond is not None and beyond not in BEYOND:
+        raise InputError(f"--beyond: expected one of {', '.join(BEYOND)}, found {beyond!r}")
+    if beyond is not None and pruned and not any(pruned):
+        raise InputError("--beyond: expected a pruned checkpoint, found a dense one, which has no pattern to go beyond")
     arguments, given = _take(arguments, "--model-overrides")
     try:
         overrides = ast.literal_eval(given or "{}")
     except (ValueError, SyntaxError) as error:
         raise InputError(f"--model-overrides: expected a Python dictionary, found {given!r}") from error
-    return [*arguments, "--model-overrides", repr({"beyond_pattern": beyond} | overrides)]
+    own = {"beyond_pattern": beyond or "dense"}
+    if any(argument.partition("=")[0] == "--print-alignment" for argument in arguments):
+        own[GIVES_WEIGHTS] = True
+    return [*arguments, "--model-overrides", repr(own | overrides)]
 
 
-def _require_checkpoint(path: str) -> None:
+def _prunes(path: str) -> bool:
+    """Whether the model in a checkpoint is pruned; an error if it is no checkpoint."""
+    from plugin.attention import MASK_NAME
     from plugin.checkpoint import read_checkpoint
 
-    read_checkpoint(path)
+    return any(name.endswith(f".{MASK_NAME}") for name in read_checkpoint(path)["model"])
 
 
 def _cpu_processes(arguments: list[str]) -> int:
@@ -198,7 +249,6 @@ def _cpu_processes(arguments: list[str]) -> int:
 def _output_folder(command: str, arguments: list[str]) -> Path | None:
     flag, default = {
         "preprocess": ("--destdir", "data-bin"),
-        "train": ("--save-dir", "checkpoints"),
         "generate": ("--results-path", None),
         "interactive": ("--results-path", None),
     }[command]

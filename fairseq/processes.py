@@ -14,6 +14,9 @@ from pathlib import Path
 #: What works without a GPU, given unless the command says otherwise.
 CPU_BACKENDS = {"--distributed-backend": "gloo", "--ddp-backend": "legacy_ddp"}
 
+#: A process that waits for one that failed gets so long to end by itself.
+SECONDS_TO_END = 20.0
+
 
 def run_processes(script: str | Path, arguments: Sequence[str], number: int) -> int:
     """Start a script once for each process, as ``torchrun`` does, and wait for all of them.
@@ -26,15 +29,27 @@ def run_processes(script: str | Path, arguments: Sequence[str], number: int) -> 
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(number)}
     command = [sys.executable, str(script), *arguments]
     workers: list[subprocess.Popen] = []
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the workers are ended below
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, lambda number, _: sys.exit(128 + number))
     try:
         for rank in range(number):
             workers.append(subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
-        return _first_failure(workers)
-    finally:
+        status = _first_failure(workers)
+    except SystemExit:
+        # Asked to stop, the workers save what they have after their update, however long that takes.
         for worker in workers:
             worker.terminate()
+        for worker in workers:
             worker.wait()
+        raise
+    for worker in workers:
+        worker.terminate()
+        try:
+            worker.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+    return status
 
 
 def _first_failure(workers: Sequence[subprocess.Popen]) -> int:

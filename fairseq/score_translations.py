@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parser().parse_args(argv)
+    if args.label and args.out is None:
+        raise InputError("--label: expected --out beside it, found none")
     labels = parse_labels(args.label)
     record = RunRecord("fairseq/score_translations.py", vars(args))
     values, signatures = score(read_translations(args.generated), read_lines(args.references))

@@ -30,7 +30,12 @@ SAFE_IN_CHECKPOINTS = [
     np.dtypes.Float64DType,
     np._core.multiarray._reconstruct,
     np._core.multiarray.scalar,
+    # under the names of numpy 1
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
 ]
+#: What those of 2018 and 2019 hold too, in their record of the training: numbers with names.
+OLD_METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
 
 
 def install() -> None:
@@ -39,8 +44,9 @@ def install() -> None:
     1. Python 3.11 and later refuse instances of unhashable dataclasses as defaults, which fairseq's configuration is
        full of: its dataclasses get the hash of ordinary objects.
     2. torch 2.6 and later read checkpoints with ``weights_only=True``, which refuses what might run code. fairseq's
-       hold an ``argparse.Namespace``, and numpy arrays after ``--eval-bleu``: these are declared safe, and the default
-       stands. Old published models may hold more. For those that you trust, set ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
+       hold an ``argparse.Namespace``, and numpy arrays after ``--eval-bleu``; old ones, as the published archives of
+       the WMT models, hold fairseq's meters: these are declared safe, and the default stands. For a file that holds
+       more and that you trust, set ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
     3. fairseq's inference fast path of the encoder layer crashes on today's torch and knows no masks: it is never
        taken.
 
@@ -60,11 +66,14 @@ def install() -> None:
     _require_fairseq()
 
     from fairseq.file_io import PathManager
+    from fairseq.logging import meters
     from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
     from fairseq.tasks.translation import TranslationTask
 
     from fairseq import utils
 
+    for each in (getattr(meters, name) for name in OLD_METERS):
+        torch.serialization.add_safe_globals([each, (each, f"fairseq.meters.{each.__name__}")])
     if not hasattr(TransformerEncoderLayerBase.__init__, "__wrapped__"):
         TransformerEncoderLayerBase.__init__ = _without_fast_path(TransformerEncoderLayerBase.__init__)
     if not hasattr(TranslationTask.build_dataset_for_inference, "__wrapped__"):

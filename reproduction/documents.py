@@ -230,6 +230,9 @@ def costs_block(name: str) -> str:
         "cells": "cells in blocks of {}",
         "queries": "queries: {}",
         "keys": "cells, {} keys",
+        "relative whole": "relative, blocks of {}",
+        "relative cells": "relative, cells in blocks of {}",
+        "relative keys": "relative, cells, {} keys",
     }
     columns = list(table[["what", "at"]].drop_duplicates().itertuples(index=False, name=None))
     builds = list(table["build"].unique())

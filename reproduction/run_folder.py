@@ -105,7 +105,7 @@ def claim_folder(
     recipe : mapping
         See :func:`make_recipe`.
     traces : collection of str
-        Patterns of the names that a training leaves: a folder with none of them and no ``recipe.json`` is free.
+        Patterns of the names that a training leaves: a folder with none of them is free.
     other : {"refuse", "set_aside", "overwrite"}
         What becomes of a run of another recipe. "overwrite" takes an earlier part of the same run away, too.
     may_grow : collection of str
@@ -144,6 +144,17 @@ def claim_folder(
     return RunFolder(folder, fingerprint, occupied, grown, aside)
 
 
+def require_recipe(folder: str | Path, recipe: Mapping[str, Any]) -> None:
+    """Refuse a folder whose run is of another recipe, such as that of a checkpoint to continue from.
+
+    Raises
+    ------
+    InputError
+    """
+    if difference := _difference(_read(Path(folder)), recipe):
+        raise InputError(f"{folder}: expected a run of this recipe, found {difference}")
+
+
 def add_folder_flags(group: argparse._ArgumentGroup) -> None:
     """``--overwrite`` and ``--set_aside``, of which :func:`way` makes ``other``."""
     add = group.add_mutually_exclusive_group().add_argument
@@ -162,7 +173,7 @@ def way(args: argparse.Namespace) -> str:
 
 
 def _holds_run(folder: Path, traces: Collection[str]) -> bool:
-    return any(True for _ in _files(folder, (*traces, RECIPE_FILE)))
+    return any(True for _ in _files(folder, traces))
 
 
 def _files(folder: Path, patterns: Collection[str]) -> Iterator[Path]:

@@ -40,7 +40,7 @@ class Setting:
             return {"name": self.name, "tau": 0.0, "block_size": None, "block_sparsity": 0.0, "mask": None}
         mask = self.mask
         facts = {"name": self.name, "tau": mask.tau, "block_size": mask.block_size, "mask": mask.fingerprint}
-        return facts | {"block_sparsity": mask.block_sparsity(max(mask.block_size, 16))}
+        return facts | {"block_sparsity": mask.block_sparsity()}
 
 
 class Bench:

@@ -9,6 +9,7 @@ import os
 import pickle
 import platform
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -245,7 +246,7 @@ class RunRecord:
         self.content: dict[str, Any] = {
             "script": script,
             "flags": {k: str(v) if isinstance(v, Path) else v for k, v in flags.items()},
-            "command": sys.argv,
+            "command": _without_tokens(sys.argv),
             "git_commit": git_commit(),
             "host": {
                 "system": platform.platform(),
@@ -274,6 +275,12 @@ class RunRecord:
                 "peak_memory_bytes": peak_memory_bytes(),
             },
         )
+
+
+def _without_tokens(command: list[str]) -> list[str]:
+    """A command line without the values of --token, --hub_token and the like: a record is read by others."""
+    text = "\0".join(command)
+    return re.sub(r"(?<![^\0])(--[\w-]*token)([=\0])[^\0]*", r"\1\2<TOKEN>", text).split("\0")
 
 
 def _versions() -> dict[str, str]:

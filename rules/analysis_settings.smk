@@ -50,7 +50,12 @@ def report_files():
     figures = ["ap_figure", "paper_comparison", "controls", "pattern_gallery", "structural_zeros"]
     names = [f"{name}.png" for name in figures]
     names += ["metrics.csv", "configuration.json", "runs.csv"]
-    on_request = ["translation_sites.png", "entmax_comparison.png", "mask_comparison.png", "language_model_efficiency.png"]
+    on_request = [
+        "translation_sites.png",
+        "entmax_comparison.png",
+        "mask_comparison.png",
+        "language_model_efficiency.png",
+    ]
     on_request += ["ood_table.csv", "squad.csv"]
     names += [name for name in on_request if os.path.exists(f"{RESULTS}/{name}")]
     return [*TASK_FIGURE, *(f"{RESULTS}/{name}" for name in names)]

@@ -82,7 +82,7 @@ rule finetune:
     message:
         "Fine-tune: {wildcards.dataset}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed}"
     shell:
-        "python {params.script:q} --do_train --do_eval --output_dir {params.work:q} --seed {wildcards.seed} --threads {threads}"
+        "python {params.script:q} --do_train --do_eval --output_dir {params.work:q} --set_aside --seed {wildcards.seed} --threads {threads}"
         " {params.task} {params.data} {params.flags} {params.pruning} {params.labels} > {log:q} 2>&1\n"
         "cp {params.work:q}/metrics.json {output.metrics:q}\n"
         "cp {params.work:q}/run.json {output.record:q}\n"

@@ -2,6 +2,8 @@
 GLUE, SQUAD = config["glue"], config["squad"]
 STAND_INS = "runs/{config}/{experiment}/stand-ins"
 MAJORITY = f"{folder_of('glue')}/majority"
+# Tokenised rows, which all runs of the same data, model and lengths share.
+PREPARED = "runs/{config}/{experiment}/prepared"
 # Both experiments are the same rules, each with a script of its own.
 BERT_RUN = f"{FOLDER}/{RUN}".replace("{sites}", "")
 BERT_DENSE = f"{FOLDER}/{DENSE}"
@@ -39,11 +41,12 @@ def bert_device():
 
 
 def task_flags(wildcards):
-    """Which task, with which model, and how long its sequences are."""
+    """Which task, how long its sequences are, and where they are kept once tokenised."""
     own = config[wildcards.experiment]
     task = {"task_name": wildcards.dataset} if wildcards.experiment == "glue" else {}
     lengths = own.get("task_lengths", {}).get(wildcards.dataset, own["lengths"])
-    return f"{flags({**task, **lengths})} {bert_device()}"
+    prepared = {"prepared_dir": PREPARED.format(**wildcards)}
+    return f"{flags({**task, **lengths, **prepared})} {bert_device()}"
 
 
 def finetuning_flags(wildcards):

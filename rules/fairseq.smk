@@ -30,7 +30,8 @@ rule binarise:
 
 rule train_translation:
     # Training has a folder of its own, training/: Snakemake deletes the outputs of a job that was interrupted, and fairseq's
-    # checkpoints must outlive that, so that the next attempt continues from the last one.
+    # checkpoints must outlive that, so that the next attempt continues from the last one. A run of another recipe that was
+    # never finished gets the name training.old1.
     input:
         data=rules.binarise.output,
         masks=translation_masks,
@@ -59,7 +60,7 @@ rule train_translation:
     message:
         "Train a translation model: {wildcards.variant}{wildcards.sites}, tau {wildcards.tau}, seed {wildcards.seed}"
     shell:
-        "python {params.script:q} {params.data:q} --save-dir {params.work:q} --no-epoch-checkpoints --no-progress-bar"
+        "python {params.script:q} {params.data:q} --save-dir {params.work:q} --set-aside --no-epoch-checkpoints --no-progress-bar"
         " --seed {wildcards.seed} {params.device} {params.flags} {params.pruning} > {log:q} 2>&1\n"
         "cp {params.work:q}/checkpoint_{params.chosen}.pt {output.model:q}\n"
         "cp {params.work:q}/run.json {output.record:q}\n"

@@ -92,7 +92,7 @@ def translation_masks(wildcards):
 
 def translation_pruning_flags(wildcards, input):
     """The published flags of a sparse training, and of one with entmax; none for a dense one with softmax."""
-    options = {"PRUNE_BOOL": True, "beyond-pattern": "dense"} if input.masks else {}
+    options = {"PRUNE_BOOL": True, "beyond": "dense"} if input.masks else {}
     if uses_entmax(wildcards):
         options["USE_ENTMAX"] = True
     for site, mask in zip(pruned_sites(wildcards), input.masks, strict=True):

@@ -45,7 +45,9 @@ LANGUAGE_MODELLING_METRICS = language_modelling_metrics()
 def language_model_masks():
     """(variant, tau) of the masks that the language model is timed under: blocks, and the published cells."""
     own = LM["efficiency"]
-    return [(variant, tau) for variant in ("data", *(f"block{size}" for size in own["block_sizes"])) for tau in own["taus"]]
+    return [
+        (variant, tau) for variant in ("data", *(f"block{size}" for size in own["block_sizes"])) for tau in own["taus"]
+    ]
 
 
 # The models of the first seed are timed; quality costs a training each, so it may be known at fewer shares.
@@ -70,4 +72,6 @@ LM_EFFICIENCY_METRICS = model_files(
 def language_model_timing_flags(wildcards):
     """Flags of the timing."""
     own = LM["efficiency"]
-    return flags({**{name: own[name] for name in ("batch_size", "contexts", "rounds")}, "device": job_resource("device")})
+    return flags(
+        {**{name: own[name] for name in ("batch_size", "contexts", "rounds")}, "device": job_resource("device")}
+    )

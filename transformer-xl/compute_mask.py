@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from attention_pruning import PatternAccumulator
 from data_utils import LMOrderedIterator
-from flags import HelpFormatter, Parser, add_run_flags, choose_device
+from flags import Parser, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
 from model_file import load_model
 from reproduction.corpus import SPLITS, Corpus
+from reproduction.help_text import HelpFormatter
 from reproduction.training import RunRecord, limit_threads, prepare_output, run_main
 
 

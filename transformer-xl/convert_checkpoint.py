@@ -16,11 +16,12 @@ import argparse
 from pathlib import Path
 
 from attention_pruning import InputError
-from flags import HelpFormatter, Parser
+from flags import Parser
 from foreign_checkpoints import read_checkpoint, write_checkpoint
 from mem_transformer import MemTransformerLM
 from model_file import load_model, save_model
 from reproduction.corpus import Corpus
+from reproduction.help_text import HelpFormatter
 from reproduction.training import RunRecord, prepare_output, run_main
 from weight_layouts import LAYOUTS
 

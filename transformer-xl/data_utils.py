@@ -84,7 +84,7 @@ class LMOrderedIterator:
         return self.rows.size(0) * (self.rows.size(1) - 1)
 
 
-def cell_counts(iterator: LMOrderedIterator, mem_len: int, visibility: Callable[[int, int], Tensor]) -> Tensor:
+def stream_counts(iterator: LMOrderedIterator, mem_len: int, visibility: Callable[[int, int], Tensor]) -> Tensor:
     """How often one pass uses each attention cell.
 
     Parameters

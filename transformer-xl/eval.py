@@ -17,12 +17,13 @@ import torch
 
 from attention_pruning import InputError
 from attention_pruning.sparsity import pruned_share
-from data_utils import LMOrderedIterator, cell_counts
-from evaluation import evaluate
-from flags import HelpFormatter, Parser, add_beyond_flag, add_run_flags, choose_device
+from data_utils import LMOrderedIterator, stream_counts
+from evaluation import evaluate, explain_attention
+from flags import Parser, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
 from model_file import EVALUATION_FIELDS, load_model
 from reproduction.corpus import SPLITS, Corpus
+from reproduction.help_text import HelpFormatter
 from reproduction.metrics import parse_labels, write_metrics
 from reproduction.training import RunRecord, limit_threads, prepare_output, run_main
 from upstream_flags import add_published_flags, check_upstream_flags
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
     )
     add_beyond_flag(top)
+    add_backend_flag(top)
     add_run_flags(top)
     published = top.add_argument_group("the published implementation's")
     add_published_flags(published)
@@ -85,7 +87,7 @@ def split_metrics(
     found["seconds"] = time.time() - started
     if level == "character":
         found["bits_per_character"] = found["nll"] / math.log(2)
-    return found, cell_counts(iterator, model.config.mem_len, model.visibility)
+    return found, stream_counts(iterator, model.config.mem_len, model.visibility)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -100,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     loaded = load_model(args.checkpoint, args.beyond, **lengths)
     loaded.check_vocabulary(args.checkpoint, corpus)
     model = loaded.model.to(device)
+    model.set_backend(args.attention_backend)
     iterators = {
         split: LMOrderedIterator(
             corpus.split(split),
@@ -128,7 +131,9 @@ def main(argv: list[str] | None = None) -> None:
     print("attention pruned: " + "  ".join(f"{name} {value:.4f}" for name, value in sparsity.items()))
     if args.out is not None:
         write_metrics(args.out, labels, metrics, **sparsity)
-        record.write(args.out.with_suffix(".run.json"), corpus=corpus.fingerprint, model=loaded.fingerprint)
+        attention = explain_attention(model, iterators[args.split[0]], device)
+        facts = {"corpus": corpus.fingerprint, "model": loaded.fingerprint, "attention": attention}
+        record.write(args.out.with_suffix(".run.json"), **facts)
 
 
 if __name__ == "__main__":

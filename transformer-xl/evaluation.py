@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from attention_pruning.ops.reasons import recorded
 from data_utils import LMOrderedIterator
 from mem_transformer import MemTransformerLM
+
+
+@torch.no_grad()
+def explain_attention(
+    model: MemTransformerLM, iterator: LMOrderedIterator, device: torch.device
+) -> list[dict[str, Any]]:
+    """What computes each layer of a pruned model and why, for run.json: a segment of a text after a full memory.
+
+    Returns
+    -------
+    list of dict
+        The fields of ``attention_pruning.ops.reasons.Explained``, a layer each; none of a dense model.
+    """
+    if model.pruned is None:
+        return []
+    was_training, memory = model.training, None
+    model.eval()
+    for index in range(min(len(iterator), -(-model.config.mem_len // iterator.tgt_len) + 1)):
+        data_BT, target_BT = (x.to(device) for x in iterator.segment(index))
+        with recorded() as rows:
+            _, memory = model(data_BT, target_BT, memory)
+    model.train(was_training)
+    return [dataclasses.asdict(row) for row in rows]
 
 
 @torch.no_grad()

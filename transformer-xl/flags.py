@@ -8,13 +8,7 @@ import sys
 import torch
 
 from attention_pruning import InputError
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the description's lines; show every default that the help does not tell in its own words."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.required or action.default is None else super()._get_help_string(action)
+from attention_pruning.ops.choice import BACKENDS
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +40,17 @@ def add_beyond_flag(group: argparse._ActionsContainer) -> None:
         choices=("error", "dense"),
         default="error",
         help="segments and memories that are longer than the mask covers: an error, or unpruned there (dense)",
+    )
+
+
+def add_backend_flag(group: argparse._ActionsContainer) -> None:
+    """--attention_backend."""
+    group.add_argument(
+        "--attention_backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what computes pruned attention: whatever was measured to be fastest (auto), the compiled kernel, "
+        "FlexAttention, or the readable reference",
     )
 
 

@@ -26,11 +26,12 @@ from torch import Tensor
 from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.make import from_pattern
 from data_utils import LMOrderedIterator
-from flags import HelpFormatter, Parser, add_run_flags, choose_device
+from flags import Parser, add_run_flags, choose_device
 from mem_transformer import Memory, MemTransformerLM, ModelConfig
 from model_file import load_model
 from relative_attention import RelPartialLearnableMultiHeadAttn
 from reproduction.corpus import Corpus
+from reproduction.help_text import HelpFormatter
 from reproduction.taking_turns import (
     REMOVED,
     Bench,

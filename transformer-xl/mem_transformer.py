@@ -18,16 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_pruning import InputError, PruneMask
-from attention_pruning.ops.choice import Choice
-from attention_pruning.ops.eager import ScoreMask
-from attention_pruning.ops.reasons import record
+from attention_pruning.ops.choice import BACKENDS
+from attention_pruning.ops.layer_mask import LayerMask
+from attention_pruning.recipe import require_choice
 from dropout import dropout
 from proj_adaptive_softmax import AdaptiveEmbedding, ProjectedAdaptiveLogSoftmax
-from relative_attention import PositionalEmbedding, RelPartialLearnableMultiHeadAttn
-
-#: How pruned layers are computed.
-_ALL_SCORES = Choice("eager", "relative positions are computed for every distance", refused=True)
-
+from relative_attention import AttentionMask, PositionalEmbedding, RelPartialLearnableMultiHeadAttn
 
 #: Fields that the first model files do not have.
 LATER_FIELDS = {"untie_r", "tie_projs"}
@@ -111,10 +107,10 @@ class PositionwiseFF(nn.Module):
 class DecoderLayer(nn.Module):
     """Relative attention followed by the position-wise network."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.dec_attn = RelPartialLearnableMultiHeadAttn(
-            config.n_head, config.d_model, config.d_head, config.dropout, config.dropatt, config.pre_lnorm
+            config.n_head, config.d_model, config.d_head, config.dropout, config.dropatt, config.pre_lnorm, index
         )
         self.pos_ff = PositionwiseFF(config.d_model, config.d_inner, config.dropout, config.pre_lnorm)
 
@@ -183,14 +179,15 @@ class MemTransformerLM(nn.Module):
             config.n_token, config.d_embed, config.d_model, config.cutoffs, config.div_val
         )
         self.pos_emb = PositionalEmbedding(config.d_model, config.clamp_len)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layer))
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.n_layer))
         biases = (config.n_head, config.d_head)
         if config.untie_r:
             biases = (config.n_layer, *biases)
         self.r_w_bias, self.r_r_bias = nn.Parameter(torch.empty(biases)), nn.Parameter(torch.empty(biases))
         self.crit = ProjectedAdaptiveLogSoftmax(self.word_emb, config.tied, config.tie_projs)
         self.register_buffer("pruned", None)
-        self._masks: dict[tuple, list[ScoreMask]] = {}
+        self._masks: dict[tuple, list[AttentionMask]] = {}
+        self._layer_masks: dict[int, list[LayerMask]] = {}
         if mask is not None:
             self.prune(mask, beyond)
 
@@ -251,6 +248,13 @@ class MemTransformerLM(nn.Module):
         """Set the mask itself: bool [layer, head, T, M + T] for segments up to T tokens after up to M memory slots."""
         self.pruned = None if pruned_LHTK is None else pruned_LHTK.to(self.r_w_bias.device)
         self._masks.clear()
+        self._layer_masks.clear()
+
+    def set_backend(self, backend: str) -> None:
+        """What computes pruned attention, see ``attention_pruning.pruned_attention``; "auto" unless set."""
+        require_choice("backend", backend, BACKENDS)
+        for layer in self.layers:
+            layer.dec_attn.backend = backend
 
     @contextlib.contextmanager
     def at_lengths(self, tgt_len: int, mem_len: int) -> Iterator[None]:
@@ -290,7 +294,7 @@ class MemTransformerLM(nn.Module):
             visible &= key > own_key - self.config.mem_len
         return visible
 
-    def score_masks(self, length: int, memory_length: int, dtype: torch.dtype) -> list[ScoreMask]:
+    def attention_masks(self, length: int, memory_length: int, dtype: torch.dtype) -> list[AttentionMask]:
         """Per layer, structure and pruning for a segment of ``length`` after ``memory_length`` remembered tokens.
 
         Rows are positions in the segment, from its start: a shorter segment uses the first rows. Keys are the memory
@@ -300,12 +304,29 @@ class MemTransformerLM(nn.Module):
         if key not in self._masks:
             visible = self.visibility(length, memory_length)
             if self.pruned is None:
-                self._masks[key] = [ScoreMask.build(None, visible, dtype)] * self.config.n_layer
+                self._masks[key] = [AttentionMask(visible, None, dtype)] * self.config.n_layer
             else:
-                first = self.covered[1] - memory_length
-                rows = self.pruned[:, :, :length, first : first + memory_length + length]
-                self._masks[key] = [ScoreMask.build(layer, visible, dtype) for layer in rows]
+                self._masks[key] = self._pruned_masks(visible, memory_length, dtype)
         return self._masks[key]
+
+    def _pruned_masks(self, visible_TK: Tensor, memory_length: int, dtype: torch.dtype) -> list[AttentionMask]:
+        length, keys = visible_TK.shape
+        first = self.covered[1] - memory_length
+        rows = self.pruned[:, :, :length, first : first + keys]
+        if self.config.same_length:  # rows left empty are uniform over what they see: less than causality shows
+            reason = "same_length hides older keys, too"
+            return [AttentionMask(visible_TK, pruned, dtype, reason=reason) for pruned in rows]
+        return [
+            AttentionMask(visible_TK, pruned, dtype, layer) if layer.prunes else AttentionMask(visible_TK, None, dtype)
+            for pruned, layer in zip(rows, self._operator_masks(memory_length), strict=True)
+        ]
+
+    def _operator_masks(self, memory_length: int) -> list[LayerMask]:
+        """Per layer, what is pruned after so many remembered tokens, for the operator."""
+        if memory_length not in self._layer_masks:
+            cells_LHTK = self.pruned[..., self.covered[1] - memory_length :].cpu()
+            self._layer_masks[memory_length] = [LayerMask.from_cells(cells, causal=True) for cells in cells_LHTK]
+        return self._layer_masks[memory_length]
 
     def forward(self, data_BT: Tensor, target_BT: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         """Negative log-likelihood of the next tokens.
@@ -343,7 +364,7 @@ class MemTransformerLM(nn.Module):
         config, length = self.config, data_BT.size(1)
         memory = Memory(0) if memory is None else memory
         self._check_lengths(length, memory.length)
-        masks = self.score_masks(length, memory.length, self.r_w_bias.dtype)
+        masks = self.attention_masks(length, memory.length, self.r_w_bias.dtype)
         key_length = memory.length + length
         without_gradients = not (self.training or torch.is_grad_enabled())
         # Keys and values that were remembered say nothing of hidden states: keys and values go on to be remembered.
@@ -357,8 +378,6 @@ class MemTransformerLM(nn.Module):
         new: list = []
         for index, layer in enumerate(self.layers):
             remembered = memory.layer(index)
-            if self.pruned is not None:
-                record("self", index, None, _ALL_SCORES)
             states = hidden
             hidden, keys_values = layer.dec_attn(
                 hidden, remembered, position_keys[index], *self.biases(index), masks[index]

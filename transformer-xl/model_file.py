@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -17,6 +15,7 @@ from attention_pruning import InputError, PruneMask
 from mem_transformer import MemTransformerLM, ModelConfig, extended
 from reproduction.corpus import Corpus
 from reproduction.training import atomic_path
+from reproduction.weights import weights_fingerprint
 
 FORMAT = "transformer-xl/model/1"
 #: What an evaluation may choose anew; everything else is the model's.
@@ -52,10 +51,8 @@ class LoadedModel:
 def describe_mask(mask: PruneMask) -> dict[str, Any]:
     """What a model's file tells of its prune mask."""
     measured = {name: getattr(mask, name) for name in ("effective_sparsity", "empty_rows", "fingerprint")}
-    # Of single cells: the share of the smallest kernel blocks that happen to be empty.
-    size = mask.block_size if mask.block_size > 1 else 16
     made = {"kind": mask.kind, **mask.recipe.recorded(), "seed": mask.seed}
-    return made | measured | {"block_sparsity": mask.block_sparsity(size)}
+    return made | measured | {"block_sparsity": mask.block_sparsity()}
 
 
 def save_model(path: str | Path, model: MemTransformerLM, **info: Any) -> None:
@@ -118,12 +115,3 @@ def load_model(path: str | Path, beyond: str = "error", **overrides: Any) -> Loa
                 f"found --tgt_len {config.tgt_len} --mem_len {config.mem_len}; --beyond dense leaves the rest unpruned"
             )
     return LoadedModel(model.eval(), info, weights_fingerprint(model))
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """First 16 hex digits of the SHA-256 of names and values of all weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -2,18 +2,28 @@
 
 Letters: B batch, T queries of the segment, M memory slots in use, K = M + T keys, H heads, D head size, E model width.
 
-The score of query i and key j is ``(q_i + u) k_j + (q_i + v) r_{i-j}``. The second term is one matrix product per head
-over all distances, followed by the relative shift, which here moves no data (see :class:`RelativeShift`).
+The score of query i and key j is ``(q_i + u) k_j + (q_i + v) r_{i-j}``. Where nothing is pruned, the second term is one
+matrix product per head over all distances, followed by the relative shift, which moves no data (``ops.relative``).
+Under a prune mask the library's operator computes both terms, of kept blocks alone where that is faster.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from attention_pruning.ops.attention import attend as attend_kept
+from attention_pruning.ops.call import Call
+from attention_pruning.ops.choice import Choice, choose
 from attention_pruning.ops.eager import Observer, ScoreMask, attend
+from attention_pruning.ops.layer_mask import LayerMask
+from attention_pruning.ops.reasons import record
+from attention_pruning.ops.relative import RelativeShift
 from dropout import dropout
 
 
@@ -34,29 +44,34 @@ class PositionalEmbedding(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-class RelativeShift(torch.autograd.Function):
-    """Realign scores indexed by distance so that column j of row i is the score at distance M + i - j.
+@dataclass(frozen=True)
+class AttentionMask:
+    """What one layer sees of a segment after a memory.
 
-    Query i needs distance column ``j + T-1-i`` of its row, so row i begins T-1-i elements into its storage: a view with
-    row stride K-1 and offset T-1. Cells of keys after the query (j > M + i) read the next row; they must be masked out
-    (their gradient is then zero, which the backward pass relies on).
+    Attributes
+    ----------
+    visible_TK : Tensor
+        bool, what the structure shows.
+    pruned_HTK : Tensor or None
+        bool, what is pruned.
+    dtype : torch.dtype
+        Of the scores.
+    layer : LayerMask or None
+        The same for the operator; None where it cannot be used, or nothing is pruned.
+    reason : str or None
+        Why it cannot.
     """
 
-    @staticmethod
-    def forward(ctx, by_distance: Tensor) -> Tensor:  # noqa: D102 (contiguous [..., T, K])
-        *batch, queries, keys = by_distance.shape
-        stride = (*by_distance.stride()[:-2], keys - 1, 1)
-        return by_distance.as_strided(by_distance.shape, stride, by_distance.storage_offset() + queries - 1)
+    visible_TK: Tensor
+    pruned_HTK: Tensor | None
+    dtype: torch.dtype
+    layer: LayerMask | None = None
+    reason: str | None = None
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # noqa: D102
-        *batch, queries, keys = grad.shape
-        by_distance = grad.new_empty(*batch, queries * keys)
-        by_distance[..., : queries - 1] = 0.0  # distances beyond the first query's reach
-        rows = by_distance[..., queries - 1 : queries - 1 + queries * (keys - 1)].view(*batch, queries, keys - 1)
-        rows.copy_(grad[..., :-1])
-        by_distance[..., -1] = grad[..., -1, -1]  # the last key is seen by the last query alone
-        return by_distance.view(*batch, queries, keys)
+    @cached_property
+    def scores(self) -> ScoreMask:
+        """The same as a mask of all scores."""
+        return ScoreMask.build(self.pruned_HTK, self.visible_TK, self.dtype)
 
 
 class RelPartialLearnableMultiHeadAttn(nn.Module):
@@ -69,12 +84,22 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
         Dropout on the output and on the probabilities.
     pre_lnorm : bool
         Normalise the input instead of the output.
+    index : int
+        Which layer this is, for records.
     """
 
     def __init__(
-        self, n_head: int, d_model: int, d_head: int, dropout: float, dropatt: float, pre_lnorm: bool = False
+        self,
+        n_head: int,
+        d_model: int,
+        d_head: int,
+        dropout: float,
+        dropatt: float,
+        pre_lnorm: bool = False,
+        index: int = 0,
     ) -> None:
         super().__init__()
+        self.index = index
         self.n_head, self.d_head = n_head, d_head
         self.dropout, self.dropatt, self.pre_lnorm = dropout, dropatt, pre_lnorm
         self.qkv_net = nn.Linear(d_model, 3 * n_head * d_head, bias=False)
@@ -83,6 +108,8 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
         self.layer_norm = nn.LayerNorm(d_model)
         #: Called with the probabilities [B, H, T, K] of every forward pass, before dropout; see PatternAccumulator.
         self.observer: Observer | None = None
+        #: What computes pruned attention, see ``pruned_attention``.
+        self.backend = "auto"
 
     def project_positions(self, positions_KE: Tensor) -> Tensor:
         """Position keys of every head, [H, D, K]."""
@@ -95,7 +122,7 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
         position_keys_HDK: Tensor,
         u_HD: Tensor,
         v_HD: Tensor,
-        mask: ScoreMask,
+        mask: AttentionMask,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """One attention layer.
 
@@ -103,6 +130,7 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
         ----------
         memory : Tensor or (Tensor, Tensor) or None
             Hidden states [B, M, E] (training) or their keys and values [B, H, M, D] (evaluation).
+        mask : AttentionMask
 
         Returns
         -------
@@ -113,12 +141,59 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
         """
         batch, length, _ = hidden_BTE.shape
         query_BTHD, keys, values = self._project(hidden_BTE, memory)
+        attended = self._attend(query_BTHD, keys, values, position_keys_HDK, u_HD, v_HD, mask)
+        output = self.o_net(attended.transpose(1, 2).reshape(batch, length, -1))
+        output = hidden_BTE + dropout(output, self.dropout, self.training)
+        return output if self.pre_lnorm else self.layer_norm(output), (keys, values)
+
+    def _attend(
+        self,
+        query_BTHD: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        position_keys_HDK: Tensor,
+        u_HD: Tensor,
+        v_HD: Tensor,
+        mask: AttentionMask,
+    ) -> Tensor:
+        """[B, H, T, D], by the operator where it leaves out what is pruned, else by all scores."""
+        if mask.layer is not None and self.observer is None:
+            call = Call.check(
+                (query_BTHD + u_HD).transpose(1, 2),
+                keys,
+                values,
+                mask.layer,
+                relative=((query_BTHD + v_HD).transpose(1, 2), position_keys_HDK.mT),
+                dropout_p=self.dropatt if self.training else 0.0,
+                scale=self.d_head**-0.5,
+            )
+            choice = choose(call, self.backend)
+            record("self", self.index, mask.layer, choice, relative=True)
+            if choice.backend != "sdpa":
+                return attend_kept(call, choice)
+        elif mask.pruned_HTK is not None:
+            reason = mask.reason or "a pattern is being collected"
+            record("self", self.index, None, Choice("eager", reason, refused=mask.reason is not None))
+        return self._by_all_scores(query_BTHD, keys, values, position_keys_HDK, u_HD, v_HD, mask.scores)
+
+    def _by_all_scores(
+        self,
+        query_BTHD: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        position_keys_HDK: Tensor,
+        u_HD: Tensor,
+        v_HD: Tensor,
+        mask: ScoreMask,
+    ) -> Tensor:
+        """[B, H, T, D], every score computed."""
+        batch, length = query_BTHD.shape[:2]
         scale = self.d_head**-0.5
         by_head = ((query_BTHD + v_HD) * scale).permute(2, 0, 1, 3).reshape(self.n_head, batch * length, self.d_head)
         by_distance = torch.bmm(by_head, position_keys_HDK).view(self.n_head, batch, length, -1)
         bias_BHTK = RelativeShift.apply(by_distance).transpose(0, 1)
         fused = not self.training and self.observer is None
-        attended = attend(
+        return attend(
             (query_BTHD + u_HD).transpose(1, 2),
             keys,
             values,
@@ -130,9 +205,6 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
             # SDPA with a bias that needs a gradient falls back to a slower path: fused only where it is faster.
             implementation="sdpa" if fused else "eager",
         )
-        output = self.o_net(attended.transpose(1, 2).reshape(batch, length, -1))
-        output = hidden_BTE + dropout(output, self.dropout, self.training)
-        return output if self.pre_lnorm else self.layer_norm(output), (keys, values)
 
     def _project(self, hidden_BTE: Tensor, memory) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, _ = hidden_BTE.shape

@@ -23,6 +23,7 @@ from attention_pruning.make import random_like
 from attention_pruning.processes import gathered, together
 from attention_pruning.recipe import MaskRecipe
 from data_utils import LMOrderedIterator
+from evaluation import explain_attention
 from flags import choose_device
 from mem_transformer import MemTransformerLM, ModelConfig, extended
 from model_file import EVALUATION_FIELDS, describe_mask, load_model
@@ -88,6 +89,7 @@ def build_model(
             f"--eval_tgt_len: expected what the prune mask covers, segments of {covered[0]} tokens after {covered[1]} "
             f"memory slots, found {lengths[0]} after {lengths[1]}; --beyond dense leaves the rest unpruned"
         )
+    model.set_backend(args.attention_backend)
     model.initialize(args.init, args.init_range, args.init_std, args.proj_init_std)
     seed_everything(args.seed + process)
     return model
@@ -218,14 +220,11 @@ def main(argv: list[str] | None = None) -> int | None:
     with open_log(args, accelerator, trainer.step) as trainer.log:
         status = trainer.run()
     if status is None and accelerator.is_main_process:
-        record.write(
-            args.work_dir / "run.json",
-            **origin,
-            **start,
-            **folder["facts"],
-            valid_nll=trainer.best_loss,
-            steps=trainer.step,
-        )
+        model = accelerator.unwrap_model(trainer.model)
+        with model.at_lengths(*validation_lengths(args)):
+            attention = explain_attention(model, valid, accelerator.device)
+        found = {"valid_nll": trainer.best_loss, "steps": trainer.step, "attention": attention}
+        record.write(args.work_dir / "run.json", **origin, **start, **folder["facts"], **found)
     return status
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from attention_pruning import InputError
 from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
-from flags import HelpFormatter, Parser, add_beyond_flag, add_run_flags, choose_device
+from flags import Parser, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
+from reproduction.help_text import HelpFormatter
 from reproduction.run_folder import add_folder_flags
 from reproduction.step_log import add_log_flags, check_log_flags
 from schedules import FALLING_SCHEDULES, SCHEDULES
@@ -54,7 +55,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     _optimisation_flags(top.add_argument_group("optimisation"))
     _pruning_flags(top.add_argument_group("pruning"))
     run = top.add_argument_group("run")
-    run.add_argument("--seed", type=int, default=1111, help="of initial weights and dropout")
+    run.add_argument("--seed", type=int, default=1111, help="seed of the initial weights and of dropout")
     run.add_argument("--log_interval", type=int, default=200, help="updates between lines of progress")
     add_log_flags(run)
     run.add_argument(
@@ -150,7 +151,10 @@ def _pruning_flags(group: argparse._ArgumentGroup) -> None:
         "--rule", choices=RULES, default=None, help="how --th becomes a mask; published unless the file says"
     )
     group.add_argument(
-        "--scope", choices=SCOPES, default=None, help="cells ranked together; layer unless the file says"
+        "--scope",
+        choices=SCOPES,
+        default=None,
+        help="cells that are ranked together; those of a layer unless the file says",
     )
     group.add_argument(
         "--block_size", type=int, default=None, help="prune whole blocks of this size; 1 (cells) unless the file says"
@@ -162,6 +166,7 @@ def _pruning_flags(group: argparse._ArgumentGroup) -> None:
         help="whether a query keeps its best key; keep-best unless the file says",
     )
     add_beyond_flag(group)
+    add_backend_flag(group)
     group.add_argument("--random_prune", action="store_true", help="prune as many random cells instead")
     group.add_argument(
         "--prune_seed", type=int, default=DEFAULT_PRUNE_SEED, help="seed that --random_prune draws cells with"
@@ -212,7 +217,10 @@ def _check_companions(args: argparse.Namespace) -> None:
             ("eta_min",),
         ),
         "--init uniform": (args.init == "uniform", ("init_range",)),
-        "a pattern to prune by, --fn,": (args.fn is not None, ("th", *RECIPE_FLAGS, "random_prune", "beyond")),
+        "a pattern to prune by, --fn,": (
+            args.fn is not None,
+            ("th", *RECIPE_FLAGS, "random_prune", "beyond", "attention_backend"),
+        ),
         "--random_prune": (args.random_prune, ("prune_seed",)),
     }
     defaults = build_parser()

@@ -79,7 +79,11 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--tau", help="share to prune, a fraction such as 0.9 (required with PATTERN alone)")
     command.add_argument("--rule", choices=RULES, help="how tau becomes a mask (default: published)")
-    command.add_argument("--scope", choices=SCOPES, help="what loses the share together (default: layer)")
+    command.add_argument(
+        "--scope",
+        choices=SCOPES,
+        help="cells that are ranked together (default: those of a layer)",
+    )
     command.add_argument("--block-size", type=int, help="prune whole blocks of this side (default: the pattern's pool)")
     command.add_argument("--row-floor", choices=ROW_FLOORS, help="whether a row keeps a cell (default: keep-best)")
     command.add_argument("--unobserved", choices=UNOBSERVED, help="what becomes of cells never seen (default: keep)")
@@ -89,7 +93,7 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
         help="rule published: take the percentile within what was observed, or, as published for Transformer-XL, of "
         "the whole array (default: --crop)",
     )
-    command.add_argument("--seed", type=int, help="of the random draw (required with --random-like)")
+    command.add_argument("--seed", type=int, help="seed of the random draw (required with --random-like)")
     command.add_argument(
         "--equal-use",
         metavar="PATTERN",

@@ -26,6 +26,7 @@ def pruned_attention(
     is_causal: bool = False,
     key_padding_mask: Tensor | None = None,
     attn_bias: Tensor | None = None,
+    relative: tuple[Tensor, Tensor] | None = None,
     query_offset: int = 0,
     enable_gqa: bool = False,
     dropout_p: float = 0.0,
@@ -57,6 +58,12 @@ def pruned_attention(
     attn_bias : Tensor, optional
         Floats added to the scaled scores, broadcastable to [B, H, L, S], with a gradient if it asks for one. Scores
         below -1e30 are as good as -inf: such a key is hidden.
+    relative : (Tensor, Tensor), optional
+        Transformer-XL's term of the score: ``(position_q, position_keys)``, [B, H, L, D] and [H, S, D]. Query i and key
+        j gain ``position_q_i . r_d * scale``, with d = i + query_offset + (keys - queries of the mask) - j, their
+        distance, and r_d row S - 1 - d of the position keys: the first row is the longest distance, the last is 0.
+        Queries are then given with their own bias (q + u, and q + v here). Causal attention alone, without groups. In
+        the kernel only distances of kept blocks are computed; both have gradients.
     query_offset : int
         The row of the mask in which the first query stands: as many as a cache has tokens.
     enable_gqa : bool
@@ -91,6 +98,7 @@ def pruned_attention(
         is_causal=is_causal,
         key_padding_mask=key_padding_mask,
         attn_bias=attn_bias,
+        relative=relative,
         query_offset=query_offset,
         enable_gqa=enable_gqa,
         dropout_p=dropout_p,
@@ -100,7 +108,7 @@ def pruned_attention(
     choice = choose(call, backend)
     if choice.refused and backend != "auto":
         raise InputError(f"backend {backend}: expected another call or backend, found that {choice.reason}")
-    record("attention", None, call.mask, choice)
+    record("attention", None, call.mask, choice, call.relative is not None)
     return attend(call, choice)
 
 
@@ -123,6 +131,7 @@ def attend(call: Call, choice: Choice) -> Tensor:
         query_offset=call.query_offset,
         key_padding_mask=call.key_padding_mask,
         bias=call.bias,
+        relative=call.relative,
         scale=call.scale,
         dropout_p=call.dropout_p,
         dropout_seed=call.dropout_seed(),
@@ -166,6 +175,7 @@ class PrunedAttention(nn.Module):
         v_BGSE: Tensor,
         key_padding_mask: Tensor | None = None,
         attn_bias: Tensor | None = None,
+        relative: tuple[Tensor, Tensor] | None = None,
         query_offset: int = 0,
     ) -> Tensor:
         """[B, H, L, E]"""
@@ -176,6 +186,7 @@ class PrunedAttention(nn.Module):
             self.mask,
             key_padding_mask=key_padding_mask,
             attn_bias=attn_bias,
+            relative=relative,
             query_offset=query_offset,
             enable_gqa=self.enable_gqa,
             dropout_p=self.dropout_p if self.training else 0.0,

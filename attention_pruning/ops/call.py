@@ -36,6 +36,7 @@ class Call:
     query_offset: int
     key_padding_mask: Tensor | None
     bias: Tensor | None
+    relative: tuple[Tensor, Tensor] | None
     scale: float
     dropout_p: float
     given_seed: Tensor | None
@@ -51,6 +52,7 @@ class Call:
         is_causal: bool = False,
         key_padding_mask: Tensor | None = None,
         attn_bias: Tensor | None = None,
+        relative: tuple[Tensor, Tensor] | None = None,
         query_offset: int = 0,
         enable_gqa: bool = False,
         dropout_p: float = 0.0,
@@ -61,7 +63,8 @@ class Call:
         for name, tensor in (("q", q), ("k", k), ("v", v), ("attn_bias", attn_bias)):
             if not isinstance(tensor, Tensor) and not (tensor is None and name == "attn_bias"):
                 raise InputError(f"{name}: expected a tensor, found {type(tensor).__name__}")
-        q, k, v, attn_bias = _as_autocast(q, k, v, attn_bias)
+        relative = (None, None) if relative is None else _as_pair(relative)
+        q, k, v, attn_bias, *relative = _as_autocast(q, k, v, attn_bias, *relative)
         _check_tensors(q, k, v, enable_gqa)
         mask = _as_layer_mask(mask)
         causal = is_causal or mask.causal
@@ -72,6 +75,8 @@ class Call:
             _check_padding(key_padding_mask, q, k)
         if attn_bias is not None:
             _check_bias(attn_bias, q, k)
+        if relative[0] is not None:
+            _check_relative(*relative, q, k, causal)
         return cls(
             q,
             k,
@@ -81,6 +86,7 @@ class Call:
             query_offset=query_offset,
             key_padding_mask=key_padding_mask,
             bias=attn_bias,
+            relative=None if relative[0] is None else tuple(relative),
             scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
             dropout_p=float(dropout_p),
             given_seed=None if dropout_seed is None else torch.as_tensor(dropout_seed, dtype=torch.int64),
@@ -107,7 +113,7 @@ class Call:
     @property
     def needs_gradient(self) -> bool:
         """Whether there will be a backward pass."""
-        tensors = (self.q, self.k, self.v, self.bias)
+        tensors = (self.q, self.k, self.v, self.bias, *(self.relative or ()))
         return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
     @property
@@ -157,6 +163,16 @@ def _as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
 
     return tuple(map(cast, tensors))
+
+
+def _as_pair(relative: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    pair = isinstance(relative, (tuple, list)) and len(relative) == 2
+    if not pair or not all(isinstance(tensor, Tensor) for tensor in relative):
+        raise InputError(
+            f"relative: expected two tensors, (position_q, position_keys), found {type(relative).__name__}"
+            + (f" of {', '.join(type(x).__name__ for x in relative)}" if isinstance(relative, (tuple, list)) else "")
+        )
+    return tuple(relative)
 
 
 def _as_layer_mask(mask: LayerMask | BlockLayout) -> LayerMask:
@@ -231,3 +247,17 @@ def _check_bias(bias: Tensor, q: Tensor, k: Tensor) -> None:
     if not fits or not bias.is_floating_point():
         found = f"{bias.dtype} of {list(bias.shape)}"
         raise InputError(f"attn_bias: expected floats that broadcast to {whole}, found {found}")
+
+
+def _check_relative(position_q: Tensor, position_keys: Tensor, q: Tensor, k: Tensor, causal: bool) -> None:
+    """position_q as q, position_keys [H, S, D]; a distance is never negative, and no two heads share keys."""
+    if not causal:
+        raise InputError("relative: expected causal attention, whose distances are 0 and more, found another")
+    if k.shape[1] != q.shape[1]:
+        raise InputError(f"relative: expected {q.shape[1]} heads of keys, those of the queries, found {k.shape[1]}")
+    shapes = {"position_q": list(q.shape), "position_keys": [q.shape[1], k.shape[2], q.shape[3]]}
+    for (name, expected), tensor in zip(shapes.items(), (position_q, position_keys), strict=True):
+        if list(tensor.shape) != expected or tensor.dtype != q.dtype:
+            found = f"{tensor.dtype} of {list(tensor.shape)}"
+            raise InputError(f"relative: expected {name} to be {q.dtype} of {expected}, found {found}")
+        _check_device(f"relative {name}", tensor, q)

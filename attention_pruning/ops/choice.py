@@ -26,6 +26,21 @@ FEW_QUERIES = {1: 2.05, 4: 1.65, 16: 1.1, 64: 1.0}
 #: From so many keys the kernel takes at most 1.1 times as long as torch's attention under a mask of cells, by build:
 #: measured as the above, without padding, which makes torch's slower.
 LEAST_KEYS_CELLS = {"avx512": 64, "avx2": 96, "portable": 32}
+#: The same two tables for scores with a relative term, which torch's attention takes as a bias: made for all distances,
+#: with a gradient for all scores. Of these, half are of queries and keys; causality hides a quarter, and the kernel's
+#: costs count what it shows.
+RELATIVE_COSTS = {
+    "avx512": ({16: 0.55, 32: 0.45, 64: 0.35, 128: 0.35}, {16: 0.6, 32: 0.5, 64: 0.4, 128: 0.4}),
+    "avx2": ({16: 0.7, 32: 0.65, 64: 0.55, 128: 0.55}, {16: 0.75, 32: 0.65, 64: 0.55, 128: 0.55}),
+    "portable": ({16: 1.0, 32: 0.85, 64: 0.8, 128: 0.8}, {16: 0.95, 32: 0.8, 64: 0.8, 128: 0.8}),
+}
+#: What such a call of few keys, and half as many queries, costs beside that, by build: the factor of the largest number
+#: that is not above that of the keys. Whatever is smaller is taken for 32 keys.
+RELATIVE_FEW_KEYS = {
+    "avx512": {32: 1.92, 64: 1.83, 96: 1.92, 128: 1.92, 192: 1.75, 256: 1.67, 1024: 1.0},
+    "avx2": {32: 1.73, 64: 1.67, 96: 1.53, 128: 1.53, 192: 1.4, 256: 1.27, 1024: 1.0},
+    "portable": {32: 1.21, 64: 1.16, 96: 1.21, 128: 1.21, 192: 1.11, 256: 1.11, 1024: 1.0},
+}
 
 #: On a GPU the choice is between FlexAttention and torch's fused attention under a mask. The fewest scores (batch x
 #: heads x queries x keys) that FlexAttention is taken for, by bytes of a number: below, the CPU's preparation of a call
@@ -68,7 +83,7 @@ def choose(call: Call, backend: str = "auto") -> Choice:
     reason = _reason_against(call, backend)
     if reason:
         return Choice("sdpa", reason, refused=True)
-    return Choice(backend, "asked for", kernel_layout(call.mask)[0])
+    return Choice(backend, "asked for", kernel_layout(call.mask, call.relative is not None)[0])
 
 
 def _reason_against(call: Call, backend: str) -> str | None:
@@ -86,21 +101,35 @@ def _reason_against(call: Call, backend: str) -> str | None:
 
 def _fastest_cpu(call: Call) -> Choice:
     mask = call.mask
-    if not mask.prunes and call.bias is None:
+    if not mask.prunes and call.bias is None and call.relative is None:
         return Choice("sdpa", "nothing is pruned")
     reason = _reason_against(call, "block_sparse")
     if reason:  # also what a user chose: to do without the kernel is nothing to warn of
         return Choice("sdpa", reason, refused=mask.prunes and os.environ.get(native.VARIABLE) != "none")
-    least = LEAST_KEYS_CELLS[native.build() or "portable"]
-    if not mask.has_whole_blocks and mask.given_layout is None and call.keys < least:
+    least, relative = LEAST_KEYS_CELLS[native.build() or "portable"], call.relative is not None
+    if not relative and not mask.has_whole_blocks and mask.given_layout is None and call.keys < least:
         return Choice("sdpa", f"single cells of fewer than {least} keys: measured to be faster")
-    layout, cost = kernel_layout(mask)
-    factor = next(factor for number, factor in reversed(FEW_QUERIES.items()) if number <= max(1, call.queries))
+    layout, cost = kernel_layout(mask, relative)
+    factor, few = _factor_of_few(call)
     if cost * factor > 1.0:
-        few = f" for {call.queries} queries" if factor > 1.0 else ""
         kept = f"{layout.density:.0%} of blocks of {layout.block_size} are kept"
         return Choice("sdpa", f"{kept}{few}: measured to be faster")
     return Choice("block_sparse", f"{layout.density:.0%} of blocks of {layout.block_size} are kept", layout)
+
+
+def _factor_of_few(call: Call) -> tuple[float, str]:
+    """What few queries, or with a relative term few keys, cost beside many; and what to say of it."""
+
+    def of_largest(factors: dict[int, float], count: int) -> float:
+        return next(
+            (factor for number, factor in reversed(factors.items()) if number <= count), next(iter(factors.values()))
+        )
+
+    factor, few = of_largest(FEW_QUERIES, call.queries), f" for {call.queries} queries"
+    if call.relative is not None:
+        by_keys = of_largest(RELATIVE_FEW_KEYS[native.build() or "portable"], call.keys)
+        factor, few = max(factor, by_keys), f"{few} and {call.keys} keys"
+    return factor, few if factor > 1.0 else ""
 
 
 def _fastest_gpu(call: Call) -> Choice:
@@ -133,17 +162,18 @@ def _all_scores(call: Call, reason: str) -> Choice:
     return Choice("sdpa", reason, refused=call.mask.prunes)
 
 
-def kernel_layout(mask: LayerMask) -> tuple[BlockLayout, float]:
-    """The layout that a kernel computes soonest, and its expected time in times of torch's dense attention."""
-    return mask.once(("kernel_layout",), lambda: _make_kernel_layout(mask))
+def kernel_layout(mask: LayerMask, relative: bool = False) -> tuple[BlockLayout, float]:
+    """The layout that a kernel computes soonest, and its expected time in times of torch's dense attention; with a
+    relative term in times of torch's attention with a bias."""
+    return mask.once(("kernel_layout", relative), lambda: _make_kernel_layout(mask, relative))
 
 
 # It is a constant of the mask: while torch.compile makes a graph it is made, instead of being traced.
 kernel_layout._dynamo_marked_constant = True
 
 
-def _make_kernel_layout(mask: LayerMask) -> tuple[BlockLayout, float]:
-    whole, cells = COSTS[native.build() or "portable"]
+def _make_kernel_layout(mask: LayerMask, relative: bool) -> tuple[BlockLayout, float]:
+    whole, cells = (RELATIVE_COSTS if relative else COSTS)[native.build() or "portable"]
     given = mask.given_layout
     if given is not None:
         costs = cells if len(given.bits) else whole

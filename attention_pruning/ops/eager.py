@@ -139,7 +139,8 @@ def attend(
     dropout_p : float
         Dropout on the probabilities; 0 outside training.
     observer : callable, optional
-        Receives the probabilities [B, H, L, S] before dropout. Needs the eager implementation.
+        Receives the probabilities [B, H, L, S] before dropout, in float32 at least, whatever the scores were computed
+        in. Needs the eager implementation.
     implementation : {"eager", "sdpa"}
         "sdpa" is torch's fused kernel (softmax only); it changes speed, never meaning.
 
@@ -169,10 +170,13 @@ def attend(
         scores = torch.matmul(q_BHLD * scale, k_BHSD.transpose(-1, -2))
         if bias is not None:
             scores = scores.add_(bias)
+        if observer is not None:  # half precision rounds away the tail that decides what is pruned
+            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         p_BHLS = normalize(scores, normalizer)
         if observer is not None:
             seen = p_BHLS if mask is None or mask.blind is None else p_BHLS.masked_fill(mask.blind, 0.0)
             observer(seen.detach())
+            p_BHLS = p_BHLS.type_as(v_BHSD)
         if dropout_p > 0.0:
             p_BHLS = F.dropout(p_BHLS, dropout_p)
         out_BHLD = torch.matmul(p_BHLS, v_BHSD)

@@ -40,6 +40,8 @@ _masks: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], tuple[BlockMask, Te
 def refusal(call: Call) -> str | None:
     """What FlexAttention would need to compute a call, or None."""
     on_cpu, size = call.q.device.type == "cpu", call.q.shape[-1]
+    if call.relative is not None:
+        return "scores without a relative term, found one"
     if call.dropout_p > 0.0:
         return f"no dropout, found {call.dropout_p}"
     if on_cpu and call.needs_gradient:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .call import Call
 from .layer_mask import last_first_kept
+from .relative import by_shift
 
 #: Columns that carry the padding, beside the head: whole vectors for the kernels of a GPU.
 PADDING_COLUMNS = 8
@@ -22,11 +23,13 @@ PRUNED_SCORE, PADDED_SCORE = -1e4, -3e4
 
 def attend(call: Call) -> Tensor:
     """[B, H, L, E]. Dropout is torch's own."""
-    if not call.mask.prunes and call.bias is None:
+    if not call.mask.prunes and call.bias is None and call.relative is None:
         return _attend_dense(call)
     in_product = _padding_in_product(call)
     scores = _masked_scores(call, PRUNED_SCORE if in_product else -torch.inf)
     uniform, blind = _uniform_rows(call, scores), _blind_rows(call)
+    if call.relative is not None:
+        scores = scores + by_shift(call)  # what is hidden stays so, whatever the view holds there
     q, k, v = call.q, call.k, call.v
     if uniform is not None:  # a row of equal scores, through which no gradient passes
         q = q.masked_fill(uniform, 0.0)
@@ -54,7 +57,8 @@ def attend(call: Call) -> Tensor:
 def _padding_in_product(call: Call) -> bool:
     """Whether padding becomes part of the product of queries and keys, so that the scores keep one mask for all
     sequences. On a CPU the longer product takes more time than [B, H, L, S] costs."""
-    return call.key_padding_mask is not None and call.bias is None and call.q.device.type != "cpu"
+    plain = call.bias is None and call.relative is None
+    return call.key_padding_mask is not None and plain and call.q.device.type != "cpu"
 
 
 def _attend_dense(call: Call) -> Tensor:

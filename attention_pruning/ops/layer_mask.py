@@ -66,6 +66,24 @@ class LayerMask:
         self._made: dict[tuple, object] = {("blocks", torch.device("cpu")): pruned_Hqk}
 
     @classmethod
+    def from_cells(cls, pruned_HQK: Tensor, causal: bool = False, source: str = "mask") -> LayerMask:
+        """The mask of cells, in the largest blocks of a kernel that it prunes whole, if in any.
+
+        Parameters
+        ----------
+        pruned_HQK : Tensor
+            bool [H, Q, K] on the CPU, True = pruned.
+        causal, source
+            As in LayerMask.
+        """
+        lengths = tuple(pruned_HQK.shape[1:])
+        for size in reversed(BLOCK_SIZES):
+            blocks = pruned_HQK[:, ::size, ::size]
+            if torch.equal(expand_blocks(blocks, size, *lengths), pruned_HQK):
+                return cls(blocks, size, *lengths, causal, source)
+        return cls(pruned_HQK, 1, *lengths, causal, source)
+
+    @classmethod
     def from_layout(cls, layout: BlockLayout) -> LayerMask:
         """The mask of a layout that somebody made, which is what kernels then compute."""
         if "layer_mask" not in layout.__dict__:

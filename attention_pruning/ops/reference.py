@@ -13,6 +13,7 @@ from torch import Tensor
 from .call import Call
 from .dropout import keep_mask
 from .empty_rows import fill_empty_rows
+from .relative import by_definition
 
 
 def attend(call: Call) -> Tensor:
@@ -22,6 +23,8 @@ def attend(call: Call) -> Tensor:
     if visible is not None:
         counts = counts & visible
     scores = call.q @ call.k.transpose(-1, -2) * call.scale
+    if call.relative is not None:
+        scores = scores + by_definition(call)
     if call.bias is not None:
         scores = scores + call.bias
     scores = scores.masked_fill(~counts, -math.inf)

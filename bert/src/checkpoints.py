@@ -1,7 +1,7 @@
-"""Which checkpoint a training continues from, and whether it is one of the same training.
+"""Which checkpoint a training continues from, and what makes two trainings different ones.
 
 transformers writes ``trainer_state.json`` last, so a checkpoint without it was being written when its run was killed.
-``origin.json`` beside the checkpoints says what training they are of: a run of other flags must not continue from them.
+``recipe.json`` beside the checkpoints says what training they are of: a run of other flags must not continue from them.
 """
 
 from __future__ import annotations
@@ -15,50 +15,64 @@ from typing import Any
 from transformers import TrainingArguments
 
 from attention_pruning import InputError
-from reproduction.training import write_json
+from reproduction.run_folder import require_recipe
 
-ORIGIN_FILE = "origin.json"
 _STATE_FILE = "trainer_state.json"
-#: Flags that make two trainings different ones.
-_RECIPE = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "optim",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
+#: What a training leaves in its folder.
+TRACES = ("checkpoint-*", "model.safetensors", "prune_mask.*.safetensors", _STATE_FILE)
+#: Flags that may differ between a training and its continuation. All others make another training, those included that
+#: transformers may yet add.
+FREE_FLAGS = frozenset(
+    {
+        # where things are; data and mask are told apart by their fingerprints
+        *("output_dir", "overwrite_output_dir", "set_aside", "data_dir", "attn_path", "resume_from_checkpoint"),
+        *("train_file", "validation_file", "test_file", "cache_dir", "prepared_dir", "overwrite_cache", "logging_dir"),
+        # what is done before and after the training, and on how much
+        *("do_train", "do_eval", "do_predict", "save_attention_patterns", "max_pattern_samples"),
+        *("max_eval_samples", "max_predict_samples", "label"),
+        # how evaluations are computed; when there is one decides which weights are the best
+        *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_on_start", "eval_do_concat_batches"),
+        *("eval_use_gather_object", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"),
+        # what is written when
+        *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "enable_jit_checkpoint"),
+        *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node"),
+        *("log_level", "log_level_replica", "disable_tqdm", "report_to", "include_num_input_tokens_seen"),
+        *("skip_memory_metrics", "run_name", "project", "trackio_space_id", "trackio_bucket_id"),
+        *("trackio_static_space_id", "debug", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"),
+        *("hub_strategy", "hub_always_push", "hub_revision"),
+        # the machine
+        *("use_cpu", "local_rank", "ddp_backend", "ddp_timeout", "torch_empty_cache_steps"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order"),
+    }
 )
 
 
-def training_origin(training: TrainingArguments, **facts: Any) -> dict[str, Any]:
-    """What a training is of: its recipe, its processes, and facts about model, data and mask."""
-    recipe = training.to_dict()
-    return {name: recipe[name] for name in _RECIPE} | {"processes": training.world_size} | facts
-
-
-def find_checkpoint(training: TrainingArguments, origin: Mapping[str, Any]) -> str | None:
+def find_checkpoint(training: TrainingArguments, recipe: Mapping[str, Any]) -> str | None:
     """The checkpoint to continue from: --resume_from_checkpoint, else the last whole one in --output_dir, else None.
+
+    Parameters
+    ----------
+    training : TrainingArguments
+        Whose --resume_from_checkpoint is a folder, or "true" for the last one in --output_dir, which has to be there.
+    recipe : mapping
+        Of this training, see ``run_folder.make_recipe``.
 
     Raises
     ------
     InputError
-        If the checkpoint that is named is not whole, or one is of another training.
+        If the checkpoint that is named is not whole, or is of another training.
     """
-    if training.resume_from_checkpoint is not None:
-        checkpoint = Path(training.resume_from_checkpoint)
-        if not is_whole(checkpoint):
-            raise InputError(f"{checkpoint}: expected a whole checkpoint to resume from, found none")
-    elif (checkpoint := last_checkpoint(training.output_dir)) is None:
-        return None
-    _check_origin(checkpoint, origin)
+    named = training.resume_from_checkpoint
+    if named is None or named.lower() == "true":
+        checkpoint = last_checkpoint(training.output_dir)
+        if named is not None and checkpoint is None:
+            raise InputError(f"--resume_from_checkpoint: expected a checkpoint in {training.output_dir}, found none")
+        return None if checkpoint is None else str(checkpoint)
+    checkpoint = Path(named)
+    if not is_whole(checkpoint):
+        raise InputError(f"{checkpoint}: expected a whole checkpoint to resume from, found none")
+    require_recipe(checkpoint.parent, recipe)
     return str(checkpoint)
 
 
@@ -79,25 +93,3 @@ def is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def write_origin(training: TrainingArguments, origin: Mapping[str, Any]) -> None:
-    """Say in --output_dir what the checkpoints are of that will be written there."""
-    write_json(Path(training.output_dir) / ORIGIN_FILE, origin)
-
-
-def _check_origin(checkpoint: Path, origin: Mapping[str, Any]) -> None:
-    path = checkpoint.parent / ORIGIN_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected what {checkpoint.name} beside it was trained on, found no such file; choose another "
-            "--output_dir to train from the start"
-        ) from error
-    for name, expected in origin.items():
-        if found.get(name) != expected:
-            raise InputError(
-                f"{checkpoint}: expected a checkpoint of this training, {name} {expected!r}, found "
-                f"{found.get(name)!r}; choose another --output_dir to train from the start"
-            )

@@ -24,16 +24,17 @@ def load_tokenizer(arguments: ModelArguments, max_seq_length: int) -> PreTrained
     InputError
         If there is none, it is not a fast one, it cannot pad, or it cannot make sequences of ``max_seq_length``.
     """
-    tokenizer = _loaded(arguments, "tokenizer", AutoTokenizer.from_pretrained)
+    name = arguments.tokenizer_name or arguments.model_name_or_path
+    tokenizer = _loaded(name, arguments, "tokenizer", AutoTokenizer.from_pretrained)
     if not tokenizer.is_fast:
-        raise InputError(f"{arguments.model_name_or_path}: expected a fast tokenizer, found {type(tokenizer).__name__}")
+        raise InputError(f"{name}: expected a fast tokenizer, found {type(tokenizer).__name__}")
     if tokenizer.pad_token_id is None:
-        raise InputError(f"{arguments.model_name_or_path}: expected a tokenizer that can pad, found no padding token")
+        raise InputError(f"{name}: expected a tokenizer that can pad, found no padding token")
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2
     if not least <= max_seq_length <= tokenizer.model_max_length:
         raise InputError(
             f"--max_seq_length: expected {least} to {tokenizer.model_max_length}, what the tokenizer of "
-            f"{arguments.model_name_or_path} allows, found {max_seq_length}"
+            f"{name} allows, found {max_seq_length}"
         )
     return tokenizer
 
@@ -46,12 +47,12 @@ def load_config(arguments: ModelArguments, max_seq_length: int) -> PreTrainedCon
     InputError
         If there is none, or the model has fewer than ``max_seq_length`` positions.
     """
-    config = _loaded(arguments, "config.json", AutoConfig.from_pretrained)
+    name = arguments.config_name or arguments.model_name_or_path
+    config = _loaded(name, arguments, "config.json", AutoConfig.from_pretrained)
     positions = getattr(config, "max_position_embeddings", max_seq_length)
     if positions < max_seq_length:
         raise InputError(
-            f"--max_seq_length: expected at most {positions}, the positions of {arguments.model_name_or_path}, "
-            f"found {max_seq_length}"
+            f"--max_seq_length: expected at most {positions}, the positions of {name}, found {max_seq_length}"
         )
     return config
 
@@ -70,13 +71,12 @@ def load_model(arguments: ModelArguments, auto_class: type, config: PreTrainedCo
         If there is none, it is broken, or its head is another task's.
     """
     options = {"config": config, "ignore_mismatched_sizes": arguments.ignore_mismatched_sizes}
-    return _loaded(arguments, "model", auto_class.from_pretrained, **options)
+    return _loaded(arguments.model_name_or_path, arguments, "model", auto_class.from_pretrained, **options)
 
 
-def _loaded(arguments: ModelArguments, what: str, load: Callable[..., Any], **options: Any) -> Any:
-    name = arguments.model_name_or_path
+def _loaded(name: str, arguments: ModelArguments, what: str, load: Callable[..., Any], **options: Any) -> Any:
     try:
-        return load(find_model(name), revision=arguments.model_revision, **options)
+        return load(find_model(name), revision=arguments.model_revision, **arguments.hub, **options)
     except _REFUSALS as error:
         found = " ".join(str(error).split())
         if "ignore_mismatched_sizes" in found:

@@ -1,9 +1,9 @@
 """Measure what masks of whole blocks save: seconds and memory of a batch in inference, and of a step of training.
 
-Dense attention, every mask, and no attention at all take turns in one process, so that they meet the same machine; what
-attention is removed from is the ceiling (Amdahl's law). Peak memory is that of a process of its own for each. The
-weights are random and every window is full: neither changes what a batch costs. Attention has no dropout here, for
-torch's fused attention on a CPU has none, and the dense model would look slower than it need be.
+Dense attention, every mask, and no attention at all take turns in one process, so that they meet the same machine. The
+time without attention bounds what any mask can save (Amdahl's law). Peak memory is that of a process of its own for
+each. The weights are random and every window is full: neither changes what a batch costs. Attention has no dropout
+here, for torch's fused attention on a CPU has none, and the dense model would look slower than it need be.
 
     python bert/src/measure_efficiency.py --model_name_or_path minilm --masks mask50.safetensors mask90.safetensors \\
         --out efficiency.json
@@ -63,7 +63,7 @@ class EncoderBench(Bench):
     def __init__(self, args: argparse.Namespace) -> None:
         AttentionInterface.register(REMOVED, remove_attention)
         AttentionMaskInterface.register(REMOVED, sdpa_mask)
-        self.backend = args.backend
+        self.backend = args.attention_backend
         super().__init__(torch.device("cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"))
         config = load_config(ModelArguments(model_name_or_path=args.model_name_or_path), args.max_seq_length)
         config.attention_probs_dropout_prob = 0.0
@@ -131,7 +131,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_seq_length", type=int, default=384, help="tokens of a window (default: 384)")
     add("--batch_size", type=int, default=8, help="windows of a batch (default: 8)")
     add("--rounds", type=int, default=5, help="how often everything is timed; medians count (default: 5)")
-    add("--backend", choices=BACKENDS, default="auto", help="what computes pruned attention (default: auto)")
+    add(
+        "--attention_backend",
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what computes pruned attention (default: auto)",
+    )
     add("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
     add("--use_cpu", action="store_true", help="leave a GPU alone")
     add("--out", required=True, type=Path, help="efficiency.json to write")
@@ -157,7 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = EncoderBench(args)
     seconds = measure_seconds(bench, settings, args.rounds)
     facts = {name: getattr(args, name) for name in ("model_name_or_path", "max_seq_length", "batch_size", "rounds")}
-    facts |= {"device": device_name(bench.device), "threads": torch.get_num_threads(), "backend": args.backend}
+    facts |= {
+        "device": device_name(bench.device),
+        "threads": torch.get_num_threads(),
+        "backend": args.attention_backend,
+    }
     facts |= {"torch": torch.__version__, "parameters": bench.model.num_parameters()}
     facts["block_size"] = settings[1].mask.block_size
     measured = measured_settings(settings, seconds, memory)

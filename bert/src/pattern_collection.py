@@ -26,8 +26,9 @@ def gather_pattern(
 ) -> AttentionPattern:
     """Average the attention of a trainer's model over tokenised sequences.
 
-    Padding never counts. A pruned model is observed under its mask. In several processes each takes its part, and all
-    get the average over the whole.
+    Padding never counts. The model runs in the precision of its weights, whatever --bf16 says of its training, and what
+    is averaged is float32. A pruned model is observed under its mask, and the pattern says so. In several processes
+    each takes its part, and all get the average over the whole.
 
     Parameters
     ----------
@@ -45,20 +46,23 @@ def gather_pattern(
     InputError
         If the model is not supported, or there are fewer sequences than processes.
     """
-    model = trainer.model
+    # A trainer that has trained leaves its mixed precision in the model: patterns do not depend on what ran before.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     single_stack(model)
     if max_samples is not None and max_samples < len(dataset):
         generator = torch.Generator().manual_seed(seed)
         dataset = dataset.select(sorted(torch.randperm(len(dataset), generator=generator)[:max_samples].tolist()))
         metadata = metadata | {"sample_seed": seed}
     weights = {name: weight.detach().float().cpu() for name, weight in model.named_parameters()}
-    metadata = metadata | {"model_fingerprint": fingerprint(weights)}
+    precision = str(next(model.parameters()).dtype).removeprefix("torch.")
+    metadata = metadata | {"model_fingerprint": fingerprint(weights), "precision": precision}
     processes, rank = trainer.args.world_size, trainer.args.process_index
     if len(dataset) < processes:
         raise InputError(f"--save_attention_patterns: expected {processes} sequences or more, found {len(dataset)}")
     part = dataset.shard(processes, rank, contiguous=True)
     batches = DataLoader(part, batch_size=trainer.args.eval_batch_size, collate_fn=default_data_collator)
-    return collect_patterns(model, batches, [SITE], metadata=metadata)[SITE]
+    with torch.autocast(model.device.type, enabled=False):
+        return collect_patterns(model, batches, [SITE], metadata=metadata)[SITE]
 
 
 def save_pattern(pattern: AttentionPattern, path: str | Path) -> None:

@@ -20,6 +20,7 @@ PATTERN_ENDINGS = (".safetensors", ".npy")
 #: The flags that a MaskRecipe has by the same names.
 _RECIPE_FLAGS = ("tau", "rule", "scope", "block_size", "row_floor")
 _NEED_PRUNE = (*_RECIPE_FLAGS, "random_prune")
+DEFAULT_SEED = 1
 
 
 @dataclass
@@ -47,7 +48,11 @@ class PruningArguments:
         default=None, metadata={"choices": RULES, "help": "how --tau becomes a mask; published unless the file says"}
     )
     scope: str | None = field(
-        default=None, metadata={"choices": SCOPES, "help": "cells ranked together; layer unless the file says"}
+        default=None,
+        metadata={
+            "choices": SCOPES,
+            "help": "cells that are ranked together; those of a layer unless the file says",
+        },
     )
     block_size: int | None = field(
         default=None, metadata={"help": "prune whole blocks of this size; 1 (cells) unless the file says"}
@@ -60,10 +65,20 @@ class PruningArguments:
         },
     )
     random_prune: bool = field(default=False, metadata={"help": "prune as many random cells of every layer instead"})
-    prune_seed: int = field(default=1, metadata={"help": "of --random_prune"})
-    backend: str = field(
+    prune_seed: int | None = field(
+        default=None, metadata={"help": f"seed that --random_prune draws cells with (default: {DEFAULT_SEED})"}
+    )
+    beyond: str = field(
+        default="error",
+        metadata={
+            "choices": ("error", "dense"),
+            "help": "sequences that are longer than the mask covers: an error, or unpruned there (dense)",
+        },
+    )
+    attention_backend: str = field(
         default="auto",
         metadata={
+            "aliases": ["--backend"],
             "choices": BACKENDS,
             "help": "what computes pruned attention: whatever is fastest; the compiled kernel; FlexAttention; or the "
             "readable reference",
@@ -99,6 +114,8 @@ class PruningArguments:
             for name in _NEED_PRUNE:
                 if getattr(self, name) not in (None, False):
                     raise InputError(f"--{name}: expected --prune with it, found none")
+        if self.prune_seed is not None and not self.random_prune:
+            raise InputError("--prune_seed: expected --random_prune with it, found none")
         _ = self.recipe  # refuses a bad one
         if self.save_attention_patterns and Path(self.attn_path).suffix not in PATTERN_ENDINGS:
             raise InputError(f"--attn_path: expected a name in {' or '.join(PATTERN_ENDINGS)}, found {self.attn_path}")
@@ -145,7 +162,9 @@ def read_mask(arguments: PruningArguments, causal: bool) -> PruneMask:
         If the file is missing, broken or of another site, or a pattern has no --tau with it.
     """
     mask = load_mask(arguments.attn_path, arguments.recipe, site=SITE, causal=causal)
-    return random_like(mask, arguments.prune_seed) if arguments.random_prune else mask
+    if not arguments.random_prune:
+        return mask
+    return random_like(mask, DEFAULT_SEED if arguments.prune_seed is None else arguments.prune_seed)
 
 
 def apply_pruning(
@@ -169,6 +188,9 @@ def apply_pruning(
     """
     masks = model_masks(model)
     if not arguments.prune and not masks:
+        for name, default in (("attention_backend", "auto"), ("beyond", "error")):
+            if getattr(arguments, name) != default:
+                raise InputError(f"--{name}: expected --prune, or a model with a mask, found neither")
         return None
     stack, carried = single_stack(model), masks.get(SITE)
     mask = read_mask(arguments, stack.causal) if arguments.prune else carried
@@ -179,9 +201,10 @@ def apply_pruning(
         )
     check_padding(pad_to_max_length, "a mask")
     positions = min(mask.query_length, mask.key_length)
-    if positions < max_seq_length:
+    if positions < max_seq_length and arguments.beyond == "error":
         raise InputError(
-            f"{mask.source}: expected at least {max_seq_length} positions, as --max_seq_length says, found {positions}"
+            f"{mask.source}: expected at least {max_seq_length} positions, as --max_seq_length says, found "
+            f"{positions}; --beyond dense leaves the others unpruned"
         )
-    prune_model(model, mask, backend=arguments.backend)
+    prune_model(model, mask, backend=arguments.attention_backend, beyond=arguments.beyond)
     return mask

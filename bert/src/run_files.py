@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from torch import Tensor
 
 from attention_pruning import PruneMask
+from attention_pruning.sparsity import cell_counts
 from reproduction.metrics import SPARSITIES, write_metrics
-
-#: A mask of single cells: the share of the smallest kernel blocks that happen to be empty.
-_SMALLEST_BLOCK = 16
 
 
 def fingerprint_rows(dataset: Dataset) -> str:
@@ -36,24 +32,14 @@ def real_lengths(dataset: Dataset) -> np.ndarray:
     return np.array([sum(row) for batch in dataset.iter(batch_size=1000) for row in batch["attention_mask"]])
 
 
-def cell_counts(lengths: Sequence[int] | np.ndarray, causal: bool = False) -> Tensor:
-    """How often sequences of these lengths use each cell of one layer and head: int64 [Q, K] up to the longest."""
-    # A cell (q, k) belongs to every sequence longer than both.
-    longer_N = torch.bincount(torch.as_tensor(lengths)).flip(0).cumsum(0).flip(0)[1:]
-    positions = torch.arange(len(longer_N))
-    counts = longer_N[torch.maximum(positions[:, None], positions[None, :])]
-    return counts.tril() if causal else counts
-
-
 def sparsities(mask: PruneMask | None, lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
     """The three sparsities of metrics.json, of a model with this mask on sequences of these real lengths."""
     if mask is None:
         return dict.fromkeys(SPARSITIES, 0.0)
-    size = mask.block_size if mask.block_size > 1 else _SMALLEST_BLOCK
     return {
         "effective_sparsity": mask.effective_sparsity,
-        "evaluated_sparsity": mask.evaluated_sparsity(cell_counts(lengths, bool(mask.causal))),
-        "block_sparsity": mask.block_sparsity(size),
+        "evaluated_sparsity": mask.evaluated_sparsity(cell_counts(lengths, lengths, bool(mask.causal))),
+        "block_sparsity": mask.block_sparsity(),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -14,10 +13,12 @@ import datasets
 import torch
 import transformers
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from attention_pruning import InputError
 from pruning import PruningArguments
 from reproduction.data.wikitext import DATA_DIR_VARIABLE
+from reproduction.help_text import HelpFormatter
 from reproduction.metrics import parse_labels
 from reproduction.training import limit_threads
 
@@ -38,9 +39,71 @@ class ModelArguments:
         default="main",
         metadata={"help": "revision on the hub: a commit pins the model, main is whatever is newest"},
     )
+    config_name: str | None = field(
+        default=None, metadata={"help": "folder or name of the configuration, where it is not the model's"}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "folder or name of the tokenizer, where it is not the model's"}
+    )
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "token for the hub, which no record repeats; the one of `hf auth login` unless given"},
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder for what comes from the hub, and for tokenised rows; the user's cache unless given"},
+    )
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "draw weights anew whose shape differs, such as those of another task's head"}
     )
+
+    @property
+    def hub(self) -> dict[str, str]:
+        """What is said about the hub: ``cache_dir`` and ``token``, where they are given."""
+        options = {"cache_dir": self.cache_dir, "token": self.token}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass
+class FolderArguments:
+    """What becomes of a run that --output_dir holds."""
+
+    _argument_group_name = "output folder"
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "aliases": ["--overwrite"],
+            "help": "start anew, and remove the training that --output_dir holds, if any",
+        },
+    )
+    set_aside: bool = field(
+        default=False,
+        metadata={
+            "help": "if --output_dir holds a training of another recipe, give that folder another name and start anew"
+        },
+    )
+
+    @property
+    def way(self) -> str:
+        """The same as ``run_folder.claim_folder`` names it."""
+        return "overwrite" if self.overwrite_output_dir else "set_aside" if self.set_aside else "refuse"
+
+    def check(self, training: TrainingArguments) -> None:
+        """Refuse flags that contradict each other, or mean nothing without a training.
+
+        Raises
+        ------
+        InputError
+        """
+        for name in ("overwrite_output_dir", "set_aside"):
+            if getattr(self, name) and not training.do_train:
+                raise InputError(f"--{name}: expected --do_train beside it, found none")
+        if self.overwrite_output_dir and self.set_aside:
+            raise InputError("--overwrite_output_dir: expected no --set_aside beside it, found both")
+        if self.overwrite_output_dir and training.resume_from_checkpoint is not None:
+            raise InputError("--overwrite_output_dir: expected no --resume_from_checkpoint beside it, found both")
 
 
 @dataclass(kw_only=True)
@@ -56,6 +119,15 @@ class LengthArguments:
             "without either it comes from the hub"
         },
     )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "name of a data set on the hub, or a folder with one, instead of the script's"}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "which configuration of --dataset_name"})
+    train_file: str | None = field(
+        default=None, metadata={"help": "csv, tsv or json file with rows to train on, instead of the script's data"}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "such a file with rows to evaluate on"})
+    test_file: str | None = field(default=None, metadata={"help": "such a file with rows to predict"})
     pad_to_max_length: bool = field(
         default=True,
         metadata={
@@ -64,12 +136,30 @@ class LengthArguments:
             "then costs the same, so that times compare"
         },
     )
+    prepared_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder for tokenised rows, which runs of the same data, tokenizer and lengths share; the folder "
+            "prepared in --cache_dir unless given"
+        },
+    )
+    overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew, whatever is there already"})
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first so many only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate on the first so many only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first so many only"})
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the user brings the data."""
+        return any((self.dataset_name, self.train_file, self.validation_file, self.test_file))
+
     def check(self) -> None:
-        """Refuse limits below 1."""
+        """Refuse limits below 1, and two sources of data."""
+        files = [f"--{name}" for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
+        if self.dataset_name and files:
+            raise InputError(f"--dataset_name: expected no other source of data beside it, found {files[0]}")
+        if self.dataset_config_name and not self.dataset_name:
+            raise InputError("--dataset_config_name: expected --dataset_name with it, found none")
         for name, value in dataclasses.asdict(self).items():
             if name.startswith(("max_", "n_best")) and value is not None and value < 1:
                 raise InputError(f"--{name}: expected at least 1, found {value}")
@@ -85,22 +175,27 @@ class Flags:
     data : LengthArguments
         Or the script's own extension of it.
     pruning : PruningArguments
+    files : FolderArguments
     training : TrainingArguments
     labels : dict
         For metrics.json.
+    logging_dir : str or None
+        Folder for numbers of a training, step by step.
     """
 
     model: ModelArguments
     data: Any
     pruning: PruningArguments
+    files: FolderArguments
     training: TrainingArguments
     labels: dict[str, Any]
+    logging_dir: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """All flags by name, as JSON has them."""
-        groups = (self.model, self.data, self.pruning)
-        own = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
-        return own | self.training.to_dict() | {"label": self.labels}
+        """All flags by name, as JSON has them, but for the token."""
+        groups = (self.model, self.data, self.pruning, self.files)
+        own = {name: value for group in groups for name, value in dataclasses.asdict(group).items() if name != "token"}
+        return own | self.training.to_dict() | {"label": self.labels, "logging_dir": self.logging_dir}
 
 
 class _Parser(HfArgumentParser):
@@ -110,11 +205,26 @@ class _Parser(HfArgumentParser):
         raise InputError(message)
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the description's lines, show every default but None."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.required or action.default is None else super()._get_help_string(action)
+def build_parser(description: str, data_class: type) -> HfArgumentParser:
+    """All flags of a script, with their defaults; see :func:`parse_flags`."""
+    kinds = (ModelArguments, data_class, PruningArguments, FolderArguments, TrainingArguments)
+    parser = _Parser(kinds, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
+    )
+    run.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
+    run.add_argument(
+        "--logging_dir",
+        "--logging-dir",
+        help="folder for what is logged at every --logging_steps, in steps.csv, and with --report_to tensorboard for "
+        "TensorBoard; unless it is given, there is no such table, and TensorBoard's files are in --output_dir",
+    )
+    # Where nobody watches, a bar is noise: transformers prints lines instead.
+    parser.set_defaults(disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.cuda.is_available())
+    for action in parser._actions:
+        action.required = action.required or action.dest == "output_dir"
+    return parser
 
 
 def parse_flags(description: str, data_class: type, argv: Sequence[str] | None = None) -> Flags:
@@ -130,17 +240,7 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
     InputError
         For an unknown flag, a bad value, or flags that contradict one another.
     """
-    kinds = (ModelArguments, data_class, PruningArguments, TrainingArguments)
-    parser = _Parser(kinds, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--label", action="append", default=[], metavar="KEY=VALUE", help="copied into metrics.json; may be repeated"
-    )
-    run.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to OMP_NUM_THREADS")
-    # Where nobody watches, a bar is noise: transformers prints lines instead.
-    parser.set_defaults(disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=torch.cuda.is_available())
-    for action in parser._actions:
-        action.required = action.required or action.dest == "output_dir"
+    parser = build_parser(description, data_class)
     try:
         *groups, rest, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -150,9 +250,12 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
         raise InputError(f"flags: expected a combination that transformers accepts, found: {found}") from error
     if unknown:
         raise InputError(f"flags: expected some of those that --help lists, found {unknown[0]}")
-    flags = Flags(*groups, labels=parse_labels(rest.label))
+    flags = Flags(*groups, labels=parse_labels(rest.label), logging_dir=rest.logging_dir)
     flags.data.check()
+    if "tensorboard" in flags.training.report_to and not is_tensorboard_available():
+        raise InputError("--report_to: expected the package tensorboard for tensorboard, found none")
     _check_purpose(flags)
+    flags.files.check(flags.training)
     flags.pruning.check(pad_to_max_length=flags.data.pad_to_max_length)
     limit_threads(rest.threads)
     if flags.training.disable_tqdm:

@@ -11,28 +11,31 @@ official script reads, and answers.json with their scores), and says how long th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForQuestionAnswering, default_data_collator, set_seed
 
 from attention_pruning import InputError
 from encoders import load_config, load_model, load_tokenizer
+from own_questions import own_questions
+from prepared_rows import PreparedRows
 from pruning import apply_pruning
 from reproduction.data.squad import load_squad
-from reproduction.squad_metrics import best_answers, squad_metrics
+from reproduction.squad_answers import RankedAnswers, ranked_answers
+from reproduction.squad_metrics import squad_metrics
 from reproduction.training import peak_memory_bytes, run_main, write_json
 from run_files import real_lengths, report_metrics
 from run_flags import Flags, LengthArguments, parse_flags
-from run_steps import Run, choose_rows, prepare_outputs, tokenised
+from run_steps import Run, choose_rows, logging_options, prepare_outputs
 from squad_features import Windows
 from timed_trainer import TimedTrainer
 
-EVALUATION_SPLIT = "validation"
+EVALUATION_SPLIT, TEST_SPLIT = "validation", "test"
 
 
 @dataclass(kw_only=True)
@@ -66,49 +69,45 @@ class AnswerTrainer(TimedTrainer):
     ----------
     questions : Dataset or None
         What ``eval_dataset`` is made from.
-    answers : dict
-        Of the last evaluation, by the question's id: text and score.
+    answers : dict of str to RankedAnswers
+        Of the last evaluation, by the question's id.
     """
 
     def __init__(self, *args: Any, questions: Dataset | None, flags: Flags, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.questions, self.flags = questions, flags
-        self.answers: dict[str, dict[str, Any]] = {}
+        self.answers: dict[str, RankedAnswers] = {}
 
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """As Trainer's; the metrics are those of ``squad_metrics``."""
         windows = self.eval_dataset if eval_dataset is None else eval_dataset
-        output = self.predict(windows, ignore_keys, metric_key_prefix)
-        self.answers, scores = self._score(windows, *output.predictions)
-        metrics = output.metrics | {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.answers, metrics = self.answer(windows, self.questions, ignore_keys, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _score(
-        self, windows: Dataset, start_logits: np.ndarray, end_logits: np.ndarray
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    def answer(
+        self, windows: Dataset, questions: Dataset, ignore_keys: list[str] | None = None, prefix: str = "predict"
+    ) -> tuple[dict[str, RankedAnswers], dict[str, float]]:
+        """Answers to questions by their ids, and metrics; a prediction has no scores where no answer is known."""
         data = self.flags.data
-        answers = best_answers(
-            self.questions,
-            windows,
-            start_logits,
-            end_logits,
-            n_best=data.n_best_size,
-            max_answer_length=data.max_answer_length,
-            version2=data.version_2_with_negative,
-            null_threshold=data.null_score_diff_threshold,
+        output = self.predict(windows, ignore_keys, prefix)
+        answers = ranked_answers(
+            questions, windows, *output.predictions, n_best=data.n_best_size, max_answer_length=data.max_answer_length
         )
-        texts = {key: answer["text"] for key, answer in answers.items()}
-        return answers, squad_metrics(self.questions, texts, version2=data.version_2_with_negative)
+        scores = {}
+        if prefix != "predict" or any(row["text"] for row in questions["answers"]):
+            texts = {key: answer["text"] for key, answer in chosen_answers(answers, data).items()}
+            scores = squad_metrics(questions, texts, version2=data.version_2_with_negative)
+        return answers, output.metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
 
 
 def evaluate(trainer: AnswerTrainer) -> dict[str, float]:
     """Exact match, F1, seconds and peak memory; transformers' files too."""
     found = trainer.evaluate()
-    trainer.save_metrics("eval", found)
+    trainer.save_metrics("eval", found | {"eval_samples": len(trainer.eval_dataset)})
     timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "total")
     scores = {name: value for key, value in found.items() if (name := key.removeprefix("eval_")) not in timing}
     scores.pop("epoch", None)
@@ -124,24 +123,53 @@ def evaluate(trainer: AnswerTrainer) -> dict[str, float]:
     }
 
 
-def write_answers(folder: Path, answers: dict[str, dict[str, Any]]) -> None:
-    """Write ``predictions.json`` (id -> text, as the official script reads it) and ``answers.json`` with scores."""
-    write_json(folder / "predictions.json", {key: answer["text"] for key, answer in answers.items()})
-    finite = {key: {name: _json_number(value) for name, value in answer.items()} for key, answer in answers.items()}
-    write_json(folder / "answers.json", finite)
+def chosen_answers(answers: Mapping[str, RankedAnswers], data: DataArguments) -> dict[str, dict[str, Any]]:
+    """The answer to each question, as the flags choose it."""
+    return {
+        key: answer.chosen(data.version_2_with_negative, data.null_score_diff_threshold)
+        for key, answer in answers.items()
+    }
+
+
+def write_answers(folder: Path, prefix: str, answers: Mapping[str, RankedAnswers], data: DataArguments) -> None:
+    """Write answers under the names of transformers' run_qa.py, and for an evaluation under our own ones.
+
+    ``eval_predictions.json`` and ``predictions.json`` are id -> text, as the official script reads it; ``answers.json``
+    has scores too; ``eval_nbest_predictions.json`` has the best answers of each question; ``eval_null_odds.json``, of
+    SQuAD 2.0, how far the score of no answer is above the best one's. A prediction's names begin with ``predict_``.
+    """
+    version2, chosen = data.version_2_with_negative, chosen_answers(answers, data)
+    texts = {key: answer["text"] for key, answer in chosen.items()}
+    write_json(folder / f"{prefix}_predictions.json", texts)
+    n_best = {key: answer.n_best(data.n_best_size, version2) for key, answer in answers.items()}
+    write_json(folder / f"{prefix}_nbest_predictions.json", n_best)
+    if version2:
+        odds = {key: _json_number(answer.null_odds) for key, answer in answers.items()}
+        write_json(folder / f"{prefix}_null_odds.json", odds)
+    if prefix == "eval":
+        write_json(folder / "predictions.json", texts)
+        finite = {key: {name: _json_number(value) for name, value in answer.items()} for key, answer in chosen.items()}
+        write_json(folder / "answers.json", finite)
 
 
 def _json_number(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def find_questions(flags: Flags) -> DatasetDict:
+    """The splits of the questions that the flags ask for."""
+    if flags.data.is_own:
+        return own_questions(flags)
+    return load_squad(flags.data.data_dir, flags.data.version_2_with_negative, **flags.model.hub)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     flags = parse_flags(__doc__, DataArguments, argv)
     data, training = flags.data, flags.training
-    if training.do_predict:
+    if training.do_predict and not data.is_own:
         raise InputError("--do_predict: expected --do_eval, since SQuAD's test set is not public, found it asked for")
-    rows = choose_rows(load_squad(data.data_dir, data.version_2_with_negative), flags, (EVALUATION_SPLIT,))
+    rows = choose_rows(find_questions(flags), flags, (EVALUATION_SPLIT,), (TEST_SPLIT,))
     tokenizer = load_tokenizer(flags.model, data.max_seq_length)
     windows = Windows(tokenizer, data.max_seq_length, data.doc_stride, data.max_query_length, data.pad_to_max_length)
     config = load_config(flags.model, data.max_seq_length)
@@ -150,8 +178,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     mask = apply_pruning(model, flags.pruning, data.max_seq_length, data.pad_to_max_length)
     lengths = {name: getattr(data, name) for name in ("max_seq_length", "doc_stride", "max_query_length")}
     run = Run("bert/src/run_squad.py", flags, rows, mask, task="SQuAD", **lengths)
-    train = tokenised(rows["train"], windows.training) if "train" in rows else None
-    evaluation = tokenised(rows[EVALUATION_SPLIT], windows.evaluation) if EVALUATION_SPLIT in rows else None
+    prepared = PreparedRows(flags, tokenizer, **lengths)
+    ready = {
+        split: prepared.prepare(
+            split, part, run.fingerprints[split], windows.training if split == "train" else windows.evaluation
+        )
+        for split, part in rows.items()
+    }
+    train, evaluation = ready.get("train"), ready.get(EVALUATION_SPLIT)
+    run.results["prepared"] = prepared.files
     prepare_outputs(flags)
     trainer = AnswerTrainer(
         model=model,
@@ -160,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_dataset=evaluation,
         processing_class=tokenizer,
         data_collator=default_data_collator if data.pad_to_max_length else None,
+        **logging_options(flags, mask),
         questions=rows.get(EVALUATION_SPLIT),
         flags=flags,
     )
@@ -171,8 +207,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if training.do_eval:
         metrics = evaluate(trainer)
         if trainer.is_world_process_zero():
-            write_answers(folder, trainer.answers)
+            write_answers(folder, "eval", trainer.answers, data)
             report_metrics(folder, flags.labels, {EVALUATION_SPLIT: metrics}, mask, real_lengths(evaluation))
+    if training.do_predict:
+        answers, found = trainer.answer(ready[TEST_SPLIT], rows[TEST_SPLIT])
+        trainer.save_metrics("predict", found | {"predict_samples": len(ready[TEST_SPLIT])})
+        if trainer.is_world_process_zero():
+            write_answers(folder, "predict", answers, data)
     if trainer.is_world_process_zero():
         run.write()
 

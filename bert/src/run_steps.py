@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from datasets import Dataset, DatasetDict
 from transformers import Trainer
 
 from attention_pruning import InputError, PruneMask
-from checkpoints import find_checkpoint, training_origin, write_origin
+from attention_pruning.processes import gathered, together
+from checkpoints import FREE_FLAGS, TRACES, find_checkpoint
 from pattern_collection import gather_pattern, save_pattern
+from reproduction.run_folder import claim_folder, make_recipe
 from reproduction.training import RunRecord, make_folder, prepare_output
 from run_files import fingerprint_rows
 from run_flags import Flags
@@ -57,9 +59,15 @@ def choose_rows(
 
 def prepare_outputs(flags: Flags) -> None:
     """Make the folders that will be written to, once nothing is left to refuse."""
-    make_folder(flags.training.output_dir)
+    for folder in filter(None, (flags.logging_dir, flags.training.output_dir)):
+        make_folder(folder)
     if flags.pruning.save_attention_patterns:
         prepare_output(flags.pruning.attn_path)
+
+
+def logging_options(flags: Flags, mask: PruneMask | None) -> dict[str, Any]:
+    """What a TimedTrainer logs, and where to."""
+    return {"logging_dir": flags.logging_dir, "sparsity": 0.0 if mask is None else mask.effective_sparsity}
 
 
 class Run:
@@ -80,7 +88,7 @@ class Run:
     Raises
     ------
     InputError
-        If --output_dir or --resume_from_checkpoint has a checkpoint of another training.
+        If --output_dir holds another training, or --resume_from_checkpoint is of another one.
     """
 
     def __init__(
@@ -91,22 +99,36 @@ class Run:
         self.fingerprints = {split: fingerprint_rows(part) for split, part in rows.items()}
         self.sources = {split: part.info.description for split, part in rows.items()}
         self.results: dict[str, Any] = {}
-        self.origin = training_origin(
-            flags.training,
-            model=flags.model.model_name_or_path,
-            model_revision=flags.model.model_revision,
-            data_fingerprint=self.fingerprints.get("train"),
-            mask=None if mask is None else mask.fingerprint,
-            **facts,
+        self.checkpoint: str | None = None
+        if flags.training.do_train:
+            self._claim(script)
+
+    def _claim(self, script: str) -> None:
+        """Make --output_dir this training's, and find out what it continues from."""
+        training, files = self.flags.training, self.flags.files
+        recipe = make_recipe(
+            script,
+            self.flags.as_dict(),
+            free=FREE_FLAGS,
+            processes=training.world_size,
+            data_fingerprint=self.fingerprints["train"],
+            mask=None if self.mask is None else self.mask.fingerprint,
         )
-        self.checkpoint = find_checkpoint(flags.training, self.origin) if flags.training.do_train else None
+        found = None
+        with together():
+            checkpoint = find_checkpoint(training, recipe)
+            if training.process_index == 0:
+                found = claim_folder(training.output_dir, recipe, traces=TRACES, other=files.way)
+        found = gathered(found)[0]
+        self.results |= found.facts()
+        # what was in a folder of another recipe is gone by now
+        if found.resumes or (checkpoint is not None and Path(checkpoint).exists()):
+            self.checkpoint = checkpoint
 
     def train(self, trainer: Trainer) -> None:
         """Train from the start or from the last checkpoint, and save the model; its mask is saved with it."""
-        if trainer.is_world_process_zero():
-            write_origin(trainer.args, self.origin)
-            if self.checkpoint is not None:
-                print(f"continuing from {self.checkpoint}")
+        if trainer.is_world_process_zero() and self.checkpoint is not None:
+            print(f"continuing from {self.checkpoint}")
         result = trainer.train(resume_from_checkpoint=self.checkpoint)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
@@ -142,11 +164,3 @@ class Run:
             **self.facts,
             **self.results,
         )
-
-
-def tokenised(
-    dataset: Dataset, tokenise: Callable[[dict[str, list]], dict[str, list]], keep: tuple[str, ...] = ()
-) -> Dataset:
-    """Tokenise once, in memory: no cache in the user's home. Columns not in ``keep`` are replaced."""
-    drop = [name for name in dataset.column_names if name not in keep]
-    return dataset.map(tokenise, batched=True, remove_columns=drop, keep_in_memory=True, load_from_cache_file=False)

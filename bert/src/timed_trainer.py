@@ -1,4 +1,5 @@
-"""transformers' Trainer with a clock around the model in evaluation, and the loss as these models compute it."""
+"""transformers' Trainer with clocks around updates and around the model in evaluation, and the loss as these models
+compute it."""
 
 from __future__ import annotations
 
@@ -8,11 +9,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+from step_callback import StepCallback
+
+
+class _UpdateClock(TrainerCallback):
+    """Counts updates and their seconds; evaluations and checkpoints between them take none."""
+
+    def __init__(self) -> None:
+        self.updates, self.seconds, self.started = 0, 0.0, 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.updates += 1
+        self.seconds += time.perf_counter() - self.started
 
 
 class TimedTrainer(Trainer):
     """A Trainer that knows how long the model took for each batch of its last evaluation.
+
+    Beside a training loss it logs ``samples_per_second`` since the last one, and the ``sparsity`` of attention.
+
+    Parameters
+    ----------
+    sparsity : float
+        The effective one of the model's mask; 0 of a dense model.
+    logging_dir : str, optional
+        Folder for ``steps.csv``, and for the files of TensorBoard if ``--report_to`` asks for them.
 
     Attributes
     ----------
@@ -20,12 +47,29 @@ class TimedTrainer(Trainer):
         The model alone, this process's: no data loading, no metrics. The device has finished when the clock stops.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sparsity: float = 0.0, logging_dir: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.sparsity, self._clock = sparsity, _UpdateClock()
+        self.add_callback(self._clock)
+        if logging_dir is not None:
+            self.add_callback(StepCallback(logging_dir))
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, TensorBoardCallback):
+                    callback.logging_dir = logging_dir
         # transformers believes it of every model with **kwargs. These take the mean over their batch whatever they are
         # told, and would then be summed, not averaged, over accumulated batches and over processes.
         self.model_accepts_loss_kwargs = False
         self.batch_seconds: list[float] = []
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, with speed and sparsity beside a training loss."""
+        if "loss" in logs and self._clock.seconds:
+            # one process's batches of one update, times processes
+            samples = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            logs["samples_per_second"] = round(samples * self._clock.updates / self._clock.seconds, 3)
+            logs["sparsity"] = self.sparsity
+            self._clock.updates, self._clock.seconds = 0, 0.0
+        super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, with the clock at zero and the accelerator's peak memory forgotten."""

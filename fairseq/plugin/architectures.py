@@ -9,8 +9,7 @@ from typing import Any
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY, register_model_architecture
 
 from . import model  # noqa: F401  (an architecture needs its model registered)
-from .flags import PruneFlags, check_device
-from .model import RECORD
+from .flags import RECORD, PruneFlags, check_device
 from .site_masks import load_site_masks, model_shapes
 
 PREFIX = "ap_"

@@ -5,7 +5,7 @@ Letters in names: B batch, H heads, T queries, S keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,20 @@ class Lengths:
         """Queries and keys."""
         queries = self.source if site == "enc-self" else self.target
         return queries, self.target if site == "dec-self" else self.source
+
+
+def masks_observed_under(record: Mapping[str, Mapping[str, Any]], site: str) -> dict[str, str]:
+    """What a pattern's metadata says of the masks of the model that showed it: ``observed_under_mask`` is its own
+    site's, ``observed_under_mask_SITE`` another's; nothing for a dense model.
+
+    Parameters
+    ----------
+    record : mapping
+        Site -> ``site_masks.describe``.
+    """
+    own = "observed_under_mask"
+    pruned = {other: facts["fingerprint"] for other, facts in record.items() if facts["prunes"]}
+    return {own if other == site else f"{own}_{other}": fingerprint for other, fingerprint in pruned.items()}
 
 
 def average_attention(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq.data import data_utils
 from torch import nn
@@ -30,6 +33,16 @@ def load_split(task: Any, split: str) -> Any:
     return task.dataset(split)
 
 
+def data_fingerprint(folder: str | Path, split: str) -> str:
+    """16 hexadecimal digits of the binarised files of a split, and of the dictionaries."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob(f"{split}.*")) + sorted(Path(folder).glob("dict.*.txt")):
+        digest.update(file.name.encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def plan_batches(
     task: Any, dataset: Any, model: nn.Module, max_tokens: int, max_batches: int = -1, seed: int = 1
 ) -> list[Sequence[int]]:
@@ -47,10 +60,9 @@ def plan_batches(
     InputError
         If nothing is left, ``max_batches`` is 0, or a sentence does not fit into a batch.
     """
-    limits = utils.resolve_max_positions(task.max_positions(), model.max_positions())
     with data_utils.numpy_seed(seed):
         indices = dataset.ordered_indices()
-    indices, _ = dataset.filter_indices_by_size(indices, limits)
+    indices, _ = dataset.filter_indices_by_size(indices, sentence_limits(task, model))
     longest = max((dataset.num_tokens(index) for index in indices), default=0)
     if longest > max_tokens:
         raise InputError(f"--max-tokens: expected at least {longest}, the longest sentence, found {max_tokens}")
@@ -61,6 +73,17 @@ def plan_batches(
     if not batches:
         raise InputError(f"{task.cfg.data}: expected sentences to read, found none (--max-batches {max_batches})")
     return batches
+
+
+def dropped_sentences(task: Any, dataset: Any, model: nn.Module) -> int:
+    """How many sentence pairs are too long for the model, and so in no batch."""
+    _, dropped = dataset.filter_indices_by_size(np.arange(len(dataset)), sentence_limits(task, model))
+    return len(dropped)
+
+
+def sentence_limits(task: Any, model: nn.Module) -> tuple[int, int]:
+    """The most tokens of a source and of a target."""
+    return utils.resolve_max_positions(task.max_positions(), model.max_positions())
 
 
 def collated(dataset: Any, batches: Sequence[Sequence[int]], device: torch.device) -> Iterator[dict[str, Any]]:

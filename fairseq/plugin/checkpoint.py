@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import nn
 
 from attention_pruning import InputError
 from fairseq import checkpoint_utils
+from reproduction.weights import weights_fingerprint
 
 #: What torch raises for files that are not whole checkpoints; a foreign pickle may name modules that do not exist.
 _UNREADABLE = (RuntimeError, EOFError, ValueError, OSError, KeyError, ImportError, AttributeError)
@@ -136,12 +136,3 @@ def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
         raise InputError(f"{path}: expected a checkpoint whose model and data are at hand, found: {reason}") from error
     task.cfg.left_pad_source = False
     return LoadedModel(models[0].eval(), task, arguments, weights_fingerprint(models[0]))
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of names and values of all weights and masks."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

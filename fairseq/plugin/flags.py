@@ -10,7 +10,7 @@ import torch
 
 from attention_pruning import InputError
 from attention_pruning.ops.choice import BACKENDS
-from attention_pruning.recipe import RULES, SCOPES, MaskRecipe
+from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES, MaskRecipe
 
 #: Site -> the flag that prunes it and the flag that names its pattern or mask.
 SITE_FLAGS = {
@@ -20,10 +20,18 @@ SITE_FLAGS = {
 }
 #: How ``compute_attn_score.py --attn_type`` spells the sites.
 SITES_BY_TYPE = {"self-enc": "enc-self", "self-dec": "dec-self", "enc-dec": "enc-dec"}
-BEYOND = ("decoding", "dense", "error")
+BEYOND = ("error", "dense", "decoding")
+#: The spellings of the flag that says so; the last two are those of earlier versions.
+BEYOND_FLAGS = ("--beyond", "--beyond-pattern", "--beyond_pattern")
+#: Where the namespace in a checkpoint records its masks, as JSON: site -> ``site_masks.describe``.
+RECORD = "attention_pruning"
+#: What a translating command that prints alignments overrides.
+GIVES_WEIGHTS = "gives_weights"
 DEFAULT_SEED = 1
+#: Fields of a recipe that have a flag of the same name.
+_RECIPE_FLAGS = ("rule", "scope", "block_size", "row_floor")
 #: Flags that mean something only beside --PRUNE_BOOL, as attributes.
-_NEED_PRUNING = ("TAU", "RANDOM_PRUNE", "rule", "scope", "block_size", "attention_backend")
+_NEED_PRUNING = ("TAU", "RANDOM_PRUNE", *_RECIPE_FLAGS, "attention_backend")
 
 
 def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -51,16 +59,34 @@ def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
     add("--RANDOM_PRUNE", action="store_true", help="prune as many cells of every layer, but at random")
     add("--prune-seed", type=int, metavar="N", help=f"seed of --RANDOM_PRUNE (default: {DEFAULT_SEED})")
     add("--rule", choices=RULES, help="how TAU becomes a mask (default: published)")
-    add("--scope", choices=SCOPES, help="what loses the share together (default: layer)")
-    add("--block-size", type=int, metavar="N", help="prune whole blocks of this side (default: the pattern's pool)")
+    add(
+        "--scope",
+        choices=SCOPES,
+        help="where cells compete: within each layer, head or row, or in the whole model (default: layer)",
+    )
+    add(
+        "--block-size",
+        "--block_size",
+        type=int,
+        metavar="N",
+        help="prune whole blocks of this side (default: that of the pattern)",
+    )
+    add(
+        "--row-floor",
+        "--row_floor",
+        choices=ROW_FLOORS,
+        help="whether every query keeps its best key, or may lose all of them (default: keep-best)",
+    )
     add(
         "--attention-backend",
+        "--attention_backend",
         choices=BACKENDS,
         help="what computes pruned attention over whole sequences: whatever is fastest (auto, the default), the "
         "compiled kernel, FlexAttention, or the readable reference",
     )
     add(
-        "--beyond-pattern",
+        *BEYOND_FLAGS,
+        dest="beyond_pattern",
         choices=BEYOND,
         help="attention at positions that the pattern does not cover: an error in text that is read and unpruned in "
         "text that the model writes itself (decoding, the default of train.py), unpruned (dense, the default of "
@@ -82,9 +108,11 @@ class PruneFlags:
         How the masks are asked for; open where no flag was given.
     random_seed : int or None
         With --RANDOM_PRUNE, its seed.
-    beyond_pattern : {"decoding", "dense", "error"}
+    beyond_pattern : {"error", "dense", "decoding"}
     normalizer : {"softmax", "entmax15"}
     backend : {"auto", "block_sparse", "flex", "reference"}
+    gives_weights : bool
+        Whether somebody uses the weights of cross-attention: training by alignments, or printing them.
     """
 
     paths: dict[str, str]
@@ -93,6 +121,7 @@ class PruneFlags:
     beyond_pattern: str
     normalizer: str
     backend: str
+    gives_weights: bool
 
     @classmethod
     def read(cls, args: Any) -> PruneFlags:
@@ -111,7 +140,7 @@ class PruneFlags:
         random = getattr(args, "RANDOM_PRUNE", False)
         if seed is not None and not random:
             raise InputError("--prune-seed: expected --RANDOM_PRUNE beside it, found none")
-        chosen = {name: getattr(args, name, None) for name in ("rule", "scope", "block_size")}
+        chosen = {name: getattr(args, name, None) for name in _RECIPE_FLAGS}
         return cls(
             paths=_paths(args),
             recipe=MaskRecipe(tau=getattr(args, "TAU", None), **chosen),
@@ -119,6 +148,7 @@ class PruneFlags:
             beyond_pattern=getattr(args, "beyond_pattern", None) or "decoding",
             normalizer="entmax15" if entmax else "softmax",
             backend=backend,
+            gives_weights=bool(getattr(args, "load_alignments", False) or getattr(args, GIVES_WEIGHTS, False)),
         )
 
 
@@ -140,9 +170,16 @@ def _paths(args: Any) -> dict[str, str]:
         raise InputError(f"--PRUNE_BOOL: expected one of {switches} beside it, found none")
     alone = [name for name in _NEED_PRUNING if getattr(args, name, None) not in (None, False)]
     if alone and not prune:
-        flag = alone[0] if alone[0].isupper() else alone[0].replace("_", "-")
-        raise InputError(f"--{flag}: expected --PRUNE_BOOL beside it, found none")
+        raise InputError(f"{spelling(alone[0])}: expected --PRUNE_BOOL beside it, found none")
+    # A checkpoint that is only read may be dense: whoever translates says it without looking.
+    if getattr(args, "beyond_pattern", None) and not prune and getattr(args, RECORD, None) is None:
+        raise InputError("--beyond: expected --PRUNE_BOOL beside it, found none")
     return paths
+
+
+def spelling(attribute: str) -> str:
+    """The flag that gives an attribute of the namespace."""
+    return f"--{attribute if attribute.isupper() else attribute.replace('_', '-')}"
 
 
 def check_device(args: Any) -> None:

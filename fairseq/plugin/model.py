@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from attention_pruning import InputError, PruneMask
 
 from .attention import MASK_NAME, PrunedAttention
-from .flags import SITE_FLAGS, PruneFlags, add_flags
+from .flags import RECORD, SITE_FLAGS, PruneFlags, add_flags
 from .site_masks import check_record, describe, empty_mask, load_site_masks, model_shapes
 
-#: Where the namespace in a checkpoint records its masks, as JSON: site -> ``site_masks.describe``.
-RECORD = "attention_pruning"
+#: And the normaliser of all its attention.
+NORMALIZER = "attention_normalizer"
 
 
 def adopt_attention(model: nn.Module) -> dict[str, list[PrunedAttention]]:
@@ -92,18 +92,20 @@ class PrunedTransformer(TransformerModel):
         for modules in attention.values():
             for module in modules:
                 module.normalizer, module.beyond_pattern = flags.normalizer, flags.beyond_pattern
-                module.backend = flags.backend
+                module.backend, module.gives_weights = flags.backend, flags.gives_weights
         recorded = getattr(args, RECORD, None)
         model.read_files = recorded is None
         if model.read_files:
             masks = load_site_masks(flags, model_shapes(args))
             model.record = {site: describe(mask) for site, mask in masks.items()}
-            setattr(args, RECORD, json.dumps(model.record, sort_keys=True))  # fairseq saves this namespace
+            # fairseq saves this namespace
+            setattr(args, RECORD, json.dumps(model.record, sort_keys=True))
+            setattr(args, NORMALIZER, flags.normalizer)
             model.replaces_masks = getattr(args, "finetune_from_model", None) is not None
             _save(masks, args)
         else:
             model.record = json.loads(recorded)
-            check_record(args, model.record)
+            check_record(flags, model.record, getattr(args, NORMALIZER, None))
         for site, facts in model.record.items():
             if not attention[site]:
                 raise InputError(f"--{SITE_FLAGS[site][0]}: expected a model with {site} attention, found one without")

@@ -16,7 +16,7 @@ from attention_pruning import InputError
 
 from .attention import PrunedAttention
 
-#: Called with site, layer, probabilities [B, H, T, S] before dropout, real queries [B, T] and real keys [B, S].
+#: Called with site, layer, float32 probabilities [B, H, T, S] before dropout, real queries [B, T] and real keys [B, S].
 SiteObserver = Callable[[str, int, Tensor, Tensor, Tensor], None]
 
 
@@ -65,7 +65,7 @@ def observe_attention(
             real["target"] = net_input["prev_output_tokens"].ne(padding)
             if not real["source"][:, 0].all():
                 raise InputError("sources: expected padding on the right, found it on the left")
-            model(**net_input)
+            model(**net_input, features_only=True)  # the words of the output show no attention
     finally:
         for modules in attention.values():
             for module in modules:

@@ -14,10 +14,7 @@ from attention_pruning.make import random_like
 from attention_pruning.recipe import MaskRecipe
 from attention_pruning.structure import block_any
 
-from .flags import PruneFlags
-
-#: Block side at which a mask of single cells is asked how many blocks happen to be empty.
-SMALLEST_BLOCK = 16
+from .flags import PruneFlags, spelling
 
 
 def model_shapes(args: Any) -> dict[str, tuple[int, int]]:
@@ -64,7 +61,6 @@ def _load(path: str, site: str, recipe: MaskRecipe, random_seed: int | None) -> 
 def describe(mask: PruneMask) -> dict[str, Any]:
     """What a checkpoint records of one site's mask, beside the cells themselves: JSON values."""
     made = {"kind": mask.kind, **mask.recipe.recorded(), "seed": mask.seed}
-    size = mask.block_size if mask.block_size > 1 else SMALLEST_BLOCK
     each = mask.layers * mask.heads
     return made | {
         "effective_sparsity": mask.effective_sparsity,
@@ -73,32 +69,46 @@ def describe(mask: PruneMask) -> dict[str, Any]:
         "queries": mask.query_length,
         "keys": mask.key_length,
         "allowed_cells": int(mask.allowed.sum()) * each,
-        "block_sparsity": mask.block_sparsity(size),
-        "allowed_blocks": int(block_any(mask.allowed, size).sum()) * each,
+        "block_sparsity": mask.block_sparsity(),
+        "allowed_blocks": int(block_any(mask.allowed, mask.kernel_block).sum()) * each,
         # A mask that prunes nothing (tau 0) leaves the dense model as it is, and no cells in the checkpoint.
         "prunes": bool(mask.pruned.any()),
         "pattern": mask.metadata.get("pattern_fingerprint"),
     }
 
 
-def check_record(args: Any, record: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to load a checkpoint under other pruning flags than it was trained with (``--model-overrides``).
+def check_record(flags: PruneFlags, record: Mapping[str, Mapping[str, Any]], normalizer: str | None) -> None:
+    """Refuse to load a checkpoint under another recipe than it was trained with (``--model-overrides``).
+
+    What happens beyond a pattern, and what computes attention, are for whoever uses the model to choose.
+
+    Parameters
+    ----------
+    normalizer : str or None
+        That of the training; None if the checkpoint does not say it.
 
     Raises
     ------
     InputError
     """
-    flags = PruneFlags.read(args)
     if set(flags.paths) != set(record):
         raise InputError(
             f"checkpoint: expected the pruned sites of its training ({', '.join(record) or 'none'}), found "
             f"{', '.join(flags.paths) or 'none'}"
         )
+    if normalizer not in (None, flags.normalizer):
+        raise InputError(f"checkpoint: expected {normalizer}, as it was trained, found {flags.normalizer}")
+    given = {("TAU" if name == "tau" else name): value for name, value in flags.recipe.recorded().items()}
     for site, facts in record.items():
-        if flags.recipe.tau not in (None, facts["tau"]):
-            raise InputError(
-                f"checkpoint: expected --TAU {facts['tau']}, that of its {site} mask, found {flags.recipe.tau}"
-            )
+        for name, found in given.items():
+            expected = facts.get(name.lower())
+            if found is not None and found != expected:
+                raise InputError(
+                    f"checkpoint: expected {spelling(name)} {expected}, that of its {site} mask, found {found}"
+                )
+        if flags.random_seed is not None and flags.random_seed != facts["seed"]:
+            seed = "no random mask" if facts["seed"] is None else f"--prune-seed {facts['seed']}"
+            raise InputError(f"checkpoint: expected {seed}, that of its {site} mask, found {flags.random_seed}")
 
 
 def empty_mask(facts: Mapping[str, Any], heads: int) -> torch.Tensor:

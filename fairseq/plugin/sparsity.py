@@ -12,22 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_pruning.sparsity import pruned_share
+from attention_pruning.sparsity import cell_counts, pruned_share
 
 from .model import adopt_attention
-
-
-def cell_counts(queries: Sequence[int], keys: Sequence[int], causal: bool) -> Tensor:
-    """How often sentences of these lengths use each cell of one layer and head: int64 [T, S].
-
-    A sentence with t queries and s keys uses its t x s cells, or, where attention is causal, the lower half of them.
-    """
-    shape = max(queries) + 1, max(keys) + 1
-    corners = torch.zeros(shape, dtype=torch.int64)
-    corners.index_put_((torch.as_tensor(queries), torch.as_tensor(keys)), torch.tensor(1), accumulate=True)
-    # A cell (t, s) belongs to every sentence longer than t with more than s keys.
-    counts = corners.flip(0, 1).cumsum(0).cumsum(1).flip(0, 1)[1:, 1:]
-    return counts.tril() if causal else counts
 
 
 def sparsities(model: nn.Module, record: dict[str, dict[str, Any]], dataset: Any) -> dict[str, float]:
@@ -58,10 +45,15 @@ def sparsities(model: nn.Module, record: dict[str, dict[str, Any]], dataset: Any
         if masks[0] is not None:
             pruned += weight * pruned_share(fitted(torch.stack(masks).cpu(), count_TS.shape), count_TS)
     return {
-        "effective_sparsity": _weighted(record, "effective_sparsity", "allowed_cells"),
+        "effective_sparsity": effective_sparsity(record),
         "evaluated_sparsity": pruned / used if used else 0.0,
         "block_sparsity": _weighted(record, "block_sparsity", "allowed_blocks"),
     }
+
+
+def effective_sparsity(record: dict[str, dict[str, Any]]) -> float:
+    """That of all pruned sites together; 0 for a dense model."""
+    return _weighted(record, "effective_sparsity", "allowed_cells")
 
 
 def fitted(pruned: Tensor, shape: Sequence[int]) -> Tensor:

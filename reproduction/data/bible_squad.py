@@ -167,7 +167,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", required=True, default=argparse.SUPPRESS, help="folder to write; it serves as a data folder")
-    add("--versions", nargs=2, default=("kjv", "bbe"), choices=VERSIONS, help="of the question and of the context")
+    add(
+        "--versions",
+        nargs=2,
+        default=("kjv", "bbe"),
+        choices=VERSIONS,
+        help="version of the question, and version of its context",
+    )
     add("--passage-words", type=int, default=300, help="words of a context, at most; it is whole verses")
     add("--questions", type=int, default=4, help="questions about a context, at most")
     add("--max-train", type=int, help="training questions to keep, drawn with the seed; None: all")

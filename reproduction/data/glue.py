@@ -162,13 +162,15 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def load_task(task: Task, data_dir: str | os.PathLike[str] | None) -> DatasetDict:
+def load_task(task: Task, data_dir: str | os.PathLike[str] | None, **hub: str) -> DatasetDict:
     """Return the splits of a task that there are.
 
     Parameters
     ----------
     data_dir : path, optional
         Folder that holds ``glue/TASK/`` or ``TASK/`` in GLUE's layout. None: the Hugging Face hub.
+    hub
+        ``cache_dir`` and ``token`` for the latter.
 
     Returns
     -------
@@ -193,7 +195,7 @@ def load_task(task: Task, data_dir: str | os.PathLike[str] | None) -> DatasetDic
             f"{task.name}: expected the local folder that python -m reproduction.data.bible_glue --out FOLDER wrote, "
             "found none named"
         )
-    loaded = load_from_hub(HUB_DATASET, task.hub_config, HUB_REVISION, f"{FOLDER}/{task.name}")
+    loaded = load_from_hub(HUB_DATASET, task.hub_config, HUB_REVISION, f"{FOLDER}/{task.name}", **hub)
     texts = [column for column in next(iter(loaded.values())).column_names if column not in ("label", "idx")]
     loaded = loaded.rename_columns(dict(zip(texts, task.columns, strict=True)))
     for part in loaded.values():

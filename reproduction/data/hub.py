@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 
-def load_from_hub(dataset: str, config: str, revision: str, folder: str) -> DatasetDict:
+def load_from_hub(dataset: str, config: str, revision: str, folder: str, **options: str) -> DatasetDict:
     """Return all splits of a data set, from the hub or from its cache on this machine.
 
     Parameters
     ----------
     folder : str
         What a local folder would hold instead; the message of the error names it.
+    options
+        ``cache_dir`` and ``token``, if they are not the user's own.
 
     Raises
     ------
@@ -29,7 +31,7 @@ def load_from_hub(dataset: str, config: str, revision: str, folder: str) -> Data
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return datasets.load_dataset(dataset, config, revision=revision)
+        return datasets.load_dataset(dataset, config, revision=revision, **options)
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ FILES = {"train": ("train-{}.json", "train-{}-subset.json"), "validation": ("dev
 logger = logging.getLogger(__name__)
 
 
-def load_squad(data_dir: str | os.PathLike[str] | None, version2: bool = False) -> DatasetDict:
+def load_squad(data_dir: str | os.PathLike[str] | None, version2: bool = False, **hub: str) -> DatasetDict:
     """Return the splits of SQuAD that there are.
 
     Parameters
@@ -39,6 +40,8 @@ def load_squad(data_dir: str | os.PathLike[str] | None, version2: bool = False) 
         file, ``train-v1.1-subset.json`` serves, and a warning says so. None: the Hugging Face hub.
     version2 : bool
         SQuAD 2.0, with questions that have no answer; the names then end in ``-v2.0.json``.
+    hub
+        ``cache_dir`` and ``token`` for the hub.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def load_squad(data_dir: str | os.PathLike[str] | None, version2: bool = False) 
 
     version = "v2.0" if version2 else "v1.1"
     if data_dir is None:
-        loaded = load_from_hub(*HUB[version], FOLDER)
+        loaded = load_from_hub(*HUB[version], FOLDER, **hub)
         for part in loaded.values():
             part.info.description = " ".join(HUB[version])
         return loaded
@@ -71,6 +74,15 @@ def load_squad(data_dir: str | os.PathLike[str] | None, version2: bool = False) 
 
 
 def _read(path: Path, split: str, version2: bool) -> Dataset:
+    rows = read_questions(path, version2)
+    part = ", a part of the published set" if "subset" in path.name else ""
+    if part:
+        logger.warning("%s: %d questions%s", path, len(rows), part)
+    return as_dataset(rows, split, f"{path.name}, {len(rows)} questions{part}")
+
+
+def as_dataset(rows: Sequence[Mapping[str, Any]], split: str, description: str) -> Dataset:
+    """Questions as a split of SQuAD, which says where they come from."""
     from datasets import Dataset, Features, List, NamedSplit, Value
 
     features = Features(
@@ -79,13 +91,9 @@ def _read(path: Path, split: str, version2: bool) -> Dataset:
             "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
         }
     )
-    rows = read_questions(path, version2)
     columns = {name: [row[name] for row in rows] for name in features}
     dataset = Dataset.from_dict(columns, features=features, split=NamedSplit(split))
-    part = ", a part of the published set" if "subset" in path.name else ""
-    if part:
-        logger.warning("%s: %d questions%s", path, len(rows), part)
-    dataset.info.description = f"{path.name}, {len(rows)} questions{part}"
+    dataset.info.description = description
     return dataset
 
 
@@ -114,14 +122,25 @@ def read_questions(path: Path, version2: bool = False) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: expected SQuAD's JSON, found: {type(error).__name__} {found}") from error
+    check_questions(rows, path, version2)
+    return rows
+
+
+def check_questions(rows: Sequence[Mapping[str, Any]], where: str | Path, version2: bool = False) -> None:
+    """Refuse answers that are not where they say, and a question without answers outside SQuAD 2.0.
+
+    Raises
+    ------
+    InputError
+        Its message begins with ``where``.
+    """
     for row in rows:
         answers = row["answers"]
         if not answers["text"] and not version2:
-            raise InputError(f"{path}: expected an answer to question {row['id']}, found none (SQuAD 2.0?)")
+            raise InputError(f"{where}: expected an answer to question {row['id']}, found none (SQuAD 2.0?)")
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
             if not text or not row["context"].startswith(text, start):
                 at = row["context"][start : start + len(text)]
                 raise InputError(
-                    f"{path}: expected answer {text!r} of question {row['id']} at character {start}, found {at!r}"
+                    f"{where}: expected answer {text!r} of question {row['id']} at character {start}, found {at!r}"
                 )
-    return rows

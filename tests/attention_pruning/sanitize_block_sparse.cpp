@@ -15,6 +15,7 @@ struct Rows {
     std::vector<BFloat16> halves;
     Array array;
 
+    Rows() : array{} {}
     Rows(int64_t batch, int64_t heads, int64_t rows, int64_t size, bool bfloat16) {
         const int64_t count = batch * heads * rows * size;
         if (below(2))
@@ -30,7 +31,7 @@ struct Rows {
     }
 };
 
-static bool any_empty = false;
+static bool any_empty = false, any_relative = false;
 
 static void run_one() {
     Problem p{};
@@ -38,13 +39,21 @@ static void run_one() {
     p.batch = 1 + below(2), p.kv_heads = 1 + below(2), p.size = 1 + below(70), p.bfloat16 = below(2);
     p.heads = p.kv_heads * (1 + below(3)), p.first_row = below(2) ? below(100) : 0;
     p.queries = 1 + below(150), p.keys = 1 + below(200), p.causal = below(2), p.shift = below(250) - 50;
+    const bool relative = below(2);  // then no heads share keys, and the last query sees the last key
+    if (relative) p.heads = p.kv_heads, p.causal = 1, p.shift = p.keys - p.queries;
     p.scale = 0.3f, p.dropout = below(2) ? 0.2f : 0.0f, p.seed = generator(), p.threads = 1 + below(3);
     Rows q(p.batch, p.heads, p.queries, p.size, p.bfloat16), k(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16),
         v(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16), out(p.batch, p.heads, p.queries, p.size, p.bfloat16),
         g(p.batch, p.heads, p.queries, p.size, p.bfloat16), dq = q, dk = k, dv = v;
-    for (Rows* rows : {&dq, &dk, &dv})
+    Rows q_position, position_keys, d_position, d_keys;
+    if (relative) {
+        q_position = d_position = Rows(p.batch, p.heads, p.queries, p.size, p.bfloat16);
+        position_keys = d_keys = Rows(1, p.heads, p.keys, p.size, p.bfloat16);
+    }
+    for (Rows* rows : {&dq, &dk, &dv, &q_position, &position_keys, &d_position, &d_keys})
         rows->array.data = p.bfloat16 ? (void*)rows->halves.data() : (void*)rows->floats.data();
     p.q = q.array, p.k = k.array, p.v = v.array, p.out = out.array;
+    p.q_position = q_position.array, p.position_keys = position_keys.array;
     std::vector<float> log_sum(p.batch * p.heads * p.queries);
     p.log_sum = log_sum.data();
 
@@ -83,18 +92,19 @@ static void run_one() {
         numbers *= broadcast ? 1 : whole[axis];
     }
     std::vector<float> bias(numbers, below(8) ? 0.5f : -INFINITY), bias_gradient(numbers, 0.0f);
-    Gradients to{g.array, dq.array, dk.array, dv.array, nullptr, {}};
+    Gradients to{g.array, dq.array, dk.array, dv.array, nullptr, {}, d_position.array, d_keys.array};
     if (below(2)) {
         p.bias = bias.data(), to.bias = bias_gradient.data();
         std::copy(strides, strides + 4, p.bias_strides);
         std::copy(strides, strides + 4, to.bias_strides);
     }
     if (block_sparse_forward(&p) || block_sparse_backward(&p, &to)) std::abort();
+    any_relative |= relative;
     for (float x : log_sum) any_empty |= x == INFINITY;
 }
 
 int main() {
     for (int i = 0; i < 400; i++) run_one();
-    if (!any_empty) std::abort();
+    if (!any_empty || !any_relative) std::abort();
     std::printf("block_sparse: 400 problems, vectors of %d floats: clean\n", kLanes);
 }

@@ -169,6 +169,17 @@ def test_a_row_with_nothing_left_ignores_padding():
     assert torch.equal(found, torch.ones(1, 1, 2, 2))  # both rows: the only real key, pruned for the first
 
 
+@pytest.mark.parametrize("normalizer", ["softmax", "entmax15"])
+def test_the_observer_of_half_precision_gets_float32(normalizer):
+    """What is below 6e-8 is 0 in float16: the very tail that decides what is pruned."""
+    q = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(1)) * 2.5
+    seen = []
+    out = attend(q.half(), q.half(), q.half(), normalizer=normalizer, observer=seen.append)
+    assert seen[0].dtype == torch.float32 and out.dtype == torch.float16
+    if normalizer == "softmax":
+        assert (seen[0] > 0).all() and (seen[0] < 2.9e-8).any()
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_dropout_falls_on_probabilities_alone(implementation):
     """With the identity for values the output is the dropped probabilities."""

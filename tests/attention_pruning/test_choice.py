@@ -26,6 +26,9 @@ def test_costs_are_those_that_were_measured(build):
     whole, cells = choice.COSTS[build]
     assert whole == pytest.approx(measured(build, "whole"))
     assert cells == pytest.approx(measured(build, "cells"))
+    whole, cells = choice.RELATIVE_COSTS[build]
+    assert whole == pytest.approx(measured(build, "relative whole"))
+    assert cells == pytest.approx(measured(build, "relative cells"))
 
 
 def test_few_queries_cost_what_was_measured():
@@ -38,3 +41,11 @@ def test_cells_of_few_keys_are_left_to_torch_up_to_where_the_kernel_is_about_as_
     rows = table[(table["build"] == build) & (table["what"] == "keys")].groupby("at")["ratio"].max()
     slower = rows[rows > 1.1].index.max()
     assert choice.LEAST_KEYS_CELLS[build] == min(at for at in rows.index if not at <= slower)
+
+
+@pytest.mark.parametrize("build", native.BUILDS)
+def test_few_keys_with_a_relative_term_cost_what_was_measured(build):
+    many = measured(build, "relative cells")[16]
+    few = {at: max(1.0, ratio / many) for at, ratio in measured(build, "relative keys").items()}
+    assert pytest.approx(few, rel=0.05) == {at: choice.RELATIVE_FEW_KEYS[build][at] for at in few}
+    assert list(choice.RELATIVE_FEW_KEYS[build])[-1] == 1024  # the number of keys of all other rows

@@ -269,3 +269,18 @@ def test_scores_under_a_mask_of_cells_are_not_multiplied_by_the_batch(monkeypatc
     for _ in range(2):
         pruned_attention(q, k, v, mask, key_padding_mask=padding if padded else None)
     assert shapes == [(1, 2, 24, 24)] * 2
+
+
+@pytest.mark.parametrize("block", [1, 16])
+@pytest.mark.parametrize("backend", ["auto", "reference", *([] if native.missing() else ["block_sparse"])])
+def test_a_layer_of_a_mask_is_compiled_into_one_graph(block, backend):
+    generator = torch.Generator().manual_seed(3)
+    mask = LayerMask(torch.rand(2, 64 // block, 64 // block, generator=generator) < 0.5, block, 64, 64)
+    q, k, v = plain(length=64)
+
+    def attended(q):
+        return pruned_attention(q, k, v, mask, backend=backend)
+
+    found = torch.compile(attended, backend="aot_eager", fullgraph=True)(q)
+    torch.testing.assert_close(found, attended(q), atol=1e-5, rtol=1e-5)
+    torch._dynamo.reset()

@@ -39,23 +39,37 @@ def pattern_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> Path:
+    """Instead of the user's cache of data sets."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def fresh_process(monkeypatch):
+def fresh_process(monkeypatch, cache_dir):
     """Accelerate keeps its state in the process; a script expects one of its own, and no folder from outside."""
     monkeypatch.delenv("AP_DATA_DIR", raising=False)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache_dir)
     yield
     for state in (AcceleratorState, PartialState, GradientState):
         state._shared_state.clear()
 
 
+@pytest.fixture(scope="session")
+def prepared_dir(tmp_path_factory) -> Path:
+    """Where runs keep tokenised rows, instead of the user's cache."""
+    return tmp_path_factory.mktemp("prepared")
+
+
 @pytest.fixture
-def command(model_folder, data_dir, tmp_path):
+def command(model_folder, data_dir, prepared_dir, tmp_path):
     """The command line of a small run in ``tmp_path / name``, with changed flags."""
 
     def line(script: str, name: str, **changes) -> list[str]:
         flags = {
             "model_name_or_path": model_folder,
             "data_dir": data_dir,
+            "prepared_dir": prepared_dir,
             "output_dir": tmp_path / name,
             "use_cpu": True,
             "seed": 3,

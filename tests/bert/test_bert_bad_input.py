@@ -12,7 +12,7 @@ from attention_pruning import AttentionPattern, InputError
 from attention_pruning.huggingface import prune_model
 from attention_pruning.make import from_pattern
 from pruning import PruningArguments, apply_pruning
-from tiny_bert import LENGTH, flag_list, random_pattern, save_model
+from tiny_bert import LENGTH, random_pattern, save_model
 
 GOOD = "GOOD"
 PRUNE = {"do_train": True, "prune": True, "attn_path": GOOD, "tau": 0.5}
@@ -157,15 +157,3 @@ def test_a_model_with_several_stacks_of_attention_is_refused(pattern_file):
 def test_bad_flags_of_squad(refused, pattern_file, changes, message):
     changes = {name: pattern_file if value == GOOD else value for name, value in changes.items()}
     assert message in refused("squad", **changes)
-
-
-def test_a_checkpoint_of_another_training_is_not_continued(refused, run, command, tmp_path):
-    folder = run("glue", "refused", do_train=True, save_strategy="steps", save_steps=3)
-    message = refused("glue", do_train=True, save_strategy="steps", save_steps=3, learning_rate=5e-3)
-    assert "expected a checkpoint of this training, learning_rate 0.005, found 0.01" in message
-    assert "choose another --output_dir" in message
-    origin = json.loads((folder / "origin.json").read_text())
-    assert origin["learning_rate"] == 0.01
-    (folder / "origin.json").unlink()
-    assert "found no such file" in refused("glue", do_train=True)
-    assert flag_list(do_train=True, seed=2, tau=None) == ["--do_train", "--seed", "2"]

@@ -13,8 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
-from checkpoints import last_checkpoint
+from checkpoints import FREE_FLAGS, last_checkpoint
+from reproduction.run_folder import make_recipe, recipe_fingerprint
+from run_flags import build_parser
+from run_glue import DataArguments
+from run_squad import DataArguments as SquadArguments
 from tiny_bert import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +42,7 @@ def pruning(pattern_file):
 def interrupted(folder: Path) -> None:
     """Leave what a run leaves that is killed while it writes its third checkpoint."""
     for path in folder.glob("*"):
-        if not path.name.startswith("checkpoint-") and path.name != "origin.json":
+        if not path.name.startswith("checkpoint-") and path.name != "recipe.json":
             path.unlink()
     for step in (6, 8):
         (folder / f"checkpoint-{step}" / "trainer_state.json").unlink()
@@ -69,11 +74,69 @@ def test_a_finished_run_is_not_trained_again(run, pruning):
     assert read_metrics(folder) == before
 
 
-def test_a_checkpoint_of_another_mask_is_refused(run, refused, pruning):
-    run("glue", "refused", **STEPS, **pruning)
-    assert "expected a checkpoint of this training, mask None" in refused("glue", **STEPS)
-    message = refused("glue", **STEPS, **pruning | {"tau": 0.6})
-    assert "expected a checkpoint of this training, mask '" in message
+def test_a_named_checkpoint_of_another_training_is_refused(run, refused, pruning):
+    whole = run("glue", "whole", **STEPS, **pruning)
+    message = refused("glue", resume_from_checkpoint=whole / "checkpoint-4", **STEPS, **pruning | {"tau": 0.6})
+    assert message.startswith(f"{whole}: expected a run of this recipe, found ")
+
+
+def test_true_names_the_last_checkpoint(run, refused, pruning):
+    assert "expected a checkpoint in " in refused("glue", resume_from_checkpoint="true", **STEPS, **pruning)
+    run("glue", "again", **STEPS, **pruning)
+    folder = run("glue", "again", resume_from_checkpoint="true", **STEPS, **pruning)
+    assert json.loads((folder / "run.json").read_text())["continued_from"] == str(folder / "checkpoint-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tau": 0.6},
+        {"prune": False, "attn_path": None, "tau": None},
+        {"label_smoothing_factor": 0.1},
+        {"adam_beta2": 0.99},
+        {"lr_scheduler_kwargs": '{"num_cycles": 2}'},
+        {"neftune_noise_alpha": 5.0},
+        {"train_sampling_strategy": "group_by_length"},
+        {"max_train_samples": 8},
+        {"attention_backend": "reference"},
+        {"seed": 2},
+    ],
+    ids=str,
+)
+def test_another_training_in_the_same_folder_is_refused(change, run, refused, pruning):
+    folder = run("glue", "refused", **STEPS, **pruning)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    message = refused("glue", **{**STEPS, **pruning, **change})
+    assert f"{folder}: expected a folder without a run, or one of this recipe, found " in message
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_another_training_is_set_aside_or_overwritten(run, pruning):
+    other = pruning | {"tau": 0.6}
+    whole = run("glue", "whole", **STEPS, **other)
+    for flag in ("set_aside", "overwrite_output_dir"):
+        folder = run("glue", flag, **STEPS, **pruning)
+        run("glue", flag, **STEPS, **other, **{flag: True})
+        assert json.loads((folder / "run.json").read_text())["continued_from"] is None
+        assert_same_outcome(whole, folder)
+        assert folder.with_name(f"{flag}.old1").exists() == (flag == "set_aside")
+
+
+def test_every_argument_of_a_trainer_but_those_that_are_free_makes_another_training():
+    """Those, too, that a later transformers adds."""
+    arguments = TrainingArguments(output_dir="x", report_to="none").to_dict()
+    assert {name for name in FREE_FLAGS if name in arguments} >= {"logging_steps", "save_steps", "use_cpu"}
+    expected = recipe_fingerprint(make_recipe("s", arguments, free=FREE_FLAGS))
+    for name in arguments:
+        found = recipe_fingerprint(make_recipe("s", arguments | {name: "something else"}, free=FREE_FLAGS))
+        assert (found == expected) == (name in FREE_FLAGS), name
+
+
+def test_a_free_flag_is_a_flag():
+    names = {action.dest for action in build_parser("", DataArguments)._actions} | {
+        action.dest for action in build_parser("", SquadArguments)._actions
+    }
+    assert FREE_FLAGS - names <= {"local_rank"}
 
 
 @pytest.mark.slow

@@ -16,10 +16,10 @@ from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.files.published import read_published
 from attention_pruning.huggingface import model_masks
 from attention_pruning.make import from_pattern
+from attention_pruning.sparsity import cell_counts
 from reproduction.data.glue import find_task, load_task
 from reproduction.glue_metrics import glue_metrics
 from reproduction.results import read_run
-from run_files import cell_counts
 from run_glue import set_labels
 from tiny_bert import HEADS, LAYERS, LENGTH, random_pattern, read_metrics, save_model, sentence, write_task
 
@@ -98,6 +98,18 @@ def test_a_pattern_may_be_gathered_later_from_a_sample_and_in_the_published_layo
         samples.append(AttentionPattern.load(path))
     assert [sample.metadata["sequences"] for sample in samples] == [5, 5, 5]
     assert samples[0].fingerprint == samples[1].fingerprint != samples[2].fingerprint
+
+
+def test_a_pattern_is_of_float32_whatever_the_training_was(run, tmp_path):
+    """Gathered right after a training in bfloat16, or later from its folder: the same."""
+    gather = {"save_attention_patterns": True, "max_train_samples": 20, "bf16": True}
+    folder = run("glue", "dense", do_train=True, attn_path=tmp_path / "with.safetensors", **gather)
+    run("glue", "later", model_name_or_path=folder, attn_path=tmp_path / "later.safetensors", **gather)
+    plain = gather | {"bf16": False}
+    run("glue", "plain", model_name_or_path=folder, attn_path=tmp_path / "plain.safetensors", **plain)
+    found = [AttentionPattern.load(tmp_path / f"{name}.safetensors") for name in ("with", "later", "plain")]
+    assert len({pattern.fingerprint for pattern in found}) == 1
+    assert {pattern.metadata["precision"] for pattern in found} == {"float32"}
 
 
 def test_gathering_changes_neither_training_nor_model(run, tmp_path):
@@ -276,7 +288,7 @@ def test_cells_that_sequences_use_are_counted_as_by_hand(causal):
         for query in range(length):
             for key in range(query + 1 if causal else length):
                 expected[query, key] += 1
-    assert torch.equal(cell_counts(lengths, causal), expected)
+    assert torch.equal(cell_counts(lengths, lengths, causal), expected)
 
 
 def test_the_best_checkpoint_may_be_chosen_by_a_metric(run):

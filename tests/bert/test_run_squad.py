@@ -50,6 +50,15 @@ def test_what_a_run_writes(run, data_dir, pruning):
     assert results["eval_f1"] == values["f1"] and "train_loss" in results
     assert json.loads((folder / "run.json").read_text())["task"] == "SQuAD"
 
+    # under the names of transformers' script, too
+    assert json.loads((folder / "eval_predictions.json").read_text()) == predictions
+    n_best = json.loads((folder / "eval_nbest_predictions.json").read_text())
+    assert {key: rows[0]["text"] for key, rows in n_best.items()} == predictions
+    for key, rows in n_best.items():
+        assert 1 < len(rows) <= 20 and sum(row["probability"] for row in rows) == pytest.approx(1)
+        assert rows[0]["start_logit"] + rows[0]["end_logit"] == answers[key]["score"]
+    assert not (folder / "eval_null_odds.json").exists()
+
 
 def test_dense_and_tau_0_are_the_same_bit_for_bit(run, pruning):
     dense = run("squad", "dense", do_train=True, do_eval=True)
@@ -120,6 +129,18 @@ def test_squad_2_gives_no_answer_where_the_threshold_says_so(run, tmp_path):
         where = run("squad", "t", model_name_or_path=folder, do_eval=True, null_score_diff_threshold=threshold, **flags)
         texts[threshold] = set(json.loads((where / "predictions.json").read_text()).values())
     assert texts[-1e6] == {""} and "" not in texts[1e6]
+
+    odds = json.loads((folder / "eval_null_odds.json").read_text())
+    answers, n_best = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("answers", "eval_nbest_predictions")
+    )
+    for key, answer in answers.items():
+        assert odds[key] == pytest.approx(answer["null_score"] - answer["score"])
+        assert (answer["text"] == "") == (odds[key] > 0)
+        assert sum(row["text"] == "" for row in n_best[key]) == 1
+    where = run("squad", "best", model_name_or_path=folder, do_eval=True, n_best_size=2, **flags)
+    n_best = json.loads((where / "eval_nbest_predictions.json").read_text())
+    assert 2 <= max(len(rows) for rows in n_best.values()) <= 3
 
 
 def test_the_best_checkpoint_may_be_chosen_by_f1(run):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_pruning import InputError
-from reproduction.squad_metrics import best_answers, squad_metrics
+from reproduction.squad_answers import ranked_answers
+from reproduction.squad_metrics import squad_metrics
 from squad_features import Windows
 from tiny_bert import LONG_WORDS, WORDS, save_tokenizer
 
@@ -112,13 +113,13 @@ def test_gold_logits_give_the_answer_back(windows, row):
             start[place, trained["start_positions"][place]] = end[place, trained["end_positions"][place]] = 10.0
     if not (start > 0).any():
         return  # longer than any window
-    found = best_answers(columns([row]), read, start, end, max_answer_length=LENGTH)
-    assert row["answers"]["text"][0] in found["q"]["text"]
+    found = ranked_answers(columns([row]), read, start, end, max_answer_length=LENGTH)
+    assert row["answers"]["text"][0] in found["q"].chosen()["text"]
     whole = windows.tokenizer(row["context"], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     first = row["answers"]["answer_start"][0]
     last = first + len(row["answers"]["text"][0])
     if first in {bounds[0] for bounds in whole} and last in {bounds[1] for bounds in whole}:
-        texts = {key: answer["text"] for key, answer in found.items()}
+        texts = {key: answer.chosen()["text"] for key, answer in found.items()}
         assert texts["q"] == row["answers"]["text"][0]
         expected = {"exact_match": 100.0, "f1": 100.0}
         assert expected.items() <= squad_metrics([row], texts, version2=True).items()

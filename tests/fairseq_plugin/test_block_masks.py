@@ -59,10 +59,31 @@ def test_blocks_equal_the_reference_in_values_and_gradients(task, block_files, s
     for blocks, reference in zip(*found, strict=True):
         torch.testing.assert_close(blocks, reference, atol=1e-5, rtol=1e-4)
     if backend == "block_sparse" and native.runnable_builds():
-        # the last decoder layer is asked for the weights of its cross-attention, which only scores give
-        computed = [row.site for row in asked if row.backend == "block_sparse"]
-        assert sorted(computed) == sorted(site for site in sites for _ in range(LAYERS - (site == "enc-dec")))
-        assert {row.reason for row in asked if row.backend == "eager"} <= {"its weights are asked for"}
+        # All layers, though fairseq asks for the weights of the last one's cross-attention and then drops them.
+        assert {row.backend for row in asked} == {"block_sparse"}
+        assert sorted(row.site for row in asked) == sorted(site for site in sites for _ in range(LAYERS))
+
+
+@pytest.mark.skipif(not native.runnable_builds(), reason="no compiled kernel")
+def test_an_evaluation_leaves_blocks_out_at_all_sites(task, block_files):
+    model, net_input = block_model(task, block_files), long_input(task)
+    with torch.no_grad(), recorded() as rows:
+        _, extra = model(**net_input)
+    assert [row.backend for row in rows] == ["block_sparse"] * (len(SITES) * LAYERS)
+    assert extra["attn"] == [None]
+
+
+def test_weights_that_are_used_are_given(task, block_files):
+    """By those who print alignments or train with them; without blocks that are left out then."""
+    net_input, found = long_input(task), []
+    for backend, wanted in (("block_sparse", True), ("reference", True), ("reference", False)):
+        model = block_model(task, block_files, backend=backend, gives_weights=wanted)
+        with torch.no_grad():
+            found.append(model(**net_input)[1]["attn"][0])
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0].shape == (2, 30, 45) and found[2] is None
+    aligned = block_model(task, block_files, load_alignments=True)
+    assert aligned.decoder.layers[0].encoder_attn.gives_weights
 
 
 @pytest.mark.parametrize("sites", SITE_SETS, ids="+".join)

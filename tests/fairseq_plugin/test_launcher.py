@@ -1,7 +1,10 @@
 """How command lines of ours become fairseq's."""
 
 import ast
+import multiprocessing
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,8 @@ USER_DIR = ["--user-dir", str(shims.PLUGIN)]
         (["--left-pad-source", "d"], ["d", *USER_DIR, "--left-pad-source"]),
         (["d", "--left-pad-source", "True"], ["d", *USER_DIR]),
         (["d", "--left-pad-source=true"], ["d", *USER_DIR]),
+        (["d", "--logging_dir", "l"], ["d", "--tensorboard-logdir", "l", *USER_DIR, "--left-pad-source"]),
+        (["d", "--logging-dir=l"], ["d", "--tensorboard-logdir=l", *USER_DIR, "--left-pad-source"]),
         (["d", "--user-dir", "mine"], ["d", "--user-dir", "mine", "--left-pad-source"]),
     ],
 )
@@ -37,6 +42,8 @@ def test_preprocessing_gets_the_plug_in_alone():
     ("given", "overrides"),
     [
         ([], {"beyond_pattern": "dense"}),
+        (["--print-alignment=soft"], {"beyond_pattern": "dense", "gives_weights": True}),
+        (["--beyond", "error"], {"beyond_pattern": "error"}),
         (["--beyond-pattern", "error"], {"beyond_pattern": "error"}),
         (
             ["--beyond-pattern=decoding", "--model-overrides", "{'data': 'x'}"],
@@ -50,14 +57,15 @@ def test_translating_arguments(command, given, overrides):
     passed = launcher.rewrite(command, ["d", *given])
     position = passed.index("--model-overrides")
     assert ast.literal_eval(passed[position + 1]) == overrides
-    assert passed[:position] + passed[position + 2 :] == ["d", *USER_DIR, "--left-pad-source"]
+    rest = [word for word in passed[:position] + passed[position + 2 :] if not word.startswith("--print")]
+    assert rest == ["d", *USER_DIR, "--left-pad-source"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--left-pad-source=maybe"], "--left-pad-source: expected True or False, found 'maybe'"),
-        (["--beyond-pattern", "nothing"], "--beyond-pattern: expected one of decoding, dense, error, found 'nothing'"),
+        (["--beyond-pattern", "nothing"], "--beyond: expected one of error, dense, decoding, found 'nothing'"),
         (["--model-overrides", "{"], "--model-overrides: expected a Python dictionary"),
         (["--path", "/nowhere.pt"], "/nowhere.pt: expected a checkpoint of fairseq, found no such file"),
     ],
@@ -108,3 +116,23 @@ def test_a_copied_checkpoint_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         PathManager.copy(str(source), str(target), overwrite=True)
     assert target.read_text() == "the old one"
+
+
+def test_what_becomes_of_another_run_is_taken_from_the_command_line():
+    assert launcher.take_folder_flags(["d", "--lr", "-1", "--set-aside"]) == (["d", "--lr", "-1"], "set_aside")
+    assert launcher.take_folder_flags(["--overwrite", "d"]) == (["d"], "overwrite")
+    assert launcher.take_folder_flags(["d", "--cpu"]) == (["d", "--cpu"], "refuse")
+
+
+def test_a_signal_is_passed_on_to_the_processes_of_a_training():
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    worker.start()
+    try:
+        launcher.pass_on(signal.SIGTERM, None)
+        worker.join(30)
+        assert worker.exitcode == -signal.SIGTERM
+    finally:
+        worker.kill()
+    with pytest.raises(SystemExit) as ended:
+        launcher.pass_on(signal.SIGTERM, None)
+    assert ended.value.code == 143

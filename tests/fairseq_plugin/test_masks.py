@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from attention_pruning import AttentionPattern, InputError
 from attention_pruning.make import from_pattern, random_like, window_like
-from plugin.sparsity import cell_counts, sparsities
+from attention_pruning.sparsity import cell_counts
+from plugin.sparsity import sparsities
 from tiny_translation import LAYERS, build, prune_flags
 
 SITES = ("enc-self", "dec-self", "enc-dec")
@@ -81,6 +82,8 @@ BAD_FLAGS = [
     ({"TAU": "0.5"}, "--TAU: expected --PRUNE_BOOL"),
     ({"RANDOM_PRUNE": True}, "--RANDOM_PRUNE: expected --PRUNE_BOOL"),
     ({"block_size": 2}, "--block-size: expected --PRUNE_BOOL"),
+    ({"row_floor": "none"}, "--row-floor: expected --PRUNE_BOOL"),
+    ({"beyond_pattern": "error"}, "--beyond: expected --PRUNE_BOOL"),
     ({"prune_seed": 2}, "--prune-seed: expected --RANDOM_PRUNE"),
 ]
 BAD_SITES = [
@@ -154,14 +157,42 @@ def test_masks_of_flags_and_checkpoint_must_agree(task, pattern_files):
     assert torch.equal(cells_of(finetuned, "enc-self"), cells_of(other, "enc-self"))
 
 
-def test_overriding_the_pruning_of_a_checkpoint_is_refused(task, pattern_files):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"TAU": "0.9"}, "expected --TAU 0.6, that of its enc-self mask, found 0.9"),
+        ({"PRUNE_BOOL": False}, "expected --PRUNE_BOOL"),
+        ({"rule": "published"}, "expected --rule allowed, that of its enc-self mask, found published"),
+        ({"scope": "row"}, "expected --scope layer, that of its enc-self mask, found row"),
+        ({"block_size": 2}, "expected --block-size 1, that of its enc-self mask, found 2"),
+        ({"row_floor": "none"}, "expected --row-floor keep-best, that of its enc-self mask, found none"),
+        ({"RANDOM_PRUNE": True}, "expected no random mask, that of its enc-self mask, found 1"),
+        ({"USE_ENTMAX": True}, "expected softmax, as it was trained, found entmax15"),
+    ],
+)
+def test_overriding_the_pruning_of_a_checkpoint_is_refused(task, pattern_files, change, message):
     model = build(task, **prune_flags(pattern_files, ("enc-self",)))
-    model.namespace.TAU = "0.9"
-    with pytest.raises(InputError, match="checkpoint: expected --TAU 0.6, that of its enc-self mask, found 0.9"):
+    vars(model.namespace).update(change)
+    with pytest.raises(InputError, match=message):
         rebuilt(task, model.namespace)
-    model.namespace.TAU, model.namespace.PRUNE_BOOL = "0.6", False
-    with pytest.raises(InputError, match="expected --PRUNE_BOOL"):
-        rebuilt(task, model.namespace)
+
+
+def test_what_happens_beyond_the_pattern_is_for_the_user_of_a_checkpoint_to_say(task, pattern_files):
+    model = build(task, **prune_flags(pattern_files, ("enc-self",)))
+    for beyond in ("error", "dense", "decoding"):
+        model.namespace.beyond_pattern = beyond
+        assert rebuilt(task, model.namespace).encoder.layers[0].self_attn.beyond_pattern == beyond
+    dense = build(task)
+    dense.namespace.beyond_pattern = "dense"  # as generate.py does for any checkpoint
+    rebuilt(task, dense.namespace)
+
+
+@pytest.mark.parametrize("floor", ["keep-best", "none"])
+def test_a_row_may_lose_all_its_keys_if_asked(task, pattern_files, floor):
+    model = build(task, **prune_flags(pattern_files, ("enc-self",), tau=0.9, scope="layer", row_floor=floor))
+    mask = library_mask(pattern_files["enc-self"], tau=0.9, rule="allowed", row_floor=floor)
+    assert torch.equal(cells_of(model, "enc-self"), torch.stack([mask.cells(layer) for layer in range(LAYERS)]))
+    assert (model.record["enc-self"]["empty_rows"] > 0) == (floor == "none")
 
 
 def test_every_architecture_of_the_transformer_has_its_twin():

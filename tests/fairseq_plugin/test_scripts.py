@@ -13,6 +13,9 @@ import torch
 
 import average_checkpoints
 import compute_attn_score
+import inspect_checkpoint
+import launcher
+import score_translations
 from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.make import from_pattern
 from plugin.checkpoint import read_checkpoint
@@ -95,7 +98,7 @@ def patterns(dense, tmp_path_factory):
 def pruned(data, patterns, tmp_path_factory):
     """A pruned training: its folder and log."""
     folder = tmp_path_factory.mktemp("pruned")
-    done = train(data, folder, *as_arguments(prune_flags(patterns, SITES, beyond_pattern="dense")))
+    done = train(data, folder, *as_arguments(prune_flags(patterns, SITES, beyond="dense")))
     return folder, done.stdout + done.stderr
 
 
@@ -136,6 +139,22 @@ def test_an_old_model_gives_the_pattern_that_ours_gives(dense, stock, patterns, 
     ):
         with pytest.raises(InputError, match=message):
             compute_attn_score.main(["--path", str(folder), "--attn_type", "self-dec", "--out", str(tmp_path), *flags])
+
+
+def test_two_processes_average_what_one_does(dense, patterns, tmp_path):
+    prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = [FAIRSEQ / "compute_attn_score.py", "--path", dense[0], "--all", "--out", tmp_path, "--max-tokens", "300"]
+    paths = os.pathsep.join(filter(None, [str(FAIRSEQ.parent), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [*prefix, *script, "--no-cuda"], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert done.returncode == 0, done.stderr
+    for file in patterns.values():
+        found, expected = AttentionPattern.load(tmp_path / file.name), AttentionPattern.load(file)
+        torch.testing.assert_close(found.average, expected.average, atol=1e-6, rtol=0)
+        assert torch.equal(found.count, expected.count)
+        assert found.metadata["sequences"] == 160 and found.metadata["dropped_sentences"] == 0
+        assert found.metadata["precision"] == "float32"
 
 
 def test_patterns_are_written_in_the_published_layout_too(patterns):
@@ -199,7 +218,7 @@ def test_translate_and_score_without_any_pattern_file(data, raw, pruned, tmp_pat
 
 def test_random_masks_are_the_same_after_the_training(data, patterns, tmp_path):
     """Drawn once: training, validation and generation all use the masks of the checkpoint."""
-    flags = prune_flags(patterns, ("enc-self",), RANDOM_PRUNE=True, prune_seed=7, beyond_pattern="dense")
+    flags = prune_flags(patterns, ("enc-self",), RANDOM_PRUNE=True, prune_seed=7, beyond="dense")
     train(data, tmp_path, *swap(as_arguments(flags), "20", "3"), "--max-epoch", "1")
     mask = PruneMask.load(tmp_path / "mask-enc-self.safetensors")
     like = from_pattern(AttentionPattern.load(patterns["enc-self"]), 0.6, rule="allowed")
@@ -209,7 +228,7 @@ def test_random_masks_are_the_same_after_the_training(data, patterns, tmp_path):
 
 
 def test_a_killed_training_resumes_as_if_nothing_had_happened(data, patterns, pruned, tmp_path):
-    flags = [*as_arguments(prune_flags(patterns, SITES, beyond_pattern="dense")), "--save-interval-updates", "1"]
+    flags = [*as_arguments(prune_flags(patterns, SITES, beyond="dense")), "--save-interval-updates", "1"]
     flags += ["--keep-interval-updates", "1"]
     command = [sys.executable, str(FAIRSEQ / "train.py"), str(data), "--save-dir", str(tmp_path), *MODEL, *flags]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FAIRSEQ.parent), os.environ.get("PYTHONPATH", "")])}
@@ -226,7 +245,7 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(data, patterns, pr
 
 @pytest.mark.parametrize("launch", ["own", "torchrun"])
 def test_two_processes_on_a_cpu_agree_with_one(data, patterns, tmp_path, launch):
-    flags = [*as_arguments(prune_flags(patterns, SITES, beyond_pattern="dense"))]
+    flags = [*as_arguments(prune_flags(patterns, SITES, beyond="dense"))]
     flags += ["--attention-dropout", "0", "--dropout", "0", "--max-update", "6"]
     one = train(data, tmp_path / "one", *flags, "--update-freq", "2")
     if launch == "own":
@@ -299,6 +318,21 @@ def test_bad_flags_of_averaging_are_named(data, dense, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_flags_that_would_be_ignored_are_refused(dense, tmp_path):
+    checkpoint = str(dense[0] / "checkpoint_last.pt")
+    with pytest.raises(InputError, match="--beyond: expected a pruned checkpoint, found a dense one"):
+        launcher.rewrite("generate", ["d", "--path", checkpoint, "--beyond", "error"])
+    averaging = ["--inputs", str(dense[0]), "--output", str(tmp_path / "a.pt"), "--checkpoint-upper-bound", "3"]
+    for more in ([], ["--num-best-checkpoints", "1"]):
+        with pytest.raises(InputError, match="--checkpoint-upper-bound: expected --num-epoch-checkpoints or"):
+            average_checkpoints.main([*averaging, *more])
+    with pytest.raises(InputError, match="--label: expected --out beside it"):
+        inspect_checkpoint.main(["--checkpoint", checkpoint, "--label", "tau=0"])
+    scored = ["--generated", "g", "--references", "r", "--checkpoint", checkpoint, "--label", "tau=0"]
+    with pytest.raises(InputError, match="--label: expected --out beside it"):
+        score_translations.main(scored)
+
+
 def test_cuda_is_not_silently_the_cpu(data, dense, tmp_path):
     if torch.cuda.is_available():
         assert "--CUDA: expected no --cpu" in error_of("train.py", data, "--save-dir", tmp_path, *MODEL, "--CUDA")
@@ -312,7 +346,9 @@ def test_cuda_is_not_silently_the_cpu(data, dense, tmp_path):
             compute_attn_score.main(["--path", str(dense[0]), "--all", flag])
 
 
-SCRIPTS = sorted(path.name for path in FAIRSEQ.glob("*.py") if path.stem not in ("launcher", "shims", "processes"))
+SCRIPTS = sorted(
+    path.name for path in FAIRSEQ.glob("*.py") if path.stem not in ("launcher", "shims", "processes", "training_run")
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from attention_pruning import InputError
-from plugin.averaging import Lengths, average_attention
-from plugin.batches import collated, plan_batches
+from plugin.averaging import Lengths, average_attention, masks_observed_under
+from plugin.batches import collated, dropped_sentences, plan_batches
+from plugin.lengths import check_lengths
 from plugin.model import adopt_attention
-from tiny_translation import HEADS, LAYERS, batch_of, build
+from plugin.observing import observe_attention
+from tiny_translation import HEADS, LAYERS, batch_of, build, prune_flags
 
 SITES = ("enc-self", "dec-self", "enc-dec")
 PAD, EOS = 1, 2
@@ -121,3 +123,64 @@ def test_left_padded_batches_are_refused(task):
     batch["net_input"]["src_tokens"] = batch["net_input"]["src_tokens"].flip(1)
     with pytest.raises(InputError, match="expected padding on the right"):
         average_attention(model, [batch], SITES, Lengths(20, 20), PAD)
+
+
+def test_probabilities_are_seen_in_float32_whatever_the_model_computes_in(task):
+    """In half precision what is below 3e-8 would be 0."""
+    model, seen = build(task).half(), []
+    for modules in adopt_attention(model).values():
+        for module in modules:
+            torch.nn.init.normal_(module.q_proj.weight, std=2.0)
+    batches = collated(task.dataset("test"), [[0, 1, 2, 3]], CPU)
+    observe_attention(model, adopt_attention(model), SITES, batches, PAD, lambda *shown: seen.append(shown[2]))
+    assert len(seen) == len(SITES) * LAYERS and {p.dtype for p in seen} == {torch.float32}
+    smallest = min(float(p[p > 0].min()) for p in seen)
+    assert smallest < 2**-25 and torch.tensor(smallest).half() == 0
+
+
+def test_patterns_of_a_pruned_model_say_so(task, pattern_files):
+    record = build(task, **prune_flags(pattern_files, ("enc-self", "dec-self"))).record
+    encoder, decoder = (record[site]["fingerprint"] for site in ("enc-self", "dec-self"))
+    assert masks_observed_under(record, "enc-self") == {
+        "observed_under_mask": encoder,
+        "observed_under_mask_dec-self": decoder,
+    }
+    assert masks_observed_under(record, "enc-dec") == {
+        "observed_under_mask_enc-self": encoder,
+        "observed_under_mask_dec-self": decoder,
+    }
+    unpruned = build(task, **prune_flags(pattern_files, ("enc-self",), tau=0)).record
+    assert masks_observed_under(unpruned, "enc-self") == masks_observed_under({}, "enc-self") == {}
+
+
+def test_sentences_that_are_too_long_for_the_model_are_counted(task):
+    model, dataset = build(task, max_source_positions=5, max_target_positions=6), task.dataset("test")
+    task.cfg.max_source_positions, before = 5, task.cfg.max_source_positions
+    try:
+        kept = sum(len(batch) for batch in plan_batches(task, dataset, model, 400))
+        assert 0 < dropped_sentences(task, dataset, model) == len(dataset) - kept
+    finally:
+        task.cfg.max_source_positions = before
+    assert dropped_sentences(task, dataset, build(task)) == 0
+
+
+def test_attention_is_observed_without_the_words_of_the_output(task, monkeypatch):
+    model = build(task)
+    monkeypatch.setattr(model.decoder, "output_layer", lambda features: pytest.fail("the output layer was computed"))
+    gather(task, model, 200)
+
+
+@pytest.mark.parametrize("beyond", ["decoding", "error", "dense"])
+def test_a_pattern_that_is_too_short_is_noticed_before_the_first_update(task, pattern_files, beyond, caplog):
+    """The longest target of the test set has more than the 12 positions of the pattern, those of the training too."""
+    lengths = task.dataset("train").tgt_sizes
+    assert (longer := int((lengths > 12).sum())) and task.dataset("train").src_sizes.max() <= 9
+    model = build(task, **prune_flags(pattern_files, ("dec-self",), beyond_pattern=beyond))
+    found = f"found {longer} of {len(lengths)} sentences of train that are longer \\(up to {lengths.max()} queries"
+    if beyond == "dense":
+        check_lengths(task, model, ["train"])
+        assert f"{longer} of {len(lengths)} sentences of train" in caplog.text
+    else:
+        with pytest.raises(InputError, match=f"dec-self attention: expected at most 12 queries and 12 keys, .*{found}"):
+            check_lengths(task, model, ["train"])
+    check_lengths(task, build(task, **prune_flags(pattern_files, ("enc-self",), beyond_pattern=beyond)), ["train"])

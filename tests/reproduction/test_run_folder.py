@@ -16,6 +16,7 @@ from reproduction.run_folder import (
     claim_folder,
     make_recipe,
     recipe_fingerprint,
+    require_recipe,
     way,
 )
 
@@ -99,6 +100,20 @@ def test_a_run_of_no_known_recipe_is_another(tmp_path):
     (tmp_path / "b" / RECIPE_FILE).write_text("{")
     with pytest.raises(InputError, match=f"no {RECIPE_FILE} that says which"):
         claim(tmp_path / "b")
+
+
+def test_a_recipe_of_which_nothing_was_trained_is_replaced(tmp_path):
+    claim(tmp_path)
+    assert not claim(tmp_path, recipe(lr=0.2)).resumes
+
+
+def test_a_checkpoint_to_continue_from_has_to_be_of_the_recipe(tmp_path):
+    trained(tmp_path)
+    require_recipe(tmp_path, recipe(threads=4))
+    with pytest.raises(InputError, match="expected a run of this recipe, found lr 0.1 there and 0.2 here"):
+        require_recipe(tmp_path, recipe(lr=0.2))
+    with pytest.raises(InputError, match="expected a run of this recipe, found files of a run and no recipe.json"):
+        require_recipe(tmp_path / "nowhere", recipe())
 
 
 def test_another_recipe_is_set_aside_whole_and_said(tmp_path, capsys):

@@ -14,7 +14,7 @@ import eval as evaluate_script  # the script's name is that of a builtin
 import evaluation
 import train
 from attention_pruning import PruneMask
-from data_utils import LMOrderedIterator, cell_counts
+from data_utils import LMOrderedIterator, stream_counts
 from model_file import load_model
 from reproduction.corpus import Corpus, write_corpus
 from tiny_xl import flags, law, random_ids, read_json, tiny_model, training_flags, word_lines
@@ -141,6 +141,17 @@ def test_a_pruned_model_beyond_its_lengths_is_refused(lengths, trained, words, t
     assert not list(tmp_path.iterdir())
 
 
+def test_the_record_says_what_computed_each_layer(trained, words, tmp_path):
+    for name, layers in (("dense", 0), ("pruned", 2)):
+        out = tmp_path / f"{name}.json"
+        evaluate_script.main(flags(checkpoint=trained[name] / "model.safetensors", data=words, out=out, device="cpu"))
+        found = read_json(tmp_path / f"{name}.run.json")["attention"]
+        assert [row["layer"] for row in found] == list(range(layers))
+        assert all(row["backend"] in ("block_sparse", "sdpa") and row["reason"] for row in found)
+    found = read_json(trained["pruned"] / "run.json")["attention"]
+    assert [(row["site"], row["layer"]) for row in found] == [("self", 0), ("self", 1)]
+
+
 LONGER = [{"tgt_len": 5}, {"mem_len": 7}, {"tgt_len": 8, "mem_len": 16, "clamp_len": 10}]
 
 
@@ -216,4 +227,4 @@ def test_cell_counts_equal_a_loop_over_tokens(batch, tgt_len, mem_len, steps, sa
     expected = torch.zeros(tgt_len, mem_len + tgt_len, dtype=torch.int64)
     for cell in used_cells(iterator.rows, model.config):
         expected[cell] += 1
-    assert torch.equal(cell_counts(iterator, mem_len, model.visibility), expected)
+    assert torch.equal(stream_counts(iterator, mem_len, model.visibility), expected)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from attention_pruning import InputError
 from attention_pruning.make import from_pattern
+from attention_pruning.ops.relative import RelativeShift
 from dropout import dropout
 from mem_transformer import LATER_FIELDS, MemTransformerLM, ModelConfig
 from model_file import load_model, save_model
 from naive_xl import naive_hidden
-from relative_attention import RelativeShift
 from tiny_xl import LENGTHS, SHAPE, law, random_cells, random_ids, random_pattern, tiny_model
 
 STRUCTURES = {

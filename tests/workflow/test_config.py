@@ -126,14 +126,14 @@ def definition(name: str, part: str | None = None) -> dict[str, Any]:
             lambda: script_parser("train"),
             # Pruning is a mask file here, and validation has the lengths of training.
             {"fn", "th", "rule", "scope", "block_size", "row_floor", "random_prune", "prune_seed", "eval_tgt_len"}
-            | {"beyond", "tf32", "untie_r", "tie_projs", "logging_dir", "report_to", "restart_dir"}
+            | {"beyond", "attention_backend", "tf32", "untie_r", "tie_projs", "logging_dir", "report_to", "restart_dir"}
             | {*REFUSED, "dataset", "multi_gpu", "gpu0_bsz", "dynamic_loss_scale"},
             id="train",
         ),
         pytest.param(
             definition("evaluation"),
             lambda: script_parser("eval"),
-            {"split", "max_eval_steps", "beyond", "dataset", "ext_len", "no_log"},
+            {"split", "max_eval_steps", "beyond", "attention_backend", "dataset", "ext_len", "no_log"},
             id="eval",
         ),
         pytest.param(

@@ -170,6 +170,7 @@ def test_a_task_may_have_lengths_of_its_own(tmp_path: Path) -> None:
         for step in ("--do_train", "--save_attention_patterns", "away"):
             assert any(step in line for line in lines), step
         assert all(f" --max_seq_length {length} " in line for line in lines)
+        assert all("/glue/prepared " in line for line in lines)
     config["glue"]["task_lengths"] = {"MRPC": {"max_seq_length": 24}}
     own.write_text(yaml.safe_dump(config))
     refused = plan(tmp_path, "--configfile", str(own))

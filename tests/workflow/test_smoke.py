@@ -359,11 +359,25 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(finished: Path, tmp
     assert json.loads((tmp_path / target).with_name("run.json").read_text())["steps"] == 600
 
 
+def translation_steps(number: int) -> dict[str, int]:
+    return {"max_update": number, "total_num_update": number, "save_interval_updates": 20}
+
+
 def test_an_interrupted_translation_training_goes_on_from_its_checkpoint(finished: Path, tmp_path: Path) -> None:
     target = runs("translation", MT)["dense", 0, 1] / "checkpoint.pt"
-    # The first would go on for minutes, so that a busy machine cannot end it before it is interrupted.
-    first, then = ({"max_update": n, "total_num_update": n, "save_interval_updates": 20} for n in (10_000, 400))
-    assert "Loaded checkpoint" in interrupted(tmp_path, target, "checkpoint_last.pt", "translation", first, then)
+    # Long enough that a busy machine cannot end it before it is interrupted.
+    steps = translation_steps(1200)
+    log = interrupted(tmp_path, target, "checkpoint_last.pt", "translation", steps, steps)
+    assert "Loaded checkpoint" in log and "Stopping training due to num_updates: 1200" in log
+    assert not list((tmp_path / target.parent).glob("training.old*"))
+
+
+def test_a_translation_training_of_another_recipe_is_set_aside_and_never_mixed(finished: Path, tmp_path: Path) -> None:
+    target = runs("translation", MT)["dense", 0, 1] / "checkpoint.pt"
+    first, then = translation_steps(10_000), translation_steps(60)
+    log = interrupted(tmp_path, target, "checkpoint_last.pt", "translation", first, then)
+    assert "held a run of another recipe" in log and "Loaded checkpoint" not in log
+    assert (tmp_path / target.parent / "training.old1" / "checkpoint_last.pt").exists()
 
 
 def test_a_failed_job_shows_its_log_and_leaves_nothing_half_done(tmp_path: Path) -> None:

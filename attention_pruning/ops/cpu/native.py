@@ -23,16 +23,17 @@ from ...errors import InputError
 BUILDS = ("portable", "avx2", "avx512")
 VARIABLE = "ATTENTION_PRUNING_KERNEL"
 #: ``kAbi`` of problem.h, whose structures are those below. A library of another number is one of another version.
-ABI = 2
+ABI = 3
 
 #: What a number other than 0 from the kernel means, see ``broken_rule`` in kernel.cpp.
 _RULES = {
-    1: "a block size of 16, 32, 64 or 128",
-    2: "as many heads as the inputs have",
-    3: "at least as many queries and keys as the inputs have",
-    4: "row_start to rise within its arrays",
-    5: "columns that rise within the row and lie inside the key blocks",
-    6: "parts that lie inside the bits",
+    1: "layout: expected a block size of 16, 32, 64 or 128",
+    2: "layout: expected as many heads as the inputs have",
+    3: "layout: expected at least as many queries and keys as the inputs have",
+    4: "layout: expected row_start to rise within its arrays",
+    5: "layout: expected columns that rise within the row and lie inside the key blocks",
+    6: "layout: expected parts that lie inside the bits",
+    7: "relative: expected causal attention whose last query sees every key, and as many heads of keys as of queries",
 }
 
 
@@ -48,7 +49,7 @@ class _Layout(Structure):
 class _Problem(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("batch", "heads", "kv_heads", "queries", "keys", "size")),
-        *((name, _Array) for name in ("q", "k", "v", "out")),
+        *((name, _Array) for name in ("q", "k", "v", "out", "q_position", "position_keys")),
         ("log_sum", c_void_p),
         ("layout", _Layout),
         ("first_row", c_int64),
@@ -70,7 +71,25 @@ class _Gradients(Structure):
         *((name, _Array) for name in ("out", "q", "k", "v")),
         ("bias", c_void_p),
         ("bias_strides", c_int64 * 4),
+        *((name, _Array) for name in ("q_position", "position_keys")),
     ]
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call that have gradients; see ``op.block_sparse``. Their last axes are contiguous.
+
+    Attributes
+    ----------
+    q_position, position_keys : Tensor or None
+        [B, H, L, D] and [H, S, D]: both, or neither without a relative term.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    q_position: Tensor | None
+    position_keys: Tensor | None
 
 
 class Settings(NamedTuple):
@@ -181,35 +200,28 @@ def library() -> ctypes.CDLL | None:
     return None if name is None else load(name)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, log_sum: Tensor, settings: Settings
-) -> None:
+def forward(inputs: Inputs, out: Tensor, log_sum: Tensor, settings: Settings) -> None:
     """Fill ``out`` and ``log_sum``."""
-    problem, alive = _problem(q, k, v, bias, out, log_sum, settings)
+    problem, alive = _problem(inputs, out, log_sum, settings)
     _run("forward", byref(problem))
     del alive
 
 
 def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    log_sum: Tensor,
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor],
-    bias_gradient: Tensor | None,
-    settings: Settings,
+    inputs: Inputs, out: Tensor, log_sum: Tensor, gradient: Tensor, gradients: Inputs, settings: Settings
 ) -> None:
-    """Fill the gradients of q, k and v from that of ``out``, all four in ``gradients`` with the latter first.
+    """Fill the gradients of the inputs from that of ``out``.
 
-    ``bias_gradient`` is float32 zeros in the shape of the bias: a number that is broadcast gets a sum.
+    That of a bias, if it is asked for, is float32 zeros in its shape: a number that is broadcast gets a sum. Those of a
+    relative term are there if it is.
     """
-    problem, alive = _problem(q, k, v, bias, out, log_sum, settings)
-    data, strides = None, (0,) * 4
-    if bias_gradient is not None:
-        data, strides = bias_gradient.data_ptr(), _whole(bias_gradient, q, k).stride()
-    to = _Gradients(*(_array(x) for x in gradients), data, (c_int64 * 4)(*strides))
+    problem, alive = _problem(inputs, out, log_sum, settings)
+    data, strides, to_bias = None, (0,) * 4, gradients.bias
+    if to_bias is not None:
+        data, strides = to_bias.data_ptr(), _whole(to_bias, inputs.q, inputs.k).stride()
+    to = _Gradients(
+        *(_array(x) for x in (gradient, *gradients[:3])), data, (c_int64 * 4)(*strides), *map(_array, gradients[4:])
+    )
     _run("backward", byref(problem), byref(to))
     del alive
 
@@ -219,14 +231,16 @@ def _whole(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return bias.expand(*q.shape[:3], k.shape[2])
 
 
-def _array(x: Tensor) -> _Array:
-    return _Array(x.data_ptr(), *x.stride()[:3])
+def _array(x: Tensor | None) -> _Array:
+    """[batch, head, row, size], or [head, row, size], the same for every sequence."""
+    if x is None:
+        return _Array(None, 0, 0, 0)
+    return _Array(x.data_ptr(), *((0,) * (4 - x.ndim)), *x.stride()[:-1])
 
 
-def _problem(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, log_sum: Tensor, settings: Settings
-) -> tuple[_Problem, list[Tensor]]:
+def _problem(inputs: Inputs, out: Tensor, log_sum: Tensor, settings: Settings) -> tuple[_Problem, list[Tensor]]:
     """The call as the kernel reads it, and tensors that must live as long."""
+    q, k, v, bias, q_position, position_keys = inputs
     alive, bias_strides, bias_data = [], (0,) * 4, None
     if bias is not None:
         bias = _whole(bias.detach().float(), q, k)
@@ -248,7 +262,7 @@ def _problem(
         q.shape[2],
         k.shape[2],
         q.shape[3],
-        *(_array(x) for x in (q, k, v, out)),
+        *(_array(x) for x in (q, k, v, out, q_position, position_keys)),
         log_sum.data_ptr(),
         described,
         settings.query_offset,
@@ -274,4 +288,4 @@ def _run(name: str, *arguments) -> None:
     if result == -1:
         raise MemoryError("block_sparse: no memory for the kernel's buffers")
     if result:
-        raise InputError(f"layout: expected {_RULES[result]}, found otherwise")
+        raise InputError(f"{_RULES[result]}, found otherwise")

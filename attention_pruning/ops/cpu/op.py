@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..layout import BlockLayout
 from . import native
-from .native import Settings
+from .native import Inputs, Settings
 
 DTYPES = (torch.float32, torch.bfloat16)
 LARGEST_HEAD = 256
@@ -27,6 +27,7 @@ def block_sparse(
     query_offset: int = 0,
     key_padding_mask: Tensor | None = None,
     bias: Tensor | None = None,
+    relative: tuple[Tensor, Tensor] | None = None,
     scale: float,
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
@@ -53,8 +54,11 @@ def block_sparse(
         bool [B, S], True = padding, which nobody sees.
     bias : Tensor, optional
         Floats added to the scaled scores, broadcastable to [B, H, L, S]. Its gradient is summed up in its own shape.
+    relative : (Tensor, Tensor), optional
+        q_position [B, H, L, D] and position_keys [H, S, D], for causal attention of which the last query sees every key
+        and H = G: the score of a query and a key gains the product of q_position with the row S - 1 - their distance.
     scale : float
-        Of the query-key product.
+        Of the query-key product, and of the relative term.
     dropout_p : float
         Dropout on the probabilities.
     dropout_seed : Tensor, optional
@@ -80,6 +84,7 @@ def block_sparse(
         k_BGSD,
         v_BGSD,
         None if bias is None else four_axes(bias),
+        *((None, None) if relative is None else relative),
         key_padding_mask,
         dropout_seed if dropout_p > 0.0 else None,
         layout.row_start,
@@ -120,15 +125,17 @@ def four_axes(bias: Tensor) -> Tensor:
 # The operators. torch.library.custom_op would load torch's compiler, a second, at the first call.
 
 _CALL = """
-    Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? key_padding_mask, Tensor? dropout_seed,
-    Tensor row_start, Tensor column, Tensor part, Tensor bits, int block_size, SymInt key_blocks,
-    SymInt query_offset, SymInt? shift, float scale, float dropout_p
+    Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? q_position, Tensor? position_keys,
+    Tensor? key_padding_mask, Tensor? dropout_seed, Tensor row_start, Tensor column, Tensor part, Tensor bits,
+    int block_size, SymInt key_blocks, SymInt query_offset, SymInt? shift, float scale, float dropout_p
 """
+#: How many arguments of a call are tensors: they come first.
+_TENSORS = len(Inputs._fields) + Settings._fields.index("block_size")
 _LIBRARY = torch.library.Library("attention_pruning", "FRAGMENT")
 _LIBRARY.define(f"block_sparse({_CALL}) -> (Tensor out, Tensor log_sum)")
 _LIBRARY.define(
     f"block_sparse_backward(Tensor gradient, Tensor out, Tensor log_sum, bool bias_too, {_CALL}) "
-    "-> (Tensor q, Tensor k, Tensor v, Tensor bias)"
+    "-> (Tensor q, Tensor k, Tensor v, Tensor bias, Tensor q_position, Tensor position_keys)"
 )
 
 
@@ -138,54 +145,57 @@ def _outputs(q: Tensor, *_) -> tuple[Tensor, Tensor]:
     return _empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *settings: Tensor | float | None
-) -> tuple[Tensor, Tensor]:
-    settings = Settings(*settings)
-    _check(q, k, v, bias, settings)
-    out, log_sum = _outputs(q)
+def _split(arguments: tuple[Tensor | float | None, ...]) -> tuple[Inputs, Settings]:
+    """What both operators end with, checked, every last axis contiguous."""
+    count = len(Inputs._fields)
+    inputs, settings = Inputs(*arguments[:count]), Settings(*arguments[count:])
+    _check(inputs, settings)
+    return Inputs(
+        *(x if x is None or name == "bias" else _rows_dense(x) for name, x in inputs._asdict().items())
+    ), settings
+
+
+def _forward(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor]:
+    inputs, settings = _split(arguments)
+    out, log_sum = _outputs(inputs.q)
     if out.numel():
-        native.forward(_rows_dense(q), _rows_dense(k), _rows_dense(v), bias, out, log_sum, settings)
+        native.forward(inputs, out, log_sum, settings)
     return out, log_sum
 
 
-def _gradients(
-    _: Tensor, __: Tensor, ___: Tensor, bias_too: bool, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *____
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What backward fills; zeros for a bias, or nothing if its gradient is not asked for."""
+def _gradients(_: Tensor, __: Tensor, ___: Tensor, bias_too: bool, *arguments: Tensor | float | None) -> Inputs:
+    """What backward fills; zeros for a bias, and nothing for what is not asked for or not there."""
+    q, k, v, bias, q_position, position_keys = arguments[: len(Inputs._fields)]
     to_bias = q.new_zeros(bias.shape if bias_too else (0,), dtype=torch.float32)
-    return _empty_like(_rows_dense(q)), _empty_like(_rows_dense(k)), _empty_like(_rows_dense(v)), to_bias
+    to_relative = q.new_empty(0), q.new_empty(0)
+    if q_position is not None:
+        to_relative = (
+            _empty_like(_rows_dense(q_position)),
+            torch.empty_like(position_keys, memory_format=torch.contiguous_format),
+        )
+    return Inputs(*(_empty_like(_rows_dense(x)) for x in (q, k, v)), to_bias, *to_relative)
 
 
 def _backward(
-    gradient: Tensor,
-    out: Tensor,
-    log_sum: Tensor,
-    bias_too: bool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    *settings: Tensor | float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    settings = Settings(*settings)
-    _check(q, k, v, bias, settings)
-    q, k, v, gradient = (_rows_dense(x) for x in (q, k, v, gradient))
-    *to, to_bias = _gradients(gradient, out, log_sum, bias_too, q, k, v, bias)
-    if out.numel() and k.numel():
-        given = to_bias if bias_too else None
-        native.backward(q, k, v, bias, out, log_sum, (gradient, *to), given, settings)
+    gradient: Tensor, out: Tensor, log_sum: Tensor, bias_too: bool, *arguments: Tensor | float | None
+) -> tuple[Tensor, ...]:
+    inputs, settings = _split(arguments)
+    to = _gradients(gradient, out, log_sum, bias_too, *inputs)
+    if out.numel() and inputs.k.numel():
+        asked = to._replace(bias=to.bias if bias_too else None)
+        if inputs.q_position is None:
+            asked = asked._replace(q_position=None, position_keys=None)
+        native.backward(inputs, out, log_sum, _rows_dense(gradient), asked, settings)
     else:
         for x in to:
             x.zero_()
-    return *to, to_bias
+    return tuple(to)
 
 
 def _save(ctx, inputs, output) -> None:
-    q, k, v, bias, padding, seed, row_start, column, part, bits, *numbers = inputs
     out, log_sum = output
-    ctx.save_for_backward(q, k, v, bias, padding, seed, row_start, column, part, bits, out, log_sum)
-    ctx.numbers = numbers
+    ctx.save_for_backward(*inputs[:_TENSORS], out, log_sum)
+    ctx.numbers = inputs[_TENSORS:]
     ctx.mark_non_differentiable(log_sum)
 
 
@@ -194,7 +204,8 @@ def _differentiate(ctx, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | No
     bias_too = ctx.needs_input_grad[3]
     found = torch.ops.attention_pruning.block_sparse_backward(gradient, out, log_sum, bias_too, *tensors, *ctx.numbers)
     to_bias = found[3].to(tensors[3].dtype) if bias_too else None
-    return (*found[:3], to_bias, *(None,) * (len(Settings._fields)))
+    relative = (None, None) if tensors[4] is None else found[4:]
+    return (*found[:3], to_bias, *relative, *(None,) * (len(Settings._fields)))
 
 
 def _refuse_to_differentiate_twice(*_) -> None:
@@ -223,8 +234,9 @@ def _empty_like(x_BHLD: Tensor) -> Tensor:
     return x_BHLD.new_empty(batch, heads, length, size)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, settings: Settings) -> None:
+def _check(inputs: Inputs, settings: Settings) -> None:
     """Refuse what would lead the kernel out of its arrays; it looks at the numbers of the layout itself."""
+    q, k, v, bias, *relative = inputs
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or k.shape[::3] != q.shape[::3]:
         raise InputError(
             "q, k, v: expected [batch, head, row, size] of one batch and size, k and v alike, "
@@ -244,6 +256,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, settings: Setti
         bias.ndim != 4 or any(found not in (1, size) for found, size in zip(bias.shape, whole, strict=True))
     ):
         raise InputError(f"bias: expected floats that broadcast to {whole}, found {list(bias.shape)}")
+    _check_relative(*relative, q, k, settings.shift)
     if settings.query_offset < 0:
         raise InputError(f"query_offset: expected at least 0, found {settings.query_offset}")
     if not 0.0 <= settings.dropout_p < 1.0:
@@ -261,3 +274,21 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, settings: Setti
             raise InputError(f"layout: expected {name} to be contiguous {dtype} on the CPU, found {tensor.dtype}")
     if list(settings.bits.shape[1:]) != [side, side // 8]:
         raise InputError(f"layout: expected bits [parts, {side}, {side // 8}], found {list(settings.bits.shape)}")
+
+
+def _check_relative(
+    q_position: Tensor | None, position_keys: Tensor | None, q: Tensor, k: Tensor, shift: int | None
+) -> None:
+    if q_position is None and position_keys is None:
+        return
+    (batch, heads, queries, size), (kv_heads, keys) = q.shape, k.shape[1:3]
+    shapes = {"q_position": [batch, heads, queries, size], "position_keys": [heads, keys, size]}
+    for (name, expected), x in zip(shapes.items(), (q_position, position_keys), strict=True):
+        if x is None or list(x.shape) != expected or x.dtype != q.dtype or x.device != q.device:
+            found = "none" if x is None else f"{x.dtype} of {list(x.shape)} on {x.device}"
+            raise InputError(f"{name}: expected {q.dtype} of {expected}, as the queries, found {found}")
+    if kv_heads != heads:
+        raise InputError(f"relative: expected {heads} heads of keys, those of the queries, found {kv_heads}")
+    if shift is None or queries + shift != keys:
+        found = "none" if shift is None else f"{queries + shift} that the last query may see"
+        raise InputError(f"relative: expected causality under which the last query sees {keys} keys, found {found}")

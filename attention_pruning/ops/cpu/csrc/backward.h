@@ -89,6 +89,9 @@ struct BackwardSpace {
           out(padded),
           g_t(p.layout.block * padded),
           q_sums(p.layout.block * padded),
+          position_sums(is_relative(p) ? p.layout.block * padded : 0),
+          positions(p),
+          products(window_numbers(p)),
           log_sum(p.layout.block),
           delta(p.layout.block) {
         visits.reserve(p.layout.key_blocks);
@@ -98,7 +101,9 @@ struct BackwardSpace {
     int64_t padded, blocks_at_once;
     bool streams_q;
     HeadRows<Element> k, v;
-    Buffer q_t, out, g_t, q_sums, log_sum, delta;
+    Buffer q_t, out, g_t, q_sums, position_sums;
+    PositionKeys<Element> positions;
+    Buffer products, log_sum, delta;
     std::vector<Visit> visits;
     std::vector<const float*> k_blocks;
 };
@@ -177,8 +182,9 @@ void load_queries(
 
 /// Where the matrices of a block of queries are, and whether those of all its visits stay or of the latest only.
 struct Matrices {
-    float *q, *g;   // [lanes][padded], prepared for products
-    float *p, *ds;  // [visits][keys][lanes]
+    float *q, *g;       // [lanes][padded], prepared for products
+    float* q_position;  // [lanes][padded], if there is a relative term
+    float *p, *ds;      // [visits][keys][lanes]
     bool stay;
     int64_t square;  // numbers of a visit
 
@@ -186,7 +192,21 @@ struct Matrices {
     float* ds_at(int64_t visit) const { return ds + visit * square; }
 };
 
-/// The gradient of a block of queries, and `after(visit, p, ds)` for each of its visits.
+/// Write the sums of a block of queries, [lanes][padded]; zeros without any.
+template <typename Element>
+void write_queries(const Problem& p, const Array& to, const Place& at, const float* sums, bool streams) {
+    const int64_t padded = round_up(p.size, kLanes);
+    Element* row = head_of<Element>(to, at.batch, at.head) + at.queries.first * to.row_stride;
+    for (int64_t i = 0; i < at.queries.count; i++, row += to.row_stride) {
+        if (sums)
+            write_row(sums + i * padded, p.size, p.scale, row, streams);
+        else
+            std::memset(row, 0, p.size * sizeof(Element));
+    }
+}
+
+/// The gradient of a block of queries, and `after(visit, p, ds)` for each of its visits, which has to add to the sums of
+/// the position queries, `space.position_sums`.
 template <typename Element, typename After>
 void backward_block(
     const Problem& p, const Gradients& to, const Place& at, const std::vector<Visit>& visits, const Matrices& matrices,
@@ -194,16 +214,20 @@ void backward_block(
 ) {
     const auto [batch, head, queries] = at;
     const int64_t lanes = queries.lanes, padded = space.padded;
-    Element* q_gradient = head_of<Element>(to.q, batch, head) + queries.first * to.q.row_stride;
     if (visits.empty()) {
-        for (int64_t row = 0; row < queries.count; row++)
-            std::memset(q_gradient + row * to.q.row_stride, 0, p.size * sizeof(Element));
+        write_queries<Element>(p, to.q, at, nullptr, false);
+        if (is_relative(p)) write_queries<Element>(p, to.q_position, at, nullptr, false);
         return;
     }
     space.k.start(batch, head / group_size(p));
     space.v.start(batch, head / group_size(p));
     const Visibility visibility(p, batch, head, queries);
     load_queries(p, to, at, space, matrices.q, matrices.g);
+    if (is_relative(p)) {
+        space.positions.start(head);
+        load_positions<Element>(p, batch, head, queries, matrices.q_position);
+        std::memset(space.position_sums, 0, lanes * padded * sizeof(float));
+    }
     Dropout dropout(p);
     dropout.start((batch * p.heads + head) * p.queries + queries.first, lanes);
     for (int64_t start = 0; start < (int64_t)visits.size(); start += space.blocks_at_once) {
@@ -215,7 +239,11 @@ void backward_block(
         for (int64_t n = 0; n < count; n++, ds += matrices.square) {
             const Visit& visit = here[n];
             float* p_at = matrices.p_at(start + n);
-            block_products<Element>(space.k.left(visit.column), visit, space.q_t, p.size, lanes, p_at);
+            if (is_relative(p))
+                relative_scores(p, space.positions, queries, visit, matrices.q_position, space.products, p_at);
+            block_products<Element>(
+                space.k.left(visit.column), visit, space.q_t, p.size, lanes, p_at, is_relative(p)
+            );
             block_products<Element>(space.v.left(visit.column), visit, space.g_t, p.size, lanes, ds);
             if (p.bias) add_bias(p, batch, head, queries, visit, p_at);
             if (!visit.whole) visibility.hide(visit, -INFINITY, p_at);
@@ -226,8 +254,8 @@ void backward_block(
         const Right keys = space.k.right(space.k_blocks.data(), count, here[count - 1].keys);
         multiply_as<Element>(queries.count, padded, {first_ds, 1, lanes}, keys, space.q_sums, padded, start > 0);
     }
-    for (int64_t row = 0; row < queries.count; row++)
-        write_row(space.q_sums + row * padded, p.size, p.scale, q_gradient + row * to.q.row_stride, space.streams_q);
+    write_queries<Element>(p, to.q, at, space.q_sums, space.streams_q);
+    if (is_relative(p)) write_queries<Element>(p, to.q_position, at, space.position_sums, false);
 }
 
 /// What the matrices of a block of queries and one of its visits add to the gradients of keys and values.

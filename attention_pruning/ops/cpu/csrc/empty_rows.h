@@ -18,7 +18,7 @@ template <typename Element>
 class VisibleMean {
   public:
     explicit VisibleMean(const Problem& p)
-        : p_(p), padded_(round_up(p.size, kLanes)), total_(padded_), mean_(padded_), row_(padded_) {}
+        : p_(p), padded_(round_up(p.size, kLanes)), total_(padded_), mean_(padded_) {}
 
     void start(int64_t batch, int64_t head) {
         batch_ = batch;
@@ -29,22 +29,39 @@ class VisibleMean {
 
     /// Write the row of a query.
     void write(int64_t query, Element* to) {
-        for (const int64_t reach = keys_in_reach(p_, query); key_ < reach; key_++) {
-            if (!is_seen(p_, batch_, key_)) continue;
-            const Element* row = values_ + key_ * p_.v.row_stride;
-            copy_row(row, p_.size, padded_, row_);
-            for (int64_t d = 0; d < padded_; d += kLanes) store(total_ + d, load(total_ + d) + load(row_ + d));
-            count_++;
-        }
+        add_keys(std::max(key_, keys_in_reach(p_, query)));
         const float count = std::max<int64_t>(count_, 1);
         for (int64_t d = 0; d < padded_; d += kLanes) store(mean_ + d, load(total_ + d) / count);
         write_row(mean_, p_.size, 1.0f, to, false);
     }
 
   private:
+    /// Add those up to the one before `reach`, a vector of their columns after the other.
+    void add_keys(int64_t reach) {
+        int64_t d = 0;
+        for (; d + kLanes <= p_.size; d += kLanes) {
+            Vector total = load(total_ + d);
+            for_each_seen(reach, [&](const Element* row) { total += load(row + d); });
+            store(total_ + d, total);
+        }
+        for_each_part(d, p_.size, [&](int64_t at, auto length) {
+            for_each_seen(reach, [&](const Element* row) {
+                for (int i = 0; i < decltype(length)::value; i++) total_[at + i] += to_float(row[at + i]);
+            });
+        });
+        for_each_seen(reach, [&](const Element*) { count_++; });
+        key_ = reach;
+    }
+
+    template <typename Body>
+    INLINE void for_each_seen(int64_t reach, const Body& body) const {
+        for (int64_t key = key_; key < reach; key++)
+            if (is_seen(p_, batch_, key)) body(values_ + key * p_.v.row_stride);
+    }
+
     const Problem& p_;
     const int64_t padded_;
-    Buffer total_, mean_, row_;
+    Buffer total_, mean_;
     const Element* values_ = nullptr;
     int64_t batch_ = 0, key_ = 0, count_ = 0;
 };

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "empty_rows.h"
-#include "scores.h"
+#include "relative.h"
 
 /// Keys whose scores are held at once: enough to make rescaling rare, few enough for the second cache.
 constexpr int64_t kKeysAtOnce = 256;
@@ -18,6 +18,9 @@ struct ForwardSpace {
           v(p, p.v),
           q(p.layout.block * padded),
           q_t(p.layout.block * padded),
+          q_position(is_relative(p) ? p.layout.block * padded : 0),
+          positions(p),
+          products(window_numbers(p)),
           scores(blocks_at_once * p.layout.block * p.layout.block),
           out(p.layout.block * padded),
           maximum(p.layout.block),
@@ -31,7 +34,9 @@ struct ForwardSpace {
     int64_t padded, blocks_at_once;
     bool streams;
     HeadRows<Element> k, v;
-    Buffer q, q_t, scores, out, maximum, total;
+    Buffer q, q_t, q_position;
+    PositionKeys<Element> positions;
+    Buffer products, scores, out, maximum, total;
     VisibleMean<Element> mean;
     std::vector<Visit> visits;
     std::vector<const float*> v_blocks;
@@ -113,6 +118,7 @@ void forward_block(
     const Element* q = head_of<Element>(p.q, batch, head) + queries.first * p.q.row_stride;
     copy_rows(q, p.q.row_stride, queries.count, p.size, lanes, padded, space.q, block * p.q.row_stride);
     transpose_queries<Element>(space.q, lanes, p.size, padded, p.scale * kLog2E, space.q_t);
+    if (is_relative(p)) load_positions<Element>(p, batch, head, queries, space.q_position);
     for (int64_t i = 0; i < lanes; i++) space.maximum[i] = -1e30f;  // finite: a row of -inf alone must not give NaN
     Dropout dropout(p);
     dropout.start(first_row, lanes);
@@ -124,7 +130,10 @@ void forward_block(
         space.v_blocks.clear();
         float* scores = space.scores;
         for (int64_t n = 0; n < count; n++, scores += block * lanes) {
-            block_products<Element>(space.k.left(here[n].column), here[n], space.q_t, p.size, lanes, scores);
+            if (is_relative(p))
+                relative_scores(p, space.positions, queries, here[n], space.q_position, space.products, scores);
+            const Left keys = space.k.left(here[n].column);
+            block_products<Element>(keys, here[n], space.q_t, p.size, lanes, scores, is_relative(p));
             if (p.bias) add_bias(p, batch, head, queries, here[n], scores);
             if (!here[n].whole) visibility.hide(here[n], -INFINITY, scores);
             space.v_blocks.push_back(space.v.block(here[n].column));
@@ -160,7 +169,10 @@ void forward(const Problem& p) {
         begin_products<Element>();
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < heads * runs; task++) {
-            const int64_t run = task % runs, batch = task / runs / p.heads, head = task / runs % p.heads;
+            // All sequences of a head one after the other where they share position keys.
+            const int64_t run = task % runs, n = task / runs, batch = is_relative(p) ? n % p.batch : n / p.heads;
+            const int64_t head = is_relative(p) ? n / p.batch : n % p.heads;
+            if (is_relative(p)) space.positions.start(head);
             space.k.start(batch, head / group_size(p));
             space.v.start(batch, head / group_size(p));
             space.mean.start(batch, head);

@@ -1,6 +1,6 @@
 // Block-sparse attention on the CPU: what the shared library offers, by plain C names for ctypes.
 //
-// Reading order: problem.h (what comes in), scores.h and forward.h (the algorithm), backward.h and backward_tasks.h,
+// Reading order: problem.h (what comes in), scores.h, relative.h and forward.h (the algorithm), backward.h and backward_tasks.h,
 // empty_rows.h; beneath them vector.h (one vector width), products.h with matmul.h, pairs.h and tiles.h (the products),
 // rows.h (memory), visibility.h (masks) and dropout.h.
 #include <algorithm>
@@ -11,13 +11,14 @@
 #include "backward_tasks.h"
 #include "forward.h"
 
-/// 0 if every number of a layout stays inside its arrays, else the rule that it breaks. Before anything else is read.
+/// 0 if every number of a call stays inside its arrays, else the rule that it breaks. Before anything else is read.
 static int64_t broken_rule(const Problem& p) {
     const Layout& layout = p.layout;
     const int64_t block = layout.block;
     if (block != 16 && block != 32 && block != 64 && block != 128) return 1;
     if (layout.heads != p.heads || p.kv_heads < 1 || p.heads % p.kv_heads != 0) return 2;
     if (layout.query_blocks * block < p.first_row + p.queries || layout.key_blocks * block < p.keys) return 3;
+    if (is_relative(p) && (!p.causal || p.kv_heads != p.heads || p.queries + p.shift != p.keys)) return 7;
     int32_t before = 0;
     for (int64_t head = 0; head < layout.heads; head++) {
         const int32_t* start = layout.row_start + head * (layout.query_blocks + 1);

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 /// Raised with every change of a structure or of its meaning; native.py refuses a library of another number.
-constexpr int64_t kAbi = 2;
+constexpr int64_t kAbi = 3;
 
 /// [batch, head, row, D] in elements; the last axis is contiguous.
 struct Array {
@@ -25,6 +25,8 @@ struct Layout {
 struct Problem {
     int64_t batch, heads, kv_heads, queries, keys, size;
     Array q, k, v, out;  // k and v have kv_heads heads, each for heads / kv_heads heads of queries in a row
+    Array q_position;     // as q, or null: the relative term of relative.h
+    Array position_keys;  // its rows, [heads, keys, size]
     float* log_sum;      // [batch, heads, queries], base 2; +inf for a row that keeps nothing
     Layout layout;
     int64_t first_row;        // the row of the layout that query 0 is
@@ -42,7 +44,11 @@ struct Gradients {
     Array out, q, k, v;
     float* bias;              // gradient of the bias, zeros that are added to; or null
     int64_t bias_strides[4];  // 0 where it is broadcast
+    Array q_position, position_keys;
 };
+
+/// Whether scores have a relative term. Attention is then causal, no heads share keys, and the last query is the last key.
+inline bool is_relative(const Problem& p) { return p.q_position.data != nullptr; }
 
 /// Heads of queries that share a head of keys and values.
 inline int64_t group_size(const Problem& p) { return p.heads / p.kv_heads; }

@@ -48,13 +48,30 @@ INLINE void prefetch_row(const Element* row, int64_t size) {
 /// How many rows are asked for before they are copied.
 constexpr int64_t kRowsAhead = 8;
 
-/// Copy `size` numbers and fill up to `padded` with zeros.
+/// Call part(d) for what is left of `size` numbers after whole vectors, in parts of halved length: their number is the
+/// type of a constant, so each is an instruction or two.
+template <int length = kLanes / 2, typename Part>
+INLINE void for_each_part(int64_t d, int64_t size, const Part& part) {
+    if (size - d >= length) {
+        part(d, std::integral_constant<int, length>{});
+        d += length;
+    }
+    if constexpr (length > 1) for_each_part<length / 2>(d, size, part);
+}
+
+/// Copy `size` numbers and fill up to `padded`, the next whole vector, with zeros.
 template <typename Element>
 INLINE void copy_row(const Element* from, int64_t size, int64_t padded, float* to) {
     int64_t d = 0;
     for (; d + kLanes <= size; d += kLanes) store(to + d, load(from + d));
-    for (; d < size; d++) to[d] = to_float(from[d]);
-    for (; d < padded; d++) to[d] = 0.0f;
+    if (d == padded) return;
+    store(to + d, splat(0.0f));
+    for_each_part(d, size, [&](int64_t at, auto length) {
+        if constexpr (std::is_same<Element, float>::value)
+            std::memcpy(to + at, from + at, length * sizeof(float));
+        else
+            for (int i = 0; i < decltype(length)::value; i++) to[at + i] = to_float(from[at + i]);
+    });
 }
 
 /// `rows` rows, then zeros up to `padded_rows`. Those that lie `ahead` numbers further come next and are asked for.
@@ -86,7 +103,9 @@ INLINE void write_row(const float* from, int64_t size, float factor, Element* to
     if (streams)
         for (; d + kLanes <= size; d += kLanes) stream(to + d, load(from + d) * factor);
     for (; d + kLanes <= size; d += kLanes) store(to + d, load(from + d) * factor);
-    for (; d < size; d++) from_float(from[d] * factor, to + d);
+    for_each_part(d, size, [&](int64_t at, auto length) {
+        for (int i = 0; i < decltype(length)::value; i++) from_float(from[at + i] * factor, to + at + i);
+    });
 }
 
 /// Keys or values of one head, by block: where they lie if the kernel can read them there, else a copy made of each

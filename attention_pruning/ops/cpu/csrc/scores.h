@@ -18,11 +18,13 @@ INLINE void transpose_queries(
     prepare_right<Element>(to, size, lanes);
 }
 
-/// `to`[keys][lanes] = K Q^T for queries of `transpose_queries`.
+/// `to`[keys][lanes] = K Q^T for queries of `transpose_queries`, plus what is there with `accumulate`.
 template <typename Element>
-INLINE void block_products(Left k, const Visit& visit, const float* q_t, int64_t size, int64_t lanes, float* to) {
+INLINE void block_products(
+    Left k, const Visit& visit, const float* q_t, int64_t size, int64_t lanes, float* to, bool accumulate = false
+) {
     const float* const rows[1] = {q_t};
-    multiply_as<Element>(visit.keys, lanes, k, prepared_right<Element>(rows, size, lanes), to, lanes, false);
+    multiply_as<Element>(visit.keys, lanes, k, prepared_right<Element>(rows, size, lanes), to, lanes, accumulate);
 }
 
 /// Add the bias of a block to its scores.
