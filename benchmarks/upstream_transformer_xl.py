@@ -43,13 +43,7 @@ def load_upstream(checkout: Path) -> type[torch.nn.Module]:
 
 
 def build_upstream(model_class: type[torch.nn.Module], ours: Any) -> torch.nn.Module:
-    """The authors' model with the shape and the weights of ours (tied, ``div_val`` 1, no projections).
-
-    Raises
-    ------
-    BenchmarkError
-        If one of its parameters has no counterpart in our model.
-    """
+    """The authors' model with the shape and the weights of ours; it shares its attention biases among the layers."""
     config = ours.config
     model = model_class(
         config.n_token,
@@ -62,7 +56,9 @@ def build_upstream(model_class: type[torch.nn.Module], ours: Any) -> torch.nn.Mo
         config.dropatt,
         d_embed=config.d_embed,
         div_val=config.div_val,
-        tie_projs=[False] + [True] * len(config.cutoffs),
+        tie_weight=config.tied,
+        tie_projs=list(config.tie_projs),
+        pre_lnorm=config.pre_lnorm,
         tgt_len=config.tgt_len,
         ext_len=0,
         mem_len=config.mem_len,
@@ -70,10 +66,11 @@ def build_upstream(model_class: type[torch.nn.Module], ours: Any) -> torch.nn.Mo
         same_length=config.same_length,
         clamp_len=config.clamp_len,
     )
-    weights = ours.state_dict()
+    # Our modules are importable by now, see load_upstream.
+    weights = importlib.import_module("weight_layouts").to_layout(ours.state_dict(), config, "upstream")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_counterpart(name, weights))
+            parameter.copy_(weights[name])
     for layer in model.layers:
         layer.register_forward_pre_hook(_boolean_mask, with_kwargs=True)
     return model
@@ -82,16 +79,6 @@ def build_upstream(model_class: type[torch.nn.Module], ours: Any) -> torch.nn.Mo
 def _boolean_mask(_layer: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Today's masked_fill refuses the byte masks of 2019."""
     return args, {**kwargs, "dec_attn_mask": kwargs["dec_attn_mask"].bool()}
-
-
-def _counterpart(name: str, weights: dict[str, Tensor]) -> Tensor:
-    """Our weight that belongs to a parameter of the authors' model."""
-    tables = {"word_emb.emb_layers.0.weight": "word_emb.tables.0", "crit.out_layers.0.bias": "crit.bias"}
-    renamed = tables.get(name, name.replace("CoreNet.0", "inner").replace("CoreNet.3", "outer"))
-    if renamed not in weights:
-        raise BenchmarkError(f"--upstream: expected a weight of ours for its parameter {name}, found none")
-    # They read the cluster rows from the end.
-    return weights[renamed].flip(0) if name.startswith("crit.cluster_") else weights[renamed]
 
 
 def upstream_evaluation(model: torch.nn.Module, segments: list[tuple[Tensor, Tensor]]) -> Step:

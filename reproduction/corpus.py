@@ -113,6 +113,32 @@ class Corpus:
         description = {**self.description, "name": name, "fingerprint": fingerprint, **changed, **extra}
         return Corpus(name, self.level, self.vocabulary, ids, fingerprint, description)
 
+    def reordered(self, vocabulary: Sequence[str], source: str = "vocabulary") -> Corpus:
+        """The same text with the same symbols in another order, as a model of others may number them.
+
+        Parameters
+        ----------
+        vocabulary : sequence of str
+            Symbol of each new id.
+        source : str
+            Of the vocabulary, for messages.
+
+        Raises
+        ------
+        InputError
+            If it is not this corpus's vocabulary in another order.
+        """
+        new = {symbol: number for number, symbol in enumerate(vocabulary)}
+        if len(new) != len(vocabulary) or set(new) != set(self.vocabulary):
+            strange = sorted(set(new) ^ set(self.vocabulary))
+            found = f"{strange[0]!r} in one of them only" if strange else "a symbol twice"
+            raise InputError(f"{source}: expected the {len(self.vocabulary)} symbols of {self.name}, found {found}")
+        numbers = np.array([new[symbol] for symbol in self.vocabulary], dtype=np.int32)
+        ids = {split: numbers[old] for split, old in self.ids.items()}
+        fingerprint = _fingerprint(vocabulary, ids)
+        description = {**self.description, "fingerprint": fingerprint, "order": "another's"}
+        return Corpus(self.name, self.level, list(vocabulary), ids, fingerprint, description)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the prepared folder; a reader never sees half of it.
 

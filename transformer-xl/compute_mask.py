@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from attention_pruning import PatternAccumulator
 from data_utils import LMOrderedIterator
-from flags import add_run_flags, choose_device
+from flags import Parser, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
 from model_file import load_model
 from reproduction.corpus import SPLITS, Corpus
@@ -30,7 +30,7 @@ from reproduction.training import RunRecord, limit_threads, prepare_output, run_
 
 def parser() -> argparse.ArgumentParser:
     """All flags, with their defaults."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    top = Parser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     top.add_argument(
         "--checkpoint",
         type=Path,

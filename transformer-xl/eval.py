@@ -15,24 +15,35 @@ from pathlib import Path
 
 import torch
 
+from attention_pruning import InputError
 from attention_pruning.sparsity import pruned_share
 from data_utils import LMOrderedIterator, stream_counts
 from evaluation import evaluate, explain_attention
-from flags import add_backend_flag, add_beyond_flag, add_run_flags, choose_device
+from flags import Parser, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
 from model_file import EVALUATION_FIELDS, load_model
 from reproduction.corpus import SPLITS, Corpus
 from reproduction.help_text import HelpFormatter
 from reproduction.metrics import parse_labels, write_metrics
 from reproduction.training import RunRecord, limit_threads, prepare_output, run_main
+from upstream_flags import add_published_flags, check_upstream_flags
 
 
 def parser() -> argparse.ArgumentParser:
     """All flags, with their defaults."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
-    top.add_argument("--checkpoint", type=Path, required=True, help="model.safetensors of a training run")
+    top = Parser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    top.add_argument(
+        "--checkpoint", type=Path, help="model.safetensors of a training run; that in --work_dir unless it is given"
+    )
+    top.add_argument("--work_dir", type=Path, help="folder of a training run, or a --checkpoint")
     top.add_argument("--data", type=Path, required=True, help="folder of the corpus")
-    top.add_argument("--split", nargs="+", choices=SPLITS, default=["valid", "test"], help="splits to evaluate")
+    top.add_argument(
+        "--split",
+        nargs="+",
+        choices=(*SPLITS, "all"),
+        default=["valid", "test"],
+        help="splits to evaluate; all is valid and test, as published",
+    )
     top.add_argument("--batch_size", type=int, default=10, help="parallel streams of text")
     top.add_argument("--tgt_len", type=int, help="tokens in a segment (default: the model's own)")
     top.add_argument("--mem_len", type=int, help="memory slots (default: the model's own)")
@@ -50,7 +61,21 @@ def parser() -> argparse.ArgumentParser:
     add_beyond_flag(top)
     add_backend_flag(top)
     add_run_flags(top)
+    published = top.add_argument_group("the published implementation's")
+    add_published_flags(published)
+    published.add_argument("--no_log", action="store_true", help="no difference: results are printed, and in --out")
     return top
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what is not here, and find the model."""
+    check_upstream_flags(args)
+    if (args.checkpoint is None) == (args.work_dir is None):
+        raise InputError("--checkpoint: expected a model, here or in --work_dir, found none or two")
+    if args.checkpoint is None:
+        args.checkpoint = args.work_dir / "model.safetensors"
+    if "all" in args.split:
+        args.split = ["valid", "test"]
 
 
 def split_metrics(
@@ -68,6 +93,7 @@ def split_metrics(
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parser().parse_args(argv)
+    check(args)
     labels = parse_labels(args.label)
     limit_threads(args.threads)
     device = choose_device(args.device)

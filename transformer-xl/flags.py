@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 
 from attention_pruning import InputError
 from attention_pruning.ops.choice import BACKENDS
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose flags may be written with dashes or underscores, as the published ones are with either."""
+
+    def parse_known_args(self, args=None, namespace=None):  # noqa: D102 (argparse's)
+        spelt = {flag.replace("-", "_"): flag for action in self._actions for flag in action.option_strings}
+
+        def known(word: str) -> str:
+            flag, equals, value = word.partition("=")
+            return spelt.get(flag.replace("-", "_"), flag) + equals + value if word.startswith("--") else word
+
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([known(word) for word in words], namespace)
 
 
 def add_run_flags(group: argparse._ArgumentGroup) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.make import from_pattern
 from data_utils import LMOrderedIterator
-from flags import add_run_flags, choose_device
+from flags import Parser, add_run_flags, choose_device
 from mem_transformer import Memory, MemTransformerLM, ModelConfig
 from model_file import load_model
 from relative_attention import RelPartialLearnableMultiHeadAttn
@@ -177,7 +177,7 @@ def measure_context(dense: MemTransformerLM, ids: Tensor, context: int, tokens: 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", required=True, type=Path, help="model.safetensors of a dense training")
     add("--data", required=True, type=Path, help="folder of its corpus")

@@ -6,8 +6,10 @@ A prune mask, if any, is a buffer of the model: a checkpoint evaluates with the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +24,9 @@ from attention_pruning.recipe import require_choice
 from dropout import dropout
 from proj_adaptive_softmax import AdaptiveEmbedding, ProjectedAdaptiveLogSoftmax
 from relative_attention import AttentionMask, PositionalEmbedding, RelPartialLearnableMultiHeadAttn
+
+#: Fields that the first model files do not have.
+LATER_FIELDS = {"untie_r", "tie_projs"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class ModelConfig:
     mem_len: int = 0
     same_length: bool = False
     clamp_len: int = -1
+    untie_r: bool = False
+    tie_projs: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("n_token", "n_layer", "n_head", "d_head", "d_model", "d_inner", "div_val", "tgt_len"):
@@ -60,12 +67,18 @@ class ModelConfig:
             )
         if self.d_embed < 1:
             object.__setattr__(self, "d_embed", self.d_model)
+        if not self.tie_projs:  # as in the published base models
+            object.__setattr__(self, "tie_projs", [False] + [True] * len(self.cutoffs))
+        if len(self.tie_projs) != len(self.cutoffs) + 1:
+            raise InputError(
+                f"tie_projs: expected a value for each of {len(self.cutoffs) + 1} clusters, found {self.tie_projs}"
+            )
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Rebuild from :meth:`to_json`; unknown or missing fields are an InputError."""
         values, expected = json.loads(text), {f.name for f in dataclasses.fields(cls)}
-        if set(values) != expected:
+        if set(values) | LATER_FIELDS != expected:
             raise InputError(f"model configuration: expected the fields {sorted(expected)}, found {sorted(values)}")
         return cls(**values)
 
@@ -167,9 +180,11 @@ class MemTransformerLM(nn.Module):
         )
         self.pos_emb = PositionalEmbedding(config.d_model, config.clamp_len)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.n_layer))
-        self.r_w_bias = nn.Parameter(torch.empty(config.n_head, config.d_head))
-        self.r_r_bias = nn.Parameter(torch.empty(config.n_head, config.d_head))
-        self.crit = ProjectedAdaptiveLogSoftmax(self.word_emb, tied=config.tied)
+        biases = (config.n_head, config.d_head)
+        if config.untie_r:
+            biases = (config.n_layer, *biases)
+        self.r_w_bias, self.r_r_bias = nn.Parameter(torch.empty(biases)), nn.Parameter(torch.empty(biases))
+        self.crit = ProjectedAdaptiveLogSoftmax(self.word_emb, config.tied, config.tie_projs)
         self.register_buffer("pruned", None)
         self._masks: dict[tuple, list[AttentionMask]] = {}
         self._layer_masks: dict[int, list[LayerMask]] = {}
@@ -241,6 +256,16 @@ class MemTransformerLM(nn.Module):
         for layer in self.layers:
             layer.dec_attn.backend = backend
 
+    @contextlib.contextmanager
+    def at_lengths(self, tgt_len: int, mem_len: int) -> Iterator[None]:
+        """Other lengths for a while, as for a validation amid training."""
+        before = self.config
+        self.config = dataclasses.replace(before, tgt_len=tgt_len, mem_len=mem_len)
+        try:
+            yield
+        finally:
+            self.config = before
+
     @property
     def covered(self) -> tuple[int, int]:
         """Segment length and memory slots that the mask covers; the model's own where it is dense."""
@@ -252,6 +277,12 @@ class MemTransformerLM(nn.Module):
         """What the mask prunes at the model's lengths, bool [layer, head, tgt_len, mem_len + tgt_len]; needs a mask."""
         config, slots = self.config, self.covered[1]
         return self.pruned[:, :, : config.tgt_len, slots - config.mem_len : slots + config.tgt_len]
+
+    def biases(self, layer: int) -> tuple[Tensor, Tensor]:
+        """u and v of a layer, [H, D] each: the same in all layers unless ``untie_r``."""
+        if not self.config.untie_r:
+            return self.r_w_bias, self.r_r_bias
+        return self.r_w_bias[layer], self.r_r_bias[layer]
 
     def visibility(self, length: int, memory_length: int) -> Tensor:
         """What the structure shows, bool [T, K]: no future, and with ``same_length`` the last ``mem_len`` keys only."""
@@ -269,7 +300,7 @@ class MemTransformerLM(nn.Module):
         Rows are positions in the segment, from its start: a shorter segment uses the first rows. Keys are the memory
         slots, right-aligned (a short memory fills the last slots), then the segment.
         """
-        key = (length, memory_length, dtype, self.r_w_bias.device)
+        key = (length, memory_length, self.config.mem_len, dtype, self.r_w_bias.device)
         if key not in self._masks:
             visible = self.visibility(length, memory_length)
             if self.pruned is None:
@@ -349,7 +380,7 @@ class MemTransformerLM(nn.Module):
             remembered = memory.layer(index)
             states = hidden
             hidden, keys_values = layer.dec_attn(
-                hidden, remembered, position_keys[index], self.r_w_bias, self.r_r_bias, masks[index]
+                hidden, remembered, position_keys[index], *self.biases(index), masks[index]
             )
             hidden = layer.pos_ff(hidden)
             if caching:

@@ -110,12 +110,11 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
         Per cluster: share the projection with the embedding's. The published base models tie all but the first.
     """
 
-    def __init__(self, embedding: AdaptiveEmbedding, tied: bool = True, tie_projs: list[bool] | None = None) -> None:
+    def __init__(self, embedding: AdaptiveEmbedding, tied: bool, tie_projs: list[bool]) -> None:
         super().__init__()
         self.bounds = embedding.bounds
         self.n_clusters = len(self.bounds) - 2
-        self.tied = tied
-        self.tie_projs = tie_projs if tie_projs is not None else [False] + [True] * self.n_clusters
+        self.tied, self.tie_projs = tied, tie_projs
         self.bias = nn.Parameter(torch.zeros(self.bounds[-1]))
         head_width = embedding.tables[0].size(1)
         if self.n_clusters:

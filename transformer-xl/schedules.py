@@ -19,12 +19,12 @@ def learning_rate(
     step : int
         1 for the first update.
     scheduler : {"cosine", "inv_sqrt", "linear", "constant"}
-        "cosine" and "linear" fall to ``eta_min`` at ``max_step``; "inv_sqrt" falls as 1/sqrt(step) from the end of
-        the warm-up (Vaswani et al., 2017).
+        "cosine" and "linear" fall to ``eta_min`` at ``max_step``; "inv_sqrt" is ``lr / sqrt(step)``, as in the
+        published implementation: its peak, at the end of the warm-up, is ``lr / sqrt(warmup_step)``.
     lr : float
-        The peak.
+        The peak of the others.
     warmup_step : int
-        Steps of linear growth from 0.
+        Steps of linear growth from 0 to the peak.
 
     Raises
     ------
@@ -33,12 +33,12 @@ def learning_rate(
     """
     if scheduler not in SCHEDULES:
         raise ValueError(f"scheduler: expected one of {SCHEDULES}, found {scheduler!r}")
+    if scheduler == "inv_sqrt":
+        lr /= math.sqrt(max(step, warmup_step, 1))
     if step < warmup_step:
         return lr * step / warmup_step
-    if scheduler == "constant":
+    if scheduler in ("constant", "inv_sqrt"):
         return lr
-    if scheduler == "inv_sqrt":
-        return lr * math.sqrt(max(warmup_step, 1) / max(step, 1))
     done = min(step / max_step, 1.0)
     if scheduler == "linear":
         return eta_min + (lr - eta_min) * (1.0 - done)

@@ -10,6 +10,8 @@ Flags have the names of the published PyTorch implementation. Two are the paper'
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,20 +25,21 @@ from attention_pruning.recipe import MaskRecipe
 from data_utils import LMOrderedIterator
 from evaluation import explain_attention
 from flags import choose_device
-from mem_transformer import MemTransformerLM, ModelConfig
-from model_file import describe_mask
+from mem_transformer import MemTransformerLM, ModelConfig, extended
+from model_file import EVALUATION_FIELDS, describe_mask, load_model
 from reproduction.corpus import Corpus
 from reproduction.run_folder import claim_folder, make_recipe, way
+from reproduction.step_log import StepLog
 from reproduction.training import RunRecord, limit_threads, run_main, seed_everything
-from train_flags import RECIPE_FLAGS, build_parser, check, fill_cutoffs
+from train_flags import RECIPE_FLAGS, build_parser, check, fill_cutoffs, validation_lengths
 from trainer import Trainer
 
 #: Flags that may change between a run and its continuation without making it another run. The text and the mask may
 #: have moved; their fingerprints must be the same.
 FREE_FLAGS = frozenset(
     {
-        *("restart", "overwrite", "set_aside", "work_dir", "data", "fn"),
-        *("device", "threads", "log_interval", "checkpoint_interval"),
+        *("restart", "overwrite", "set_aside", "work_dir", "restart_dir", "data", "dataset", "fn"),
+        *("device", "threads", "log_interval", "checkpoint_interval", "logging_dir", "report_to"),
     }
 )
 #: What a training leaves in its folder.
@@ -60,12 +63,13 @@ def read_mask(args: argparse.Namespace) -> PruneMask | None:
 
 def model_config(args: argparse.Namespace, n_token: int) -> ModelConfig:
     """The model that the flags describe."""
-    shape = ("n_layer", "n_head", "d_head", "d_embed", "d_model", "d_inner", "div_val", "pre_lnorm")
+    shape = ("n_layer", "n_head", "d_head", "d_embed", "d_model", "d_inner", "div_val", "pre_lnorm", "untie_r")
     lengths = ("tgt_len", "mem_len", "same_length", "clamp_len")
     return ModelConfig(
         n_token=n_token,
         tied=not args.not_tied,
         cutoffs=list(args.cutoffs),
+        tie_projs=[args.tie_projs == "all"] + [args.tie_projs != "none"] * len(args.cutoffs),
         **{name: getattr(args, name) for name in (*shape, *lengths, "dropout", "dropatt")},
     )
 
@@ -76,10 +80,43 @@ def build_model(
     """The model with its first weights, the same in every process; each process goes on to draw its own dropout."""
     seed_everything(args.seed)
     model = MemTransformerLM(config, mask, args.beyond)
+    lengths = validation_lengths(args)
+    if model.pruned is not None and args.beyond == "dense":
+        model.set_pruned(extended(model.pruned, *lengths))
+    covered = model.covered
+    if model.pruned is not None and (lengths[0] > covered[0] or lengths[1] > covered[1]):
+        raise InputError(
+            f"--eval_tgt_len: expected what the prune mask covers, segments of {covered[0]} tokens after {covered[1]} "
+            f"memory slots, found {lengths[0]} after {lengths[1]}; --beyond dense leaves the rest unpruned"
+        )
     model.set_backend(args.attention_backend)
     model.initialize(args.init, args.init_range, args.init_std, args.proj_init_std)
     seed_everything(args.seed + process)
     return model
+
+
+def start_from(args: argparse.Namespace, model: MemTransformerLM, corpus: Corpus) -> dict[str, Any]:
+    """Give the model the weights in --restart_dir, if there is one; returns what the recipe says of them.
+
+    Raises
+    ------
+    InputError
+        If they are of another model or vocabulary.
+    """
+    if args.restart_dir is None:
+        return {}
+    path = args.restart_dir / "model.safetensors"
+    found = load_model(path)
+    found.check_vocabulary(path, corpus)
+    own, theirs = (dataclasses.asdict(config) for config in (model.config, found.model.config))
+    for name in own.keys() - {*EVALUATION_FIELDS, "dropout", "dropatt"}:
+        if own[name] != theirs[name]:
+            raise InputError(f"{path}: expected a model with {name} {own[name]}, found {theirs[name]}")
+    weights = dict(found.model.named_parameters())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(weights[name])
+    return {"started_from": found.fingerprint}
 
 
 def read_text(
@@ -98,7 +135,7 @@ def read_text(
     valid = LMOrderedIterator(
         corpus.split("valid"),
         args.eval_batch_size,
-        args.tgt_len,
+        validation_lengths(args)[0],
         rank=rank,
         world_size=world,
         name=names["valid"],
@@ -108,7 +145,9 @@ def read_text(
     return train, valid
 
 
-def claim(args: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, mask: PruneMask | None) -> dict[str, Any]:
+def claim(
+    args: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, mask: PruneMask | None, **more: Any
+) -> dict[str, Any]:
     """Make --work_dir this run's: ``resumes``, and ``facts`` for run.json, known in every process.
 
     Raises
@@ -123,6 +162,7 @@ def claim(args: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, ma
         text=corpus.fingerprint,
         mask=None if mask is None else mask.fingerprint,
         processes=accelerator.num_processes,
+        **more,
     )
     folder = {}
     with together():
@@ -130,6 +170,15 @@ def claim(args: argparse.Namespace, accelerator: Accelerator, corpus: Corpus, ma
             found = claim_folder(args.work_dir, recipe, traces=TRACES, other=way(args), may_grow=("max_step",))
             folder = {"resumes": found.resumes, "facts": found.facts()}
     return gathered(folder)[0]
+
+
+def open_log(args: argparse.Namespace, accelerator: Accelerator, done: int) -> AbstractContextManager[StepLog | None]:
+    """The log in --logging_dir, which the main process writes; errors are those of all processes."""
+    log: AbstractContextManager[StepLog | None] = nullcontext()
+    with together():
+        if args.logging_dir is not None and accelerator.is_main_process:
+            log = StepLog(args.logging_dir, done, args.report_to)
+    return log
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -156,8 +205,9 @@ def main(argv: list[str] | None = None) -> int | None:
         "seed": args.seed,
         "mask": None if mask is None else describe_mask(mask),
     }
-    trainer = Trainer(args, accelerator, model, train, valid, origin)
-    folder = claim(args, accelerator, corpus, mask)
+    start = start_from(args, model, corpus)
+    trainer = Trainer(args, accelerator, model, train, valid, origin | start)
+    folder = claim(args, accelerator, corpus, mask, **start)
     if folder["resumes"] and trainer.checkpoint_path.exists():
         trainer.read_checkpoint()
         record.seconds_before = trainer.seconds_before
@@ -167,11 +217,14 @@ def main(argv: list[str] | None = None) -> int | None:
         f"| {sum(p.numel() for p in model.parameters()):,} parameters | vocabulary {config.n_token:,} "
         f"| {train.targets * accelerator.num_processes:,} training tokens a pass | " + (str(mask) if mask else "dense")
     )
-    status = trainer.run()
+    with open_log(args, accelerator, trainer.step) as trainer.log:
+        status = trainer.run()
     if status is None and accelerator.is_main_process:
-        attention = explain_attention(accelerator.unwrap_model(trainer.model), valid, accelerator.device)
+        model = accelerator.unwrap_model(trainer.model)
+        with model.at_lengths(*validation_lengths(args)):
+            attention = explain_attention(model, valid, accelerator.device)
         found = {"valid_nll": trainer.best_loss, "steps": trainer.step, "attention": attention}
-        record.write(args.work_dir / "run.json", **origin, **folder["facts"], **found)
+        record.write(args.work_dir / "run.json", **origin, **start, **folder["facts"], **found)
     return status
 
 

@@ -8,13 +8,20 @@ from pathlib import Path
 
 from attention_pruning import InputError
 from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
-from flags import add_backend_flag, add_beyond_flag, add_run_flags, choose_device
+from flags import Parser, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
 from reproduction.help_text import HelpFormatter
 from reproduction.run_folder import add_folder_flags
+from reproduction.step_log import add_log_flags, check_log_flags
 from schedules import FALLING_SCHEDULES, SCHEDULES
+from upstream_flags import add_upstream_flags, check_upstream_flags
 
 #: The published borders of the adaptive softmax, by the size of the vocabulary: WikiText-103, One Billion Word.
 PUBLISHED_CUTOFFS = {267_735: [20_000, 40_000, 200_000], 793_471: [60_000, 100_000, 640_000]}
+TIES = ("all_but_first", "none", "all")
+SCHEDULER_HELP = (
+    "learning-rate schedule: cosine and linear fall to --eta_min at --max_step; inv_sqrt is lr / sqrt(step), after a "
+    "warm-up to lr / sqrt(warmup_step); dev_perf, the published one by validation loss, is refused"
+)
 DEFAULT_PRUNE_SEED = 1
 #: The flags that a MaskRecipe has by the same names; its tau is --th.
 RECIPE_FLAGS = ("rule", "scope", "block_size", "row_floor")
@@ -22,16 +29,26 @@ RECIPE_FLAGS = ("rule", "scope", "block_size", "row_floor")
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     """All flags, with their defaults."""
-    top = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    top = Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
     files = top.add_argument_group("data and files")
     files.add_argument(
         "--data", type=Path, required=True, help="folder of a prepared corpus, or of train.txt valid.txt test.txt"
     )
-    files.add_argument("--work_dir", type=Path, required=True, help="where the model, the checkpoint and run.json go")
+    files.add_argument(
+        "--work_dir",
+        type=Path,
+        help="where the model, the checkpoint and run.json go; has to be given unless --dataset is (LM-TFM-DATASET)",
+    )
     files.add_argument(
         "--restart",
         action="store_true",
         help="continue from the checkpoint in --work_dir, if there is one; the same flags without it do so, too",
+    )
+    files.add_argument(
+        "--restart_dir",
+        type=Path,
+        help="folder with a model.safetensors to start from, as convert_checkpoint.py or another training leaves it, "
+        "with a new optimiser and step 0; random weights unless it is given",
     )
     add_folder_flags(files)
     _model_flags(top.add_argument_group("model"))
@@ -40,14 +57,22 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     run = top.add_argument_group("run")
     run.add_argument("--seed", type=int, default=1111, help="seed of the initial weights and of dropout")
     run.add_argument("--log_interval", type=int, default=200, help="updates between lines of progress")
+    add_log_flags(run)
     run.add_argument(
         "--eval_interval", type=int, default=4000, help="updates between validations; there is one at the end"
     )
     run.add_argument("--checkpoint_interval", type=int, default=1000, help="updates between checkpoints")
+    run.add_argument(
+        "--eval_tgt_len",
+        type=int,
+        help="tokens in a segment of a validation, whose memory is longer by as many as it is shorter; --tgt_len "
+        "unless given",
+    )
     run.add_argument("--max_eval_steps", type=int, default=-1, help="segments of a validation, -1 for all")
     run.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="handled by accelerate")
     run.add_argument("--tf32", action="store_true", help="let a GPU round the factors of matrix products to 10 bits")
     add_run_flags(run)
+    add_upstream_flags(top.add_argument_group("the published implementation's"))
     return top
 
 
@@ -72,6 +97,12 @@ def _model_flags(group: argparse._ArgumentGroup) -> None:
         help="borders of the adaptive softmax's clusters; as published for the vocabularies of WikiText-103 and the "
         "One Billion Word benchmark, for others at the shares of WikiText-103",
     )
+    group.add_argument(
+        "--tie_projs",
+        choices=TIES,
+        help="clusters whose projection the softmax shares with the embedding; all_but_first unless --dataset is lm1b",
+    )
+    group.add_argument("--untie_r", action="store_true", help="attention biases u and v of each layer, not of all")
     group.add_argument("--div_val", type=int, default=1, help="each rarer cluster is this many times narrower")
     group.add_argument(
         "--pre_lnorm", action="store_true", help="normalise the input of each block instead of its output"
@@ -88,7 +119,7 @@ def _optimisation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--optim", choices=("adam", "sgd", "adagrad"), default="adam", help="optimiser")
     group.add_argument("--lr", type=float, default=0.00025, help="peak learning rate")
     group.add_argument("--mom", type=float, default=0.0, help="momentum of sgd")
-    group.add_argument("--scheduler", choices=SCHEDULES, default="cosine", help="learning-rate schedule")
+    group.add_argument("--scheduler", choices=(*SCHEDULES, "dev_perf"), default="cosine", help=SCHEDULER_HELP)
     group.add_argument("--warmup_step", type=int, default=0, help="updates of linear warm-up")
     group.add_argument("--eta_min", type=float, default=0.0, help="learning rate at the end of cosine and linear")
     group.add_argument("--clip", type=float, default=0.25, help="largest norm of the gradient, 0 for no clipping")
@@ -144,6 +175,17 @@ def _pruning_flags(group: argparse._ArgumentGroup) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse flags that contradict each other or make no sense."""
+    check_upstream_flags(args)
+    if args.work_dir is None:
+        if args.dataset is None:
+            raise InputError("--work_dir: expected a folder for the run, found none")
+        args.work_dir = Path(f"LM-TFM-{args.dataset}")
+    if args.restart_dir is not None and args.restart_dir.resolve() == args.work_dir.resolve():
+        args.restart_dir = None  # the same folder is that of the run itself, which is continued
+    if args.eval_tgt_len is not None and (args.eval_tgt_len < 1 or validation_lengths(args)[1] < 0):
+        raise InputError(
+            f"--eval_tgt_len: expected 1 or more, --tgt_len and --mem_len together at most, found {args.eval_tgt_len}"
+        )
     intervals = ("log_interval", "eval_interval", "checkpoint_interval")
     for name in ("max_step", "batch_size", "eval_batch_size", "batch_chunk", *intervals):
         if getattr(args, name) < 1:
@@ -157,6 +199,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--lr: expected a positive number, found {args.lr}")
     if args.restart and args.overwrite:
         raise InputError("--restart: expected no --overwrite beside it, found both")
+    check_log_flags(args)
     _check_companions(args)
 
 
@@ -164,6 +207,10 @@ def _check_companions(args: argparse.Namespace) -> None:
     """Refuse flags that would be ignored, because another one is not there."""
     needed = {
         "an adaptive softmax, --adaptive,": (args.adaptive, ("cutoffs", "div_val")),
+        "projections, from --d_embed or --div_val,": (
+            args.d_embed not in (-1, args.d_model) or args.div_val > 1,
+            ("tie_projs",),
+        ),
         "--optim sgd": (args.optim == "sgd", ("mom",)),
         "a schedule that falls to it, --scheduler cosine or linear,": (
             args.scheduler in FALLING_SCHEDULES,
@@ -183,14 +230,22 @@ def _check_companions(args: argparse.Namespace) -> None:
                 raise InputError(f"--{name}: expected {what} beside it, found none")
 
 
+def validation_lengths(args: argparse.Namespace) -> tuple[int, int]:
+    """Tokens in a segment of a validation and memory slots: as many keys as in training, as published."""
+    length = args.tgt_len if args.eval_tgt_len is None else args.eval_tgt_len
+    return length, args.mem_len and args.mem_len + args.tgt_len - length
+
+
 def fill_cutoffs(args: argparse.Namespace, n_token: int) -> None:
-    """Give an adaptive softmax its borders where none are said: those published for the corpus, or their shares.
+    """Give an adaptive softmax what is not said, as published for the corpus: its borders, or their shares, and ties.
 
     Raises
     ------
     InputError
         If the vocabulary is too small to be shared out.
     """
+    if args.tie_projs is None:
+        args.tie_projs = "none" if args.dataset == "lm1b" else TIES[0]
     if not args.adaptive or args.cutoffs:
         return
     published = PUBLISHED_CUTOFFS.get(n_token)

@@ -21,6 +21,7 @@ from data_utils import LMOrderedIterator
 from evaluation import evaluate
 from mem_transformer import Memory, MemTransformerLM
 from model_file import save_model
+from reproduction.step_log import StepLog
 from reproduction.training import (
     Interruption,
     load_checkpoint,
@@ -29,6 +30,7 @@ from reproduction.training import (
     save_checkpoint,
 )
 from schedules import learning_rate
+from train_flags import validation_lengths
 
 #: Steps between two exchanges of signals among several processes: each is a blocking all-reduce.
 SIGNAL_STEPS = 10
@@ -56,6 +58,11 @@ class Trainer:
         This process's rows of the training text and of the validation text.
     origin : dict
         What the model is made from, for its file: ``corpus`` (fingerprint), ``mask`` (description or None) and more.
+
+    Attributes
+    ----------
+    log : StepLog or None
+        Where numbers go beside the printed lines; None in all processes but one.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class Trainer:
         self.best_loss = math.inf
         self.seconds_before = 0.0
         self.losses: list[float] = []
+        self.log: StepLog | None = None
         self.checkpoint_path = Path(args.work_dir) / "checkpoint.pt"
 
     # -- the run -----------------------------------------------------------------------------------------------------
@@ -159,10 +167,16 @@ class Trainer:
             f"| loss {loss:5.3f} | ppl {math.exp(min(loss, 30.0)):9.3f}",
             flush=True,
         )
+        if self.log is not None:
+            mask = self.origin["mask"]
+            numbers = {"loss": loss, "learning_rate": rate, "tokens_per_second": tokens_per_second}
+            self.log.add(
+                self.step, "train", numbers | {"effective_sparsity": mask["effective_sparsity"] if mask else 0.0}
+            )
 
     def _validate(self) -> None:
         model = self.accelerator.unwrap_model(self.model)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), model.at_lengths(*validation_lengths(self.args)):
             result = evaluate(model, self.valid, self.accelerator.device)
         if self.accelerator.num_processes > 1:  # each read rows of its own
             nll, tokens = gathered_mean(result["nll"], result["tokens"])
@@ -177,6 +191,8 @@ class Trainer:
             + (" | best" if better else ""),
             flush=True,
         )
+        if self.log is not None:
+            self.log.add(self.step, "valid", {"loss": result["nll"], "perplexity": result["perplexity"]})
         if better:
             self.best_loss = result["nll"]
             if self.accelerator.is_main_process:

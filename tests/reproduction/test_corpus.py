@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,24 @@ def test_one_other_token_changes_the_fingerprint(split: str, position: int) -> N
     changed = {**texts, split: [["a", "b", "a", "b"]]}
     changed[split][0][position] = "ab".replace("ab"[position], "")
     assert encode("t", changed).fingerprint != encode("t", texts).fingerprint
+
+
+@given(TEXTS, st.data())
+@laws
+def test_another_order_of_ids_is_the_same_text(texts: dict, data: st.DataObject) -> None:
+    corpus = encode("t", texts)
+    other = corpus.reordered(data.draw(st.permutations(corpus.vocabulary)))
+    for split in SPLITS:
+        assert [other.vocabulary[i] for i in other.split(split)] == [corpus.vocabulary[i] for i in corpus.split(split)]
+    assert other.reordered(corpus.vocabulary).fingerprint == corpus.fingerprint
+    assert other.description["fingerprint"] == other.fingerprint
+
+
+@pytest.mark.parametrize("change", [lambda v: v[1:], lambda v: [*v, "new"], lambda v: [*v, v[0]]])
+def test_another_vocabulary_is_no_other_order(change: Callable) -> None:
+    corpus = encode("t", SMALL)
+    with pytest.raises(InputError, match=r"^theirs: expected the \d+ symbols of t, found"):
+        corpus.reordered(change(corpus.vocabulary), "theirs")
 
 
 def test_a_token_moved_to_the_next_split_changes_the_fingerprint() -> None:

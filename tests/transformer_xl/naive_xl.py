@@ -62,9 +62,7 @@ def naive_hidden(model, ids_T, memories=None):
     for index, layer in enumerate(model.layers):
         joined = torch.cat([memories[index], hidden.detach()])
         new.append(joined[max(len(joined) - config.mem_len, 0) :])
-        hidden, p = attention(
-            layer.dec_attn, model.r_w_bias, model.r_r_bias, hidden, memories[index], pruned[index], config
-        )
+        hidden, p = attention(layer.dec_attn, *model.biases(index), hidden, memories[index], pruned[index], config)
         probabilities.append(p)
         hidden = layer.pos_ff(hidden)
     return hidden, new, probabilities

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import compute_mask
+import convert_checkpoint
 import eval as evaluate_script  # the script's name is that of a builtin
 import train
 from attention_pruning.make import from_pattern
@@ -368,7 +369,11 @@ def test_the_command_itself(words, tmp_path):
 # -- help -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [train, compute_mask, evaluate_script], ids=["train", "compute_mask", "eval"])
+@pytest.mark.parametrize(
+    "script",
+    [train, compute_mask, evaluate_script, convert_checkpoint],
+    ids=["train", "compute_mask", "eval", "convert_checkpoint"],
+)
 def test_help_explains_every_flag_with_its_default(script, capsys):
     parser = script.parser()
     with pytest.raises(SystemExit) as caught:

@@ -8,30 +8,15 @@ import torch
 from safetensors import safe_open
 
 from mem_transformer import MemTransformerLM, ModelConfig
+from weight_layouts import from_layout
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "transfo_xl.safetensors"
 with safe_open(FIXTURE, framework="pt") as _file:
     CASES = json.loads(_file.metadata()["config"])["cases"]
     TENSORS = {name: _file.get_tensor(name) for name in _file.keys()}  # noqa: SIM118 (not a mapping)
 
-SHARED = ("n_token", "n_layer", "n_head", "d_head", "d_embed", "d_model", "d_inner", "cutoffs", "div_val", "pre_lnorm")
-LENGTHS = ("mem_len", "same_length", "clamp_len")
-
-
-def our_name(oracle: str) -> str:
-    """The name of an oracle's weight in our model."""
-    name = oracle.removeprefix("transformer.")
-    for old, new in (
-        ("word_emb.emb_layers.", "word_emb.tables."),
-        ("word_emb.emb_projs.", "word_emb.projections."),
-        ("crit.out_projs.", "crit.projections."),
-        ("pos_ff.CoreNet.0.", "pos_ff.inner."),
-        ("pos_ff.CoreNet.3.", "pos_ff.outer."),
-    ):
-        name = name.replace(old, new)
-    if name.startswith("word_emb.tables."):
-        name = name.removesuffix(".weight")
-    return name
+SHAPE = ("n_token", "n_layer", "n_head", "d_head", "d_embed", "d_model", "d_inner", "cutoffs", "div_val", "pre_lnorm")
+SHARED, LENGTHS = (*SHAPE, "tie_projs"), ("mem_len", "same_length", "clamp_len")
 
 
 def build(case: str) -> MemTransformerLM:
@@ -41,11 +26,7 @@ def build(case: str) -> MemTransformerLM:
     model = MemTransformerLM(config).eval()
     prefix = f"{case}/weights/"
     oracle = {name.removeprefix(prefix): tensor for name, tensor in TENSORS.items() if name.startswith(prefix)}
-    biases = [
-        oracle.pop(name) for name in sorted(oracle) if name.startswith("crit.out_layers.") and name.endswith(".bias")
-    ]
-    weights = {our_name(name): tensor for name, tensor in oracle.items()}
-    weights["crit.bias"] = torch.cat(biases)
+    weights = from_layout(oracle, config, "transformers")
     model.load_state_dict(weights)  # strict: every weight of the oracle has its place, and none of ours is left over
     return model
 

@@ -14,7 +14,7 @@ from attention_pruning import InputError
 from attention_pruning.make import from_pattern
 from attention_pruning.ops.relative import RelativeShift
 from dropout import dropout
-from mem_transformer import MemTransformerLM, ModelConfig
+from mem_transformer import LATER_FIELDS, MemTransformerLM, ModelConfig
 from model_file import load_model, save_model
 from naive_xl import naive_hidden
 from tiny_xl import LENGTHS, SHAPE, law, random_cells, random_ids, random_pattern, tiny_model
@@ -26,6 +26,7 @@ STRUCTURES = {
     "clamped": {"clamp_len": 3},
     "everything": {"pre_lnorm": True, "same_length": True, "clamp_len": 2},
     "no memory": {"mem_len": 0},
+    "untied biases": {"untie_r": True},
 }
 every_structure = pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
 dense_and_pruned = pytest.mark.parametrize("share", [None, 0.5, 0.9], ids=["dense", "pruned", "nearly empty"])
@@ -318,6 +319,8 @@ def test_a_configuration_survives_its_file():
     config = ModelConfig(n_token=23, cutoffs=[3, 9], same_length=True, mem_len=4)
     assert ModelConfig.from_json(config.to_json()) == config
     fields = dataclasses.asdict(config)
+    first = {name: value for name, value in fields.items() if name not in LATER_FIELDS}
+    assert ModelConfig.from_json(json.dumps(first)) == config
     for broken in ({**fields, "n_experts": 4}, {k: v for k, v in fields.items() if k != "n_token"}):
         with pytest.raises(InputError, match="n_token"):
             ModelConfig.from_json(json.dumps(broken))

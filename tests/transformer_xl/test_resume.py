@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -131,6 +132,31 @@ def test_terminated_twice_and_restarted(variant, argv, uninterrupted, at_step, t
     assert train.main(argv(variant, tmp_path / "whole")) is None
     assert steps_in(log) == steps_in(capsys.readouterr().out)
     assert read_json(folder / "run.json")["seconds"] > seconds
+
+
+def test_the_log_of_an_interrupted_run_is_that_of_a_whole_one(argv, at_step, tmp_path):
+    """Rows of steps that were done twice are there once; sparsity is the mask's."""
+    variant, logs = "pruned", []
+    for name, death in (("whole", None), ("parts", 11)):
+        given = [*argv(variant, tmp_path / name), "--logging_dir", str(tmp_path / name / "log"), "--report_to", "csv"]
+        if death:
+            at_step(death, die)
+            with pytest.raises(Death):
+                train.main(given)
+            AcceleratorState._reset_state(True)
+        assert train.main(given) is None
+        AcceleratorState._reset_state(True)
+        with (tmp_path / name / "log" / "steps.csv").open(newline="") as file:
+            logs.append([row for row in csv.reader(file) if row[2] != "tokens_per_second"])
+    assert logs[0] == logs[1]
+    steps, names = [int(row[0]) for row in logs[0][1:]], {tuple(row[1:3]) for row in logs[0][1:]}
+    assert steps == sorted(steps)
+    assert names == {
+        *(("train", name) for name in ("loss", "learning_rate", "effective_sparsity")),
+        *(("valid", name) for name in ("loss", "perplexity")),
+    }
+    mask = read_json(tmp_path / "whole" / "run.json")["mask"]
+    assert {float(row[3]) for row in logs[0] if row[2] == "effective_sparsity"} == {mask["effective_sparsity"]}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -29,7 +29,8 @@ every_schedule = pytest.mark.parametrize("scheduler", SCHEDULES)
 def test_warm_up_is_a_line_from_zero(scheduler, plan):
     assert learning_rate(0, scheduler=scheduler, **{**plan, "warmup_step": 7}) == 0.0
     for step in range(1, plan["warmup_step"]):
-        expected = plan["lr"] * step / plan["warmup_step"]
+        peak = plan["lr"] * (plan["warmup_step"] ** -0.5 if scheduler == "inv_sqrt" else 1)
+        expected = peak * step / plan["warmup_step"]
         assert learning_rate(step, scheduler=scheduler, **plan) == pytest.approx(expected)
 
 
@@ -52,9 +53,16 @@ def test_equal_to_their_formulas(plan, data):
     assert rates["constant"] == lr
     assert rates["linear"] == pytest.approx(lr - (lr - eta_min) * share)
     assert rates["cosine"] == pytest.approx(eta_min + (lr - eta_min) * (1 + math.cos(math.pi * share)) / 2)
-    # Vaswani et al.: min(step^-1/2, step * warmup^-3/2), scaled to reach lr at the end of the warm-up
-    warmup = max(plan["warmup_step"], 1)
-    assert rates["inv_sqrt"] == pytest.approx(lr * warmup**0.5 * min(step**-0.5, step * warmup**-1.5))
+
+
+@law
+@given(plans(), st.integers(0, 400))
+def test_inv_sqrt_is_the_published_one(plan, step):
+    """Their multiplier of lr."""
+    warmup = plan["warmup_step"]
+    late = 1.0 if step == 0 else 1.0 / (step**0.5)
+    multiplier = late if step > warmup or warmup == 0 else step / (warmup**1.5)
+    assert learning_rate(step, scheduler="inv_sqrt", **plan) == pytest.approx(plan["lr"] * multiplier)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear"])

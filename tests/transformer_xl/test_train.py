@@ -33,6 +33,7 @@ DROPOUT = {"dropout": 0.3, "dropatt": 0.2}
         {"optim": "sgd", "mom": 0.9, "scheduler": "linear", "eta_min": 0.001, "pre_lnorm": True},
         {"optim": "adagrad", "scheduler": "constant", "clip": 0, "same_length": True, "not_tied": True},
         {"clamp_len": 3, "mem_len": 0, "d_embed": 8, "init": "uniform"},
+        {"untie_r": True, "d_embed": 8, "adaptive": True, "cutoffs": [5], "tie_projs": "all"},
     ],
 )
 def test_training_is_a_plain_loop(run_train, words, changes):
@@ -41,8 +42,10 @@ def test_training_is_a_plain_loop(run_train, words, changes):
     assert status is None
     args = train.parser().parse_args(training_flags(words, folder, **changes, max_step=40))
     corpus = Corpus.load(words)
-    same = (*SHAPE, *LENGTHS, "d_embed", "cutoffs", "div_val", "pre_lnorm", "same_length", "clamp_len")
-    config = ModelConfig(len(corpus.vocabulary), tied=not args.not_tied, **{name: getattr(args, name) for name in same})
+    same = (*SHAPE, *LENGTHS, "d_embed", "untie_r", "cutoffs", "div_val", "pre_lnorm", "same_length", "clamp_len")
+    ties = [True] * (len(args.cutoffs) + 1) if args.tie_projs == "all" else []
+    shape = {name: getattr(args, name) for name in same}
+    config = ModelConfig(len(corpus.vocabulary), tied=not args.not_tied, tie_projs=ties, **shape)
     torch.manual_seed(args.seed)
     model = MemTransformerLM(config)
     model.initialize(args.init)
@@ -247,6 +250,10 @@ def test_an_adaptive_softmax_without_cutoffs_has_those_of_the_corpus(words_known
     plain = train.parser().parse_args(flags(data="d", work_dir="w"))
     fill_cutoffs(plain, words_known)
     assert plain.cutoffs == []
+    assert (args.tie_projs, chosen.tie_projs) == ("all_but_first", "all_but_first")
+    billion = train.parser().parse_args(flags(data="d", work_dir="w", adaptive=True, dataset="lm1b"))
+    fill_cutoffs(billion, 793_471)
+    assert billion.tie_projs == "none"  # as published
     with pytest.raises(InputError, match="--adaptive: expected --cutoffs beside it for a vocabulary of 5 words"):
         fill_cutoffs(train.parser().parse_args(flags(data="d", work_dir="w", adaptive=True)), 5)
 

@@ -17,9 +17,13 @@ from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
 from configurations import NAMES, SCHEMA, filled, printed_by, read
 from reproduction.curves import VARIANTS
 from reproduction.data import bible, bible_glue, bible_pairs, bible_squad, iwslt14, multi30k, wikitext, wmt17
+from upstream_flags import REFUSED
 
 #: Flags that the workflow gives by itself.
-OF_THE_WORKFLOW = {"help", "data", "work_dir", "restart", "seed", "device", "threads", "checkpoint", "out", "label"}
+OF_THE_WORKFLOW = {
+    *("help", "data", "work_dir", "restart", "overwrite", "set_aside", "seed", "device", "threads", "checkpoint"),
+    *("out", "label"),
+}
 
 
 def objects(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,12 +125,22 @@ def definition(name: str, part: str | None = None) -> dict[str, Any]:
             definition("transformer_xl") | definition("training"),
             lambda: script_parser("train"),
             # Pruning is a mask file here, and validation has the lengths of training.
-            {"fn", "th", "rule", "scope", "block_size", "row_floor", "random_prune", "prune_seed", "eval_tgt_len"},
+            {"fn", "th", "rule", "scope", "block_size", "row_floor", "random_prune", "prune_seed", "eval_tgt_len"}
+            | {"beyond", "attention_backend", "tf32", "untie_r", "tie_projs", "logging_dir", "report_to", "restart_dir"}
+            | {*REFUSED, "dataset", "multi_gpu", "gpu0_bsz", "dynamic_loss_scale"},
             id="train",
         ),
-        pytest.param(definition("evaluation"), lambda: script_parser("eval"), {"split", "max_eval_steps"}, id="eval"),
         pytest.param(
-            definition("pattern"), lambda: script_parser("compute_mask"), {"tgt_len", "mem_len", "pool"}, id="pattern"
+            definition("evaluation"),
+            lambda: script_parser("eval"),
+            {"split", "max_eval_steps", "beyond", "attention_backend", "dataset", "ext_len", "no_log"},
+            id="eval",
+        ),
+        pytest.param(
+            definition("pattern"),
+            lambda: script_parser("compute_mask"),
+            {"tgt_len", "mem_len", "block_size"},
+            id="pattern",
         ),
         pytest.param(definition("text", "bible"), bible.build_parser, set(), id="bible"),
         pytest.param(definition("text", "wikitext"), wikitext.build_parser, {"data_dir"}, id="wikitext"),
@@ -141,10 +155,10 @@ def definition(name: str, part: str | None = None) -> dict[str, Any]:
 def test_keys_are_the_scripts_flags_with_the_same_defaults(
     keys: dict[str, Any], parser: Any, left_out: set[str]
 ) -> None:
-    # The seed of a corpus is a key, the seed of a run is the workflow's.
+    # The seed of a corpus is a key, the seed of a run is the workflow's. Another name of a flag comes after it.
     found = {
         action.dest: action
-        for action in parser()._actions
+        for action in reversed(parser()._actions)
         if action.dest not in OF_THE_WORKFLOW or (action.dest == "seed" and "seed" in keys)
     }
     assert set(keys) == set(found) - left_out
