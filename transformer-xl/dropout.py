@@ -9,6 +9,25 @@ from torch import Tensor
 _STEPS = 2**16
 
 
+class _Dropout(torch.autograd.Function):
+    """``x * kept * scale``, of which a byte a number is remembered."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kept: Tensor, scale: float) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return _scaled(x, kept, scale)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: D102
+        (kept,) = ctx.saved_tensors
+        return _scaled(gradient, kept, ctx.scale), None, None
+
+
+def _scaled(x: Tensor, kept: Tensor, scale: float) -> Tensor:
+    return x * kept.to(x.dtype).mul_(scale)
+
+
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero a share ``p`` of the elements and scale the rest so that the mean stays.
 
@@ -32,4 +51,4 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     number = x.numel()
     random = torch.empty(-(-number // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:number]
     kept = (random >= dropped - _STEPS // 2).view(x.shape)
-    return x * kept.to(x.dtype).mul_(_STEPS / (_STEPS - dropped))
+    return _Dropout.apply(x, kept, _STEPS / (_STEPS - dropped))

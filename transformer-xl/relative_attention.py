@@ -10,7 +10,7 @@ Under a prune mask the library's operator computes both terms, of kept blocks al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn as nn
@@ -204,6 +204,7 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
             observer=self.observer,
             # SDPA with a bias that needs a gradient falls back to a slower path: fused only where it is faster.
             implementation="sdpa" if fused else "eager",
+            dropout=partial(dropout, training=True),
         )
 
     def _project(self, hidden_BTE: Tensor, memory) -> tuple[Tensor, Tensor, Tensor]:

@@ -127,6 +127,7 @@ def attend(
     normalizer: str = "softmax",
     observer: Observer | None = None,
     implementation: str = "eager",
+    dropout: Callable[[Tensor, float], Tensor] = F.dropout,
 ) -> Tensor:
     """Attention under a prepared :class:`ScoreMask`; the hot path of :func:`masked_attention`.
 
@@ -143,6 +144,8 @@ def attend(
         in. Needs the eager implementation.
     implementation : {"eager", "sdpa"}
         "sdpa" is torch's fused kernel (softmax only); it changes speed, never meaning.
+    dropout : callable
+        What drops probabilities in the eager implementation.
 
     Returns
     -------
@@ -178,7 +181,7 @@ def attend(
             observer(seen.detach())
             p_BHLS = p_BHLS.type_as(v_BHSD)
         if dropout_p > 0.0:
-            p_BHLS = F.dropout(p_BHLS, dropout_p)
+            p_BHLS = dropout(p_BHLS, dropout_p)
         out_BHLD = torch.matmul(p_BHLS, v_BHSD)
     if mask is not None and mask.blind is not None:
         out_BHLD = out_BHLD.masked_fill(mask.blind, 0.0)

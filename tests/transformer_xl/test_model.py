@@ -393,6 +393,18 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p, shape):
     torch.testing.assert_close(gradient, (draws.detach() / 2).sum(0))  # what was dropped passes no gradient
 
 
+def test_a_training_remembers_a_byte_of_each_number_that_dropout_saw():
+    """On attention, too: floats would be four times the memory of its probabilities."""
+    model, ids = tiny_model(dropout=0.3, dropatt=0.3).train(), random_ids(2, 5)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        model(ids[:, :-1], ids[:, 1:])
+    probabilities = [x for x in saved if list(x.shape) == [2, 2, 4, 4]]
+    kept = [x for x in probabilities if x.dtype == torch.bool]
+    assert len(kept) == SHAPE["n_layer"]
+    assert all(set(x.unique().tolist()) <= {False, True} for x in kept)
+
+
 def test_dropout_follows_the_seed_and_leaves_evaluation_alone():
     x = torch.randn(50)
     torch.manual_seed(1)
