@@ -8,8 +8,8 @@ a file under results/reference/:
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG`` and ``tasks CONFIG`` (metrics.csv),
 ``sites CONFIG`` (translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv),
-``efficiency CONFIG`` (efficiency_table.csv), ``entmax CONFIG`` (entmax_comparison.csv) and ``ood CONFIG``
-(ood_table.csv);
+``efficiency CONFIG`` (efficiency_table.csv), ``saved CONFIG`` (language_model_efficiency.csv), ``entmax CONFIG``
+(entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
 several sparsities, a row for each shape), ``kernel NAME`` (our kernel against dense attention alone) and ``costs
 NAME`` (what the choice of a backend goes by); and
@@ -27,6 +27,7 @@ import pandas as pd
 
 from attention_pruning import InputError
 from reproduction import entmax_figure
+from reproduction import language_model_efficiency as language_model
 from reproduction.captions import NAMES, name_of, spread, table_markdown
 from reproduction.curves import Panel, curve, published, read_reference, relative, select
 from reproduction.efficiency_table import STEPS, step_table
@@ -139,6 +140,22 @@ def efficiency_block(config: str) -> str:
         raise InputError(f"{path}: expected the efficiency table, found no such file")
     table = pd.read_csv(path)
     return "\n\n".join(f"{title}:\n\n{step_table(table, step)}" for step, title in STEPS.items()) + "\n"
+
+
+def saved_block(config: str) -> str:
+    """What pruning saves in language modelling: a table for each step, and speed-ups against the context."""
+    path = REFERENCE / config / "language_model_efficiency.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: expected what pruning saves in language modelling, found no such file")
+    table = pd.read_csv(path)
+    own = table[~language_model.elsewhere(table)]
+    parts = [
+        f"{title} ({own['context'].iloc[0]}):\n\n{language_model.step_table(own[own['step'] == step])}"
+        for step, title in language_model.TITLES.items()
+    ]
+    if language_model.elsewhere(table).any():
+        parts.append(f"Speed-up of the same shape at other contexts, tau 90%:\n\n{language_model.context_table(table)}")
+    return "\n\n".join(parts) + "\n"
 
 
 def ood_block(config: str) -> str:
@@ -290,6 +307,7 @@ BLOCKS = {
     "masks": masks_block,
     "questions": questions_block,
     "efficiency": efficiency_block,
+    "saved": saved_block,
     "entmax": entmax_block,
     "ood": ood_block,
     "benchmark": benchmark_block,

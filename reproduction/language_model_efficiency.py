@@ -34,6 +34,8 @@ COLUMNS = (
     *("perplexity", "lowest", "highest", "seeds"),
     *("tokens_per_second", "memory_gb", "speedup", "ceiling", "of_ceiling"),
 )
+#: Behind the lengths of a context at which the shape alone was timed.
+SHAPE_ONLY = " shape only"
 _MEASURED = (
     *("shape", "tgt_len", "mem_len", "batch_size", "rounds", "device", "threads", "torch", "settings", "contexts"),
 )
@@ -123,7 +125,7 @@ def tabulate(measured: dict[str, Any], quality: pd.DataFrame) -> pd.DataFrame:
     rows = [row | quality_of(quality, row["masks"], row["percentage"]) for row in rows]
     for other in measured["contexts"]:
         length = other["context"]
-        rows += rows_of(other["settings"], other["batch_size"] * length, f"{length}/{length} shape only")
+        rows += rows_of(other["settings"], other["batch_size"] * length, f"{length}/{length}{SHAPE_ONLY}")
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"seeds": "Int64"})
 
 
@@ -155,6 +157,11 @@ def as_markdown(table: pd.DataFrame, measured: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def elsewhere(table: pd.DataFrame) -> pd.Series:
+    """Which rows are of other contexts than the model's own, where its shape alone was timed."""
+    return table["context"].str.endswith(SHAPE_ONLY)
+
+
 def step_table(rows: pd.DataFrame) -> str:
     """The rows of a step as a Markdown table, without a line break at its end."""
     lines = [
@@ -179,7 +186,7 @@ def step_table(rows: pd.DataFrame) -> str:
 
 def context_table(table: pd.DataFrame) -> str:
     """Speed-ups at other contexts: a row a context, a column for each step and kind of masks."""
-    rows = table[table["context"].str.endswith("shape only") & (table["masks"] != "none")]
+    rows = table[elsewhere(table) & (table["masks"] != "none")]
     kinds = list(dict.fromkeys(rows["masks"]))
     columns = [(step, kind) for step in STEPS for kind in kinds]
     head = " | ".join(f"{TITLES[step].lower()}, {kind}" for step, kind in columns)
@@ -195,7 +202,7 @@ def draw(table: pd.DataFrame) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    other = table["context"].str.endswith("shape only")
+    other = elsewhere(table)
     parts = [(table[~other], _draw_shares)] + ([(table[other], _draw_contexts)] if other.any() else [])
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=(9.0, 3.7 * len(parts)), dpi=DPI, layout="constrained")
