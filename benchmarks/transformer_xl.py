@@ -338,7 +338,7 @@ def main() -> int:
     savings = [timing for timing in timings if any(timing.measurement.endswith(title) for title in WIDE_TITLES)]
     for name, found, bases in (
         ("transformer_xl", [timing for timing in timings if timing not in savings], ("dense", "upstream")),
-        ("transformer_xl_pruned", savings, ("dense", "upstream")),
+        ("transformer_xl_pruned", savings, ("dense", "upstream") if args.upstream else ("dense",)),
     ):
         if args.out is not None and found:
             print(f"written: {write_csv(args.out, name, found, bases, args.threads)}")
