@@ -101,7 +101,7 @@ def start_from(args: argparse.Namespace, model: MemTransformerLM, corpus: Corpus
     Raises
     ------
     InputError
-        If they are of another model or vocabulary.
+        If they are of another model or vocabulary, or of a pruned model where --fn gives no mask.
     """
     if args.restart_dir is None:
         return {}
@@ -112,6 +112,8 @@ def start_from(args: argparse.Namespace, model: MemTransformerLM, corpus: Corpus
     for name in own.keys() - {*EVALUATION_FIELDS, "dropout", "dropatt"}:
         if own[name] != theirs[name]:
             raise InputError(f"{path}: expected a model with {name} {own[name]}, found {theirs[name]}")
+    if found.model.pruned is not None and args.fn is None:
+        raise InputError(f"--restart_dir: expected --fn beside the weights of a pruned model, found none ({path})")
     weights = dict(found.model.named_parameters())
     with torch.no_grad():
         for name, weight in model.named_parameters():

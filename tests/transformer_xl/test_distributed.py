@@ -40,6 +40,7 @@ def argv(words, pattern_file, tmp_path_factory):
         if "fn" in changes:
             changes["fn"] = pattern_file
         work_dir = folder / f"{name}{processes}"
+        changes |= {"logging_dir": folder / f"log_{name}{processes}", "report_to": "csv"}
         return work_dir, training_flags(words, work_dir, **changes)
 
     return build
@@ -112,6 +113,12 @@ def test_a_signal_to_one_process_stops_both_and_they_continue_exactly(two, argv)
     whole, stopped = argv("whole", 2)[0], argv("whole", "2stopped")[0]
     assert_same_model(whole, stopped)
     assert len(load_checkpoint(stopped / "checkpoint.pt")["processes"]) == 2
+    # One process writes the numbers by step, and every number once.
+    logs = [(folder.with_name(f"log_{folder.name}") / "steps.csv").read_text() for folder in (whole, stopped)]
+    one, other = ([line for line in log.splitlines() if "tokens_per_second" not in line] for log in logs)
+    assert one == other and len(one) > 8
+    named = [line.rpartition(",")[0] for line in one]
+    assert len(set(named)) == len(named)
 
 
 @pytest.mark.slow

@@ -237,3 +237,14 @@ def test_a_training_starts_from_the_weights_of_another(trained, run_train, words
     assert run_train("alone", restart=True, restart_dir=alone)[1] is None
     other = training_flags(words, tmp_path / "other", restart_dir=source, d_inner=24)
     assert "expected a model with d_inner 24, found 20" in refused(train.main, other)
+
+
+def test_weights_of_a_pruned_model_do_not_lose_their_mask_in_silence(
+    trained, run_train, words, pattern_file, tmp_path, refused
+):
+    pruned = training_flags(words, tmp_path / "run", restart_dir=trained["pruned"])
+    message = refused(train.main, pruned)
+    assert message.startswith("--restart_dir: expected --fn beside the weights of a pruned model, found none")
+    assert not (tmp_path / "run").exists()
+    folder, _ = run_train("again", restart_dir=trained["pruned"], fn=pattern_file, th=0.9, max_step=1)
+    assert read_json(folder / "run.json")["mask"]["effective_sparsity"] > 0.8
