@@ -27,8 +27,9 @@ from plugin.lengths import check_lengths
 from plugin.model import PrunedTransformer
 from plugin.site_masks import load_site_masks, model_shapes
 from plugin.sparsity import effective_sparsity
-from plugin.step_table import StepTable, TableBar
+from plugin.step_table import TableBar
 from reproduction.run_folder import RunFolder, claim_folder, make_recipe
+from reproduction.step_log import StepLog
 from reproduction.training import Interruption, RunRecord
 
 logger = logging.getLogger(__name__)
@@ -224,7 +225,7 @@ def _begin(cfg: DictConfig, trainer: Any, task: Any) -> None:
         check_lengths(task, model, [cfg.dataset.train_subset, *cfg.dataset.valid_subset.split(",")])
     if not cfg.common.tensorboard_logdir or not is_first_process():
         return
-    table = StepTable(cfg.common.tensorboard_logdir, trainer.get_num_updates())
+    table = StepLog(cfg.common.tensorboard_logdir, trainer.get_num_updates(), ("csv",))
 
     def tabled(*arguments: Any, **options: Any) -> TableBar:
         return TableBar(_progress_bar(*arguments, **options), table, effective_sparsity(masks))
