@@ -102,6 +102,7 @@ class LanguageModelBench(Bench):
             with torch.no_grad():
                 for data_BT, target_BT in self.segments[:-1]:
                     _, self.memory[step] = self.model(data_BT, target_BT, self.memory[step])
+        self.work("inference")  # what is made once for a full memory, such as layouts
 
     def work(self, step: str) -> None:
         """One segment of an evaluation, or one update of a training; the memory stays what it is."""

@@ -12,6 +12,7 @@ import measure_language_model as measuring
 import train
 from attention_pruning import InputError
 from attention_pruning.make import from_pattern
+from attention_pruning.ops.layer_mask import LayerMask
 from reproduction.taking_turns import REMOVED, STEPS, Setting, measure_memory
 from tiny_xl import flags, random_pattern, training_flags
 
@@ -71,6 +72,18 @@ def test_a_setting_is_what_it_says(words, folder):
             assert torch.equal(nll, found[setting.name])
         found[setting.name] = nll
     assert all(name == "dense" or not torch.allclose(nll, found["dense"]) for name, nll in found.items())
+
+
+def test_what_is_made_once_is_made_before_the_clock_runs(words, folder, monkeypatch):
+    args = measuring.build_parser().parse_args(command(words, folder))
+    bench, _, settings = measuring.prepare(args)
+    for setting in settings:
+        bench.use(setting)
+        with monkeypatch.context() as patch:
+            patch.setattr(LayerMask, "from_cells", lambda *_, **__: pytest.fail("a layout was made"))
+            patch.setattr(LayerMask, "_make_layout", lambda *_: pytest.fail("a layout was made"))
+            for step in STEPS:
+                bench.run(step)
 
 
 def test_without_attention_every_weight_has_its_gradient(words, folder):
