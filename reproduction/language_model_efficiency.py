@@ -213,7 +213,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 axes.axhline(1.0, color="#000000", linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
                 axes.set_title(TITLES[step])
             line[0].set_ylabel("Speed-up over dense")
-            line[0].legend(loc="upper left", framealpha=0.9, edgecolor="none")
+            line[0].legend(loc="center left", framealpha=0.9, edgecolor="none")
     return figure
 
 
