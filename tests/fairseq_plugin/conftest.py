@@ -6,16 +6,15 @@ import random
 import pytest
 import torch
 
-import shims
 from attention_pruning import AttentionPattern
-from tiny_translation import HEADS, LAYERS, run_script
+from tiny_translation import HEADS, LAYERS, run_script, shims
 
 TYPES = {"enc-self": "self-enc", "dec-self": "self-dec", "enc-dec": "enc-dec"}
 
 
 @pytest.fixture(autouse=True)
 def allowed_in_checkpoints():
-    """transformers' Trainer, once it has resumed in this process, takes numpy's types off torch's list of what is safe."""
+    """transformers' Trainer, once it has resumed in this process, takes numpy's types off torch's list."""
     torch.serialization.add_safe_globals(shims.SAFE_IN_CHECKPOINTS)
 
 
