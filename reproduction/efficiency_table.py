@@ -59,11 +59,21 @@ def read_measured(path: Path) -> dict[str, Any]:
         If it is missing, or something else.
     """
     content = read_json_object(path, "the measurements of efficiency", _MEASURED)
-    names = [setting["name"] for setting in content["settings"]]
+    require_bounds(path, content["settings"])
+    return content
+
+
+def require_bounds(path: Path, settings: Sequence[dict[str, Any]]) -> None:
+    """Refuse measurements without the dense model, or without what attention is part of.
+
+    Raises
+    ------
+    InputError
+    """
+    names = [setting["name"] for setting in settings]
     for name in ("dense", REMOVED):
         if name not in names:
             raise InputError(f"{path}: expected a setting {name}, found {', '.join(names)}")
-    return content
 
 
 def read_json_object(path: Path, what: str, fields: Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from attention_pruning import InputError
-from reproduction.efficiency_table import ceiling, read_json_object
+from reproduction.efficiency_table import ceiling, read_json_object, require_bounds
 from reproduction.figures import DPI, FONT, require_png, save_with_caption
 from reproduction.results import collect, write_csv
 from reproduction.taking_turns import REMOVED, STEPS
@@ -58,10 +57,7 @@ def read_measured(path: Path) -> dict[str, Any]:
     """
     content = read_json_object(path, "the measurements of a language model", _MEASURED)
     for settings in (content["settings"], *(context["settings"] for context in content["contexts"])):
-        names = [setting["name"] for setting in settings]
-        for name in ("dense", REMOVED):
-            if name not in names:
-                raise InputError(f"{path}: expected a setting {name}, found {', '.join(names)}")
+        require_bounds(path, settings)
     return content
 
 

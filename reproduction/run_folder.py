@@ -123,7 +123,7 @@ def claim_folder(
     if occupied and other == "overwrite":
         _clear(folder, traces)
         occupied = False
-    elif occupied and (difference := _difference(found, recipe)):
+    elif occupied and (difference := _difference(found, recipe) or _growth(found, other)):
         grows = found is not None and _grows(found["recipe"], recipe, may_grow)
         if grows and other == "refuse":
             earlier = found["recipe"]["arguments"]
@@ -199,6 +199,11 @@ def _difference(found: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> s
         if before.get(name) != now.get(name):
             return f"{name} {before.get(name)!r} there and {now.get(name)!r} here"
     return None
+
+
+def _growth(found: Mapping[str, Any], other: str) -> str | None:
+    """What of a run of this recipe began as another's, where runs are each of one recipe; None if nothing."""
+    return f"a run that grew from {found['grown'][0]}" if other == "set_aside" and found.get("grown") else None
 
 
 def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Setting:
         return facts | {"block_sparsity": mask.block_sparsity()}
 
 
-class Bench:
+class Bench(ABC):
     """A model, a batch, and how long a step takes under a setting; :meth:`use` and :meth:`work` are a subclass's.
 
     Parameters
@@ -57,13 +58,13 @@ class Bench:
         single = device.type == "cpu" and torch.get_num_threads() == 1
         self.clock: Callable[[], float] = time.process_time if single else time.perf_counter
 
+    @abstractmethod
     def use(self, setting: Setting) -> None:
         """Change the model's attention, and let it prepare what it needs once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def work(self, step: str) -> None:
         """One batch forward ("inference"), or a whole step of training."""
-        raise NotImplementedError
 
     def run(self, step: str) -> None:
         """:meth:`work`; the device has finished when this returns."""

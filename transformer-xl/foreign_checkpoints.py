@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attention_pruning import InputError
-from mem_transformer import ModelConfig
+from model_config import ModelConfig
 from relative_attention import PositionalEmbedding
 from reproduction.training import atomic_path, write_json
 from weight_layouts import BUFFERS, from_layout, to_layout

@@ -27,7 +27,8 @@ from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.make import from_pattern
 from data_utils import LMOrderedIterator
 from flags import Parser, add_run_flags, choose_device
-from mem_transformer import Memory, MemTransformerLM, ModelConfig
+from mem_transformer import Memory, MemTransformerLM
+from model_config import ModelConfig
 from model_file import load_model
 from relative_attention import RelPartialLearnableMultiHeadAttn
 from reproduction.corpus import Corpus

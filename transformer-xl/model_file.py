@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from attention_pruning import InputError, PruneMask
-from mem_transformer import MemTransformerLM, ModelConfig, extended
+from mem_transformer import MemTransformerLM, extended
+from model_config import ModelConfig
 from reproduction.corpus import Corpus
 from reproduction.training import atomic_path
 from reproduction.weights import weights_fingerprint

@@ -25,7 +25,8 @@ from attention_pruning.recipe import MaskRecipe
 from data_utils import LMOrderedIterator
 from evaluation import explain_attention
 from flags import choose_device
-from mem_transformer import MemTransformerLM, ModelConfig, extended
+from mem_transformer import MemTransformerLM, extended
+from model_config import ModelConfig
 from model_file import EVALUATION_FIELDS, describe_mask, load_model
 from reproduction.corpus import Corpus
 from reproduction.run_folder import claim_folder, make_recipe, way

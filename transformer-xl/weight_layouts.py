@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from attention_pruning import InputError
-from mem_transformer import MemTransformerLM, ModelConfig
+from mem_transformer import MemTransformerLM
+from model_config import ModelConfig
 
 #: Not a weight: the frequencies of positions, the same in every model.
 BUFFERS = {"upstream": "pos_emb.inv_freq", "transformers": "transformer.pos_emb.inv_freq"}

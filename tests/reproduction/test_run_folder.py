@@ -156,6 +156,14 @@ def test_a_run_that_would_grow_is_another_one_where_runs_are_set_aside(tmp_path)
     assert claim(tmp_path / "run", recipe(max_step=20), may_grow={"max_step"}, other="set_aside").set_aside is not None
 
 
+def test_a_run_that_grew_is_another_one_where_runs_are_set_aside(tmp_path, capsys):
+    """Its last steps are of this recipe, its first of another."""
+    trained(tmp_path / "run")
+    claim(tmp_path / "run", recipe(max_step=20), may_grow={"max_step"})
+    assert claim(tmp_path / "run", recipe(max_step=20), other="set_aside").set_aside is not None
+    assert "a run that grew from {'max_step': 10}" in capsys.readouterr().out
+
+
 def test_the_flags_say_what_becomes_of_another_run():
     parser = argparse.ArgumentParser()
     add_folder_flags(parser.add_argument_group("files"))

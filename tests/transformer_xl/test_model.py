@@ -14,7 +14,8 @@ from attention_pruning import InputError
 from attention_pruning.make import from_pattern
 from attention_pruning.ops.relative import RelativeShift
 from dropout import dropout
-from mem_transformer import LATER_FIELDS, MemTransformerLM, ModelConfig
+from mem_transformer import MemTransformerLM
+from model_config import LATER_FIELDS, ModelConfig
 from model_file import load_model, save_model
 from naive_xl import naive_hidden
 from tiny_xl import LENGTHS, SHAPE, law, random_cells, random_ids, random_pattern, tiny_model
