@@ -7,7 +7,6 @@ import json
 from collections import Counter
 
 import pytest
-from transformers import TrainerCallback
 
 from attention_pruning import PruneMask
 
@@ -67,28 +66,14 @@ def test_without_a_folder_there_is_no_table(run, tmp_path):
     assert not list(tmp_path.rglob("steps.csv"))
 
 
-class Board(TrainerCallback):
-    """Stands for transformers' TensorBoardCallback, whose package may not be there."""
-
-    seen: list[tuple[str, dict]] = []
-
-    def __init__(self):
-        self.logging_dir = None
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        self.seen.append((self.logging_dir, dict(logs)))
-
-
-def test_tensorboard_gets_the_same_in_the_same_folder(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("run_flags.is_tensorboard_available", lambda: True)
-    monkeypatch.setattr("timed_trainer.TensorBoardCallback", Board)
-    monkeypatch.setattr("transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK", {"tensorboard": Board})
+def test_tensorboard_gets_the_same_in_the_same_folder(run, tmp_path, board):
     run("squad", "out", do_train=True, logging_steps=2, logging_dir=tmp_path / "log", report_to="tensorboard")
-    losses = [(folder, logs) for folder, logs in Board.seen if "loss" in logs]
+    shown = board(tmp_path / "log")
+    assert {"train/loss", "train/learning_rate", "train/samples_per_second", "train/sparsity"} <= shown.keys()
+    with (tmp_path / "log" / "steps.csv").open() as file:
+        losses = {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["name"] == "loss"}
     assert len(losses) == 3
-    for folder, logs in losses:
-        assert folder == str(tmp_path / "log")
-        assert {"loss", "learning_rate", "samples_per_second", "sparsity"} <= logs.keys()
+    assert shown["train/loss"] == pytest.approx(losses, rel=1e-6)  # a board holds float32
 
 
 def test_a_missing_tensorboard_is_one_line(refused, monkeypatch):

@@ -180,7 +180,7 @@ def test_a_finished_run_is_left_as_it_is(data, dense):
     assert {file.name: file.read_bytes() for file in dense.iterdir()} == before
 
 
-def test_what_a_run_starts_from_is_in_its_record(data, dense, pattern_files, tmp_path):
+def test_what_a_run_starts_from_is_in_its_record(data, dense, pattern_files, tmp_path, board):
     """Once begun, it goes on from its own last checkpoint, and its masks are not replaced; nor is its table."""
     flags = as_arguments(prune_flags(pattern_files, ("enc-self",), beyond_pattern="dense"))
     start = ("--finetune-from-model", dense / "checkpoint_last.pt")
@@ -203,6 +203,8 @@ def test_what_a_run_starts_from_is_in_its_record(data, dense, pattern_files, tmp
         PruneMask.load(tmp_path / "tuned" / "mask-enc-self.safetensors").effective_sparsity
     }
     assert set(table(tmp_path / "log", "valid")["loss"]) >= {6, 8}
+    shown = board(tmp_path / "log" / "train_inner")  # fairseq's own writer, a folder for each kind of step
+    assert shown["loss"] == pytest.approx(inner["loss"], rel=1e-6)
 
 
 def test_a_start_has_updates_left_and_another_folder(data, dense, tmp_path):
