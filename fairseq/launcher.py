@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch.multiprocessing import ProcessExitedException
 
 import shims
@@ -59,12 +60,17 @@ def _run(command: str, description: str | None) -> int:
     if command == "train":
         passed, other = take_folder_flags(arguments)
     rewritten = rewrite(command, passed)
-    if command == "train" and (number := _cpu_processes(arguments)):
-        backends = [word for flag in CPU_BACKENDS.items() if not _value(arguments, flag[0]) for word in flag]
+    if number := _own_processes(command, arguments):
+        absent = [flag for flag in CPU_BACKENDS.items() if command == "train" and not _value(arguments, flag[0])]
+        backends = [word for flag in absent for word in flag]
         return run_processes(Path(sys.argv[0]).resolve(), [*arguments, *backends], number)
     record = RunRecord(f"fairseq/{command}.py", {"arguments": arguments})
     sys.argv[1:] = rewritten
     module = importlib.import_module(f"fairseq_cli.{command}")
+    if command == "generate" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import generation_run
+
+        module.main = generation_run.main
     if command == "train":
         import training_run
 
@@ -239,11 +245,25 @@ def _prunes(path: str) -> bool:
     return any(name.endswith(f".{MASK_NAME}") for name in read_checkpoint(path)["model"])
 
 
-def _cpu_processes(arguments: list[str]) -> int:
-    """How many processes to start here, because fairseq starts them only on GPUs; 0 for none."""
+def _own_processes(command: str, arguments: list[str]) -> int:
+    """How many processes to start here, because fairseq does not: trainings without a GPU, and translations.
+
+    0 for none. Who gives a rank, or the address where processes meet, starts them by hand.
+    """
     size = _value(arguments, "--distributed-world-size") or "1"
-    started = _value(arguments, "--distributed-init-method") or "RANK" in os.environ
-    return int(size) if "--cpu" in arguments and not started and size.isdigit() and int(size) > 1 else 0
+    by_hand = ("--distributed-init-method", "--distributed-rank")
+    started = any(_value(arguments, flag) for flag in by_hand) or "RANK" in os.environ
+    wanted = command == "generate" or (command == "train" and "--cpu" in arguments)
+    number = int(size) if wanted and not started and size.isdigit() and int(size) > 1 else 0
+    if number and command == "generate" and "--cpu" not in arguments and torch.cuda.is_available():
+        _require_gpus(number)
+    return number
+
+
+def _require_gpus(number: int) -> None:
+    if number > torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InputError(f"--distributed-world-size: expected at most the {found} GPUs of this machine, found {number}")
 
 
 def _output_folder(command: str, arguments: list[str]) -> Path | None:

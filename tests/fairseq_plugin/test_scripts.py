@@ -243,6 +243,42 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(data, patterns, pr
     assert resumed == {update: loss for update, loss in uninterrupted.items() if update in resumed}
 
 
+def translated(text):
+    """The lines of each sentence, and the line that ends the file."""
+    lines = text.splitlines()
+    found = [line for line in lines if re.match(r"[STHDP]-\d+\t", line)]
+    return sorted(found), [line for line in lines if line.startswith("Generate ")]
+
+
+@pytest.mark.parametrize("processes", [2, 5])  # of which the last has no batch
+def test_processes_that_share_a_translation_write_what_one_writes(data, pruned, tmp_path, processes):
+    """To the last digit of every score, if batches are the same: with 8 sentences a batch there are three of 24."""
+    flags = ("--path", pruned[0] / "checkpoint_best.pt", "--cpu", "--beam", "3", "--batch-size", "8")
+    one = run_script("generate.py", data, *flags)
+    out = tmp_path / "out"
+    run_script("generate.py", data, *flags, "--distributed-world-size", processes, "--results-path", out)
+    text = (out / "generate-test.txt").read_text()
+    assert translated(text) == translated(one.stdout)
+    assert len(translated(text)[0]) == 24 * 5 and len(translated(text)[1]) == 1
+    numbers = [int(line[2:].split("\t")[0]) for line in text.splitlines() if line.startswith("H-")]
+    assert numbers == list(range(24))
+    assert sorted(file.name for file in out.iterdir()) == ["generate-test.txt", "run.json"]
+
+
+def test_a_translation_that_torchrun_shares_is_printed_once(data, pruned, tmp_path):
+    prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    flags = ["--path", pruned[0] / "checkpoint_best.pt", "--cpu", "--batch-size", "8", "--scoring", "sacrebleu"]
+    done = subprocess.run(
+        [*prefix, FAIRSEQ / "generate.py", data, *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(FAIRSEQ.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    one = run_script("generate.py", data, *flags)
+    assert translated(done.stdout) == translated(one.stdout) and "BLEU = " in translated(one.stdout)[1][0]
+
+
 @pytest.mark.parametrize("launch", ["own", "torchrun"])
 def test_two_processes_on_a_cpu_agree_with_one(data, patterns, tmp_path, launch):
     flags = [*as_arguments(prune_flags(patterns, SITES, beyond="dense"))]
