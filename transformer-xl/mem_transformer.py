@@ -126,7 +126,7 @@ class MemTransformerLM(nn.Module):
         self.crit = ProjectedAdaptiveLogSoftmax(self.word_emb, config.tied, config.tie_projs)
         self.register_buffer("pruned", None)
         self._masks: dict[tuple, list[AttentionMask]] = {}
-        self._layer_masks: dict[int, list[LayerMask]] = {}
+        self._layer_masks: dict[tuple[int, int | None], list[LayerMask]] = {}
         if mask is not None:
             self.prune(mask, beyond)
 
@@ -225,13 +225,20 @@ class MemTransformerLM(nn.Module):
 
     def visibility(self, length: int, memory_length: int) -> Tensor:
         """What the structure shows, bool [T, K]: no future, and with ``same_length`` the last ``mem_len`` keys only."""
+        own_key, key = self._own_keys(length, memory_length)
+        visible = key <= own_key
+        return visible & ~self._past(length, memory_length) if self.config.same_length else visible
+
+    def _past(self, length: int, memory_length: int) -> Tensor:
+        """The older keys, which ``same_length`` hides: bool [T, K]."""
+        own_key, key = self._own_keys(length, memory_length)
+        return key <= own_key - self.config.mem_len
+
+    def _own_keys(self, length: int, memory_length: int) -> tuple[Tensor, Tensor]:
+        """Where each query stands among the keys, [T, 1], and the keys, [1, K]."""
         device = self.r_w_bias.device
         own_key = torch.arange(length, device=device)[:, None] + memory_length
-        key = torch.arange(memory_length + length, device=device)[None, :]
-        visible = key <= own_key
-        if self.config.same_length:
-            visible &= key > own_key - self.config.mem_len
-        return visible
+        return own_key, torch.arange(memory_length + length, device=device)[None, :]
 
     def attention_masks(self, length: int, memory_length: int, dtype: torch.dtype) -> list[AttentionMask]:
         """Per layer, structure and pruning for a segment of ``length`` after ``memory_length`` remembered tokens.
@@ -251,21 +258,28 @@ class MemTransformerLM(nn.Module):
     def _pruned_masks(self, visible_TK: Tensor, memory_length: int, dtype: torch.dtype) -> list[AttentionMask]:
         length, keys = visible_TK.shape
         first = self.covered[1] - memory_length
-        rows = self.pruned[:, :, :length, first : first + keys]
-        if self.config.same_length:  # rows left empty are uniform over what they see: less than causality shows
-            reason = "same_length hides older keys, too"
-            return [AttentionMask(visible_TK, pruned, dtype, reason=reason) for pruned in rows]
-        return [
-            AttentionMask(visible_TK, pruned, dtype, layer) if layer.prunes else AttentionMask(visible_TK, None, dtype)
-            for pruned, layer in zip(rows, self._operator_masks(memory_length), strict=True)
-        ]
+        rows_LHTK = self.pruned[:, :, :length, first : first + keys]
+        masks = []
+        for pruned, layer in zip(rows_LHTK, self._operator_masks(memory_length), strict=True):
+            if not (layer.prunes and (pruned & visible_TK).any()):  # what same_length hides is not pruned
+                masks.append(AttentionMask(visible_TK, None, dtype))
+            elif self.config.same_length and (pruned | ~visible_TK).all(-1).any():
+                # Such a row is uniform over what it sees, which the operator takes for all that causality shows.
+                reason = "rows are left empty, and same_length hides some of what causality shows them"
+                masks.append(AttentionMask(visible_TK, pruned, dtype, reason=reason))
+            else:
+                masks.append(AttentionMask(visible_TK, pruned, dtype, layer))
+        return masks
 
     def _operator_masks(self, memory_length: int) -> list[LayerMask]:
-        """Per layer, what is pruned after so many remembered tokens, for the operator."""
-        if memory_length not in self._layer_masks:
+        """Per layer, what is pruned or hidden by ``same_length`` after so many remembered tokens, for the operator."""
+        shown = self.config.mem_len if self.config.same_length else None
+        if (memory_length, shown) not in self._layer_masks:
             cells_LHTK = self.pruned[..., self.covered[1] - memory_length :].cpu()
-            self._layer_masks[memory_length] = [LayerMask.from_cells(cells, causal=True) for cells in cells_LHTK]
-        return self._layer_masks[memory_length]
+            if shown is not None:
+                cells_LHTK = cells_LHTK | self._past(cells_LHTK.size(2), memory_length).cpu()
+            self._layer_masks[memory_length, shown] = [LayerMask.from_cells(cells, causal=True) for cells in cells_LHTK]
+        return self._layer_masks[memory_length, shown]
 
     def forward(self, data_BT: Tensor, target_BT: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         """Negative log-likelihood of the next tokens.

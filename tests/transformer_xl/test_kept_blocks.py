@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -118,10 +120,45 @@ def test_cells_are_told_apart_into_the_largest_whole_blocks():
     assert LayerMask.from_cells(single).block_size == 1 and torch.equal(LayerMask.from_cells(single).pruned, single)
 
 
-def test_same_length_says_why_it_is_not_for_the_operator():
-    model = model_of(mask_of(16), same_length=True).eval()
-    _, _, rows = walk(model, [32, 32], False)
-    assert {row.reason for row in rows} == {"same_length hides older keys, too"}
+def without_empty_rows(cells: torch.Tensor, slots: int) -> torch.Tensor:
+    """The same cells, but every query keeps its own key."""
+    own = torch.arange(cells.size(2))
+    cells[:, :, own, slots + own] = False
+    return cells
+
+
+@needs_kernel
+@pytest.mark.parametrize("backend", ["block_sparse", "reference"])
+@pytest.mark.parametrize("mem_len", [6, 32])  # 6: a segment is longer than what a query sees
+@pytest.mark.parametrize("grad", [False, True])
+def test_same_length_goes_through_the_operator(backend, mem_len, grad):
+    model = model_of(None, backend, same_length=True, mem_len=mem_len).eval()
+    cells = without_empty_rows(random_cells(model, 0.7, 1), mem_len)
+    cells[1, :, :, :] = False  # a layer that prunes nothing is dense
+    model.set_pruned(cells)
+    lengths = [32, 32, 11]
+    exact = copy.deepcopy(model).double()
+    exact.set_backend("auto")  # doubles are computed by all scores
+    expected = walk(exact, lengths, grad)
+    assert {row.backend for row in expected[2]} == {"sdpa"}
+    found = walk(model, lengths, grad)
+    assert {(row.layer, row.backend) for row in found[2]} == {(0, backend)}
+    torch.testing.assert_close(found[0], expected[0], atol=2e-5, rtol=1e-5)
+    for one, other in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(one, other, atol=3e-4, rtol=1e-3)
+
+
+def test_rows_that_same_length_leaves_empty_are_computed_by_all_scores():
+    """They are uniform over what they see: less than causality shows."""
+    model = model_of(None, same_length=True, mem_len=6).eval()
+    cells = without_empty_rows(random_cells(model, 0.7, 1), 6)
+    cells[0, 1, 20, 6 + 15 :] = True  # all that query 20 sees
+    model.set_pruned(cells)
+    _, _, rows = walk(model, [32], False)
+    assert [row.reason for row in rows if row.layer == 0] == [
+        "rows are left empty, and same_length hides some of what causality shows them"
+    ]
+    assert all("empty" not in row.reason for row in rows if row.layer == 1)
 
 
 @needs_kernel
