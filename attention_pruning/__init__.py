@@ -10,6 +10,7 @@ from . import make
 from .accumulate import PatternAccumulator
 from .collect import collect
 from .deprecated import block_sparse_attention, masked_attention
+from .distance_mask import DistanceMask
 from .errors import InputError
 from .mask import PruneMask
 from .ops import BlockLayout, DenseAttentionWarning, LayerMask, PrunedAttention, explain, pruned_attention
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionPattern",
     "BlockLayout",
     "DenseAttentionWarning",
+    "DistanceMask",
     "InputError",
     "LayerMask",
     "MaskRecipe",

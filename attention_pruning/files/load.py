@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..distance_mask import DistanceMask
 from ..errors import InputError
 from ..make import from_pattern
 from ..mask import PruneMask
@@ -13,12 +14,12 @@ from .published import read_published
 from .tensors import file_name, read_stored
 
 #: What has files of this library, told apart by their format.
-_CLASSES = {kind.FILE.format: kind for kind in (AttentionPattern, PruneMask)}
+_CLASSES = {kind.FILE.format: kind for kind in (AttentionPattern, PruneMask, DistanceMask)}
 
 
 def load_any(
     path: str | Path, *, site: str | None = None, causal: bool | None = None, layout: str | None = None
-) -> AttentionPattern | PruneMask:
+) -> AttentionPattern | PruneMask | DistanceMask:
     """Read a pattern or a mask of this library, whichever the file is, or a published ``.npy`` pattern.
 
     Parameters

@@ -1,6 +1,7 @@
 """From a pattern to a mask: the rules of the paper, and the controls that a mask is compared with."""
 
 from .controls import distance_like, random_like, window_like
+from .distances import by_distance
 from .rules import from_pattern
 
-__all__ = ["distance_like", "from_pattern", "random_like", "window_like"]
+__all__ = ["by_distance", "distance_like", "from_pattern", "random_like", "window_like"]
