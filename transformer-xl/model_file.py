@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from attention_pruning import InputError, PruneMask
+from attention_pruning import DistanceMask, InputError, PruneMask
 from mem_transformer import MemTransformerLM, extended
 from model_config import ModelConfig
 from reproduction.corpus import Corpus
@@ -19,6 +21,9 @@ from reproduction.training import atomic_path
 from reproduction.weights import weights_fingerprint
 
 FORMAT = "transformer-xl/model/1"
+#: A mask by distance at the lengths of a model says so in its metadata, and the model in its file's header: both say that
+#: it goes on at other lengths.
+OF_DISTANCES, ANY_LENGTH = "distance_mask_fingerprint", "any_length"
 #: What an evaluation may choose anew; everything else is the model's.
 EVALUATION_FIELDS = ("tgt_len", "mem_len", "same_length", "clamp_len")
 
@@ -53,7 +58,21 @@ def describe_mask(mask: PruneMask) -> dict[str, Any]:
     """What a model's file tells of its prune mask."""
     measured = {name: getattr(mask, name) for name in ("effective_sparsity", "empty_rows", "fingerprint")}
     made = {"kind": mask.kind, **mask.recipe.recorded(), "seed": mask.seed}
+    made[ANY_LENGTH] = OF_DISTANCES in mask.metadata
     return made | measured | {"block_sparsity": mask.block_sparsity()}
+
+
+def by_distance(pruned_LHTK: Tensor, block_size: int, length: int, slots: int) -> Tensor:
+    """What a mask by distance prunes at other lengths, from what it prunes at some: bool [layer, head, T', M' + T'].
+
+    The first query of the last block of rows sees every distance, in blocks. Longer ones are pruned.
+    """
+    rows = pruned_LHTK.size(2)
+    row = (rows - 1) // block_size * block_size
+    keys = row + pruned_LHTK.size(3) - rows + 1
+    kept_LHd = ~pruned_LHTK[:, :, row, :keys:block_size].flip(-1)
+    mask = DistanceMask(kept_LHd, block_size=block_size).at(length, slots)
+    return torch.stack([mask.cells(layer) for layer in range(mask.layers)])
 
 
 def save_model(path: str | Path, model: MemTransformerLM, **info: Any) -> None:
@@ -106,7 +125,9 @@ def load_model(path: str | Path, beyond: str = "error", **overrides: Any) -> Loa
     except RuntimeError as error:
         raise InputError(f"{path}: expected the weights of its own configuration, found others") from error
     if pruned is not None:
-        if beyond == "dense":
+        if (mask := info.get("mask") or {}).get(ANY_LENGTH):
+            pruned = by_distance(pruned, mask["block_size"], config.tgt_len, config.mem_len)
+        elif beyond == "dense":
             pruned = extended(pruned, config.tgt_len, config.mem_len)
         model.set_pruned(pruned)
         covered = (pruned.size(2), pruned.size(3) - pruned.size(2))

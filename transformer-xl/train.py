@@ -58,7 +58,8 @@ def read_mask(args: argparse.Namespace) -> PruneMask | None:
         return None
     # As published for Transformer-XL, the percentile is that of the whole array.
     recipe = MaskRecipe(tau=args.th, **{name: getattr(args, name) for name in RECIPE_FLAGS}, crop=False)
-    mask = load_mask(args.fn, recipe, site="self", causal=True)
+    lengths = (args.tgt_len, args.mem_len)  # of a mask by distance, which has none of its own
+    mask = load_mask(args.fn, recipe, site="self", causal=True, lengths=lengths)
     return random_like(mask, args.prune_seed) if args.random_prune else mask
 
 

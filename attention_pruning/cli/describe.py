@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from ..distance_mask import DistanceMask
 from ..mask import PruneMask
 from ..pattern import AttentionPattern
 
 #: The block sizes of common kernels; those longer than the attention are left out.
 KERNEL_BLOCKS = (16, 32, 64)
+#: Lengths at which the sparsity of a mask by distance is told.
+LENGTHS = (512, 2048, 8192)
 
 
-def describe(thing: AttentionPattern | PruneMask) -> dict[str, object]:
+def describe(thing: AttentionPattern | PruneMask | DistanceMask) -> dict[str, object]:
     """Everything worth knowing, ready for JSON."""
+    if isinstance(thing, DistanceMask):
+        return _of_distances(thing)
     facts = {
         "file": thing.source,
         "what": "pattern" if isinstance(thing, AttentionPattern) else "mask",
@@ -30,6 +35,19 @@ def describe(thing: AttentionPattern | PruneMask) -> dict[str, object]:
         "metadata": thing.metadata,
     }
     return facts
+
+
+def _of_distances(mask: DistanceMask) -> dict[str, object]:
+    lengths = sorted({mask.observed, *LENGTHS} - {0})
+    names = ("site", "causal", "layers", "heads", "kind", "scope", "block_size", "tau", "sinks", "span", "observed")
+    return {
+        "file": mask.source,
+        "what": "mask by distance, for any length",
+        **{name: getattr(mask, name) for name in names},
+        "sparsity_at_length": {str(length): mask.sparsity(length) for length in lengths},
+        "fingerprint": mask.fingerprint,
+        "metadata": mask.metadata,
+    }
 
 
 def _of_pattern(pattern: AttentionPattern) -> dict[str, object]:

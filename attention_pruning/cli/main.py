@@ -10,10 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..distance_mask import DistanceMask
 from ..errors import InputError
 from ..files.load import load_any, load_pattern
 from ..files.published import LAYOUTS, write_published
-from ..make import distance_like, from_pattern, random_like, window_like
+from ..make import by_distance, distance_like, from_pattern, random_like, window_like
 from ..mask import PruneMask
 from ..recipe import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, MaskRecipe
 from ..structure import SITES
@@ -64,11 +65,20 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "mask",
         help="make a prune mask from a pattern, or a control that prunes as much as another mask",
-        description="Make a prune mask: from PATTERN and --tau, or of as many cells as another mask prunes, at random "
-        "(--random-like), outside a diagonal band (--window-like), or at the distances that PATTERN attends to least "
-        "(--distance-like).",
+        description="Make a prune mask: from PATTERN and --tau, by cells or by distance for sequences of any length "
+        "(--by-distance), or of as many cells as another mask prunes, at random (--random-like), outside a diagonal "
+        "band (--window-like), or at the distances that PATTERN attends to least (--distance-like).",
     )
     command.add_argument("pattern", metavar="PATTERN", nargs="?", help="the pattern to prune by (default: none)")
+    command.add_argument(
+        "--by-distance",
+        action="store_true",
+        default=None,
+        help="prune the distances (query minus key) that each head attends to least, for any length (default: cells)",
+    )
+    command.add_argument(
+        "--sinks", type=int, help="first positions that all queries keep (default: 4; only with --by-distance)"
+    )
     command.add_argument("--random-like", metavar="MASK", help="prune as MASK does, at random (default: none)")
     command.add_argument("--window-like", metavar="MASK", help="prune as MASK does, far cells first (default: none)")
     command.add_argument(
@@ -165,17 +175,26 @@ def _mask(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if output.exists() and any(output.samefile(sources[name]) for name in given if Path(sources[name]).exists()):
         raise InputError(f"{output}: expected another file to write than the one to read, found the same")
-    mask = _mask_of_pattern(arguments) if given == ["PATTERN"] else _mask_like(arguments, given[-1], like[given[-1]])
+    if given == ["PATTERN"]:
+        mask = _by_distance(arguments) if arguments.by_distance else _mask_of_pattern(arguments)
+    else:
+        mask = _mask_like(arguments, given[-1], like[given[-1]])
     mask.save(arguments.output)
+    what = f"{mask.empty_rows} empty rows" if isinstance(mask, PruneMask) else f"span {mask.span}, sinks {mask.sinks}"
     print(
         f"{arguments.output}: {mask.kind} mask, tau {mask.tau:g}, effective sparsity {mask.effective_sparsity:.4f}, "
-        f"{mask.empty_rows} empty rows"
+        f"{what}"
     )
 
 
 def _mask_like(arguments: argparse.Namespace, kind: str, path: str) -> PruneMask:
     """A control; ``kind`` is the flag that asks for it, with the ``path`` of the mask that it is like."""
-    refused = [*_RECIPE_FLAGS, *([] if kind == "--distance-like" else ["site", "causal", "layout"])]
+    refused = [
+        *_RECIPE_FLAGS,
+        "by_distance",
+        "sinks",
+        *([] if kind == "--distance-like" else ["site", "causal", "layout"]),
+    ]
     _refuse_flags(arguments, (*refused, *([] if kind == "--random-like" else ["seed"])), kind)
     if kind == "--random-like" and arguments.seed is None:
         raise InputError("mask: expected --seed with --random-like, found none")
@@ -200,11 +219,21 @@ def _use(arguments: argparse.Namespace) -> Tensor | None:
 
 
 def _mask_of_pattern(arguments: argparse.Namespace) -> PruneMask:
-    _refuse_flags(arguments, ("seed", "equal_use"), "PATTERN")
+    _refuse_flags(arguments, ("seed", "equal_use", "sinks"), "PATTERN")
     if arguments.tau is None:
         raise InputError("mask: expected --tau with PATTERN, found none")
     pattern = load_pattern(arguments.pattern, **_file_flags(arguments))
     return from_pattern(pattern, _recipe(arguments).closed(block_size=pattern.pool))
+
+
+def _by_distance(arguments: argparse.Namespace) -> DistanceMask:
+    refused = ("seed", "equal_use", "rule", "row_floor", "unobserved", "crop")
+    _refuse_flags(arguments, refused, "--by-distance")
+    if arguments.tau is None:
+        raise InputError("mask: expected --tau with PATTERN, found none")
+    asked = {name: getattr(arguments, name) for name in ("sinks", "scope", "block_size")}
+    pattern = load_pattern(arguments.pattern, **_file_flags(arguments))
+    return by_distance(pattern, arguments.tau, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _recipe(arguments: argparse.Namespace) -> MaskRecipe:
@@ -229,4 +258,7 @@ def _plot(arguments: argparse.Namespace) -> None:
         raise InputError("plot: expected matplotlib, pip install 'attention-pruning[plot]', found it is not installed")
     from .plot import plot  # matplotlib is slow to import and needed only here
 
-    plot(load_any(arguments.file, **_file_flags(arguments)), arguments.output, log=arguments.log)
+    thing = load_any(arguments.file, **_file_flags(arguments))
+    if isinstance(thing, DistanceMask):  # of any length: as long as what it was learned from, or a span and a half
+        thing = thing.at(thing.observed or thing.sinks + thing.span + thing.span // 2)
+    plot(thing, arguments.output, log=arguments.log)

@@ -44,12 +44,18 @@ def load_pattern(
     return _read(path, (AttentionPattern,), site, causal, layout)
 
 
+def load_made_mask(path: str | Path) -> PruneMask | DistanceMask:
+    """Read a mask file of this library, of one length or by distance; errors as in :func:`load_any`."""
+    return _read(path, (PruneMask, DistanceMask), None, None, None)
+
+
 def load_mask(
     path: str | Path,
     recipe: MaskRecipe | float | str | None = None,
     *,
     site: str | None = None,
     causal: bool | None = None,
+    lengths: tuple[int, int] | None = None,
     **fields: object,
 ) -> PruneMask:
     """The mask in a mask file, or the mask that a pattern file gives by a recipe.
@@ -63,19 +69,26 @@ def load_mask(
         mask, what it says must be the mask's own, but for what concerns patterns alone, ``crop`` and ``unobserved``.
     site, causal : optional
         What the file must say, if given.
+    lengths : (int, int), optional
+        Queries and memory slots that a mask by distance is to cover, which has no lengths of its own.
     **fields
         Of the recipe, by name.
 
     Raises
     ------
     InputError
-        If the file is missing or broken or neither of these, lacks its tau, or contradicts what is given.
+        If the file is missing or broken or neither of these, lacks its tau, contradicts what is given, or is a mask by
+        distance and no lengths are given.
     """
     recipe = MaskRecipe.of(recipe, **fields)
     loaded = load_any(path, site=site, causal=causal)
-    if isinstance(loaded, PruneMask):
+    if isinstance(loaded, PruneMask | DistanceMask):
         _require_same(loaded, recipe.recorded())
-        return loaded
+        if isinstance(loaded, PruneMask):
+            return loaded
+        if lengths is None:
+            raise InputError(f"{path}: expected a mask of one length, found a mask by distance, which holds for any")
+        return loaded.at(*lengths)
     if recipe.tau is None:
         raise InputError(f"{path}: expected a tau, since this is a pattern and not yet a mask, found none")
     return from_pattern(loaded, recipe.closed(block_size=loaded.pool))
@@ -83,7 +96,7 @@ def load_mask(
 
 def _read(
     path: str | Path, classes: tuple[type, ...], site: str | None, causal: bool | None, layout: str | None
-) -> AttentionPattern | PruneMask:
+) -> AttentionPattern | PruneMask | DistanceMask:
     path = file_name(path)
     if path.suffix == ".npy":
         if site is None:
@@ -99,7 +112,7 @@ def _read(
     return loaded
 
 
-def _require_same(loaded: PruneMask | AttentionPattern, given: dict[str, object]) -> None:
+def _require_same(loaded: PruneMask | DistanceMask | AttentionPattern, given: dict[str, object]) -> None:
     for name, value in given.items():
         found = getattr(loaded, name)
         if value is not None and value != found:

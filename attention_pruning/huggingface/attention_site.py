@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..distance_mask import DistanceMask
 from ..errors import InputError
 from ..mask import PruneMask
 from ..ops.layer_mask import LayerMask
@@ -57,7 +58,7 @@ class AttentionSite(nn.Module):
         Where it is.
     layer : int
         Its place in the stack.
-    mask : PruneMask, optional
+    mask : PruneMask or DistanceMask, optional
         Of the whole stack.
     backend, beyond : str
         See ``prune_model``.
@@ -74,7 +75,7 @@ class AttentionSite(nn.Module):
         self,
         stack: AttentionStack,
         layer: int,
-        mask: PruneMask | None = None,
+        mask: PruneMask | DistanceMask | None = None,
         backend: str = "auto",
         beyond: str = "error",
         steps: Steps | None = None,
@@ -85,6 +86,7 @@ class AttentionSite(nn.Module):
         self.cross, self.causal = stack.cross, stack.causal
         self.mask, self.backend, self.beyond, self.steps = mask, backend, beyond, steps
         self.layer_mask: LayerMask | None = None if mask is None else mask.layer(layer)
+        self.any_length = isinstance(mask, DistanceMask)
         self.observer: SiteObserver | None = None
 
     def extra_repr(self) -> str:
@@ -92,8 +94,12 @@ class AttentionSite(nn.Module):
 
     @property
     def prunes(self) -> bool:
-        """Whether it prunes anything. If not, the layer is the dense layer."""
-        return self.layer_mask is not None and self.layer_mask.prunes
+        """Whether it prunes anything. If not, the layer is the dense layer. By distance, long sequences are pruned."""
+        return self.any_length or (self.layer_mask is not None and self.layer_mask.prunes)
+
+    def layer_mask_for(self, places: Places) -> LayerMask | None:
+        """What the operator needs for a call: the layer's mask, by distance one that is long enough."""
+        return self.mask.layer(self.layer, places.key.bound) if self.any_length else self.layer_mask
 
     def is_dense(self, queries: int, keys: int) -> bool:
         """Whether transformers' own SDPA gives the answer; a call longer than the mask still has to be looked at."""
@@ -137,6 +143,8 @@ class AttentionSite(nn.Module):
 
     def covers(self, places: Places) -> bool:
         """Whether all positions of a call, padding included, lie within the mask."""
+        if self.any_length:
+            return True
         return places.query.bound <= self.mask.query_length and places.key.bound <= self.mask.key_length
 
     def cells(self, query: Axis, key: Axis) -> Tensor | None:
@@ -149,6 +157,9 @@ class AttentionSite(nn.Module):
         """
         if self.mask is None:
             return None
+        if self.any_length:
+            pruned = self.mask.pruned(self.layer, query.index[..., :, None], key.index[..., None, :])
+            return pruned.transpose(0, 1) if pruned.ndim == 4 else pruned
         rows, columns, size = self.mask.query_length, self.mask.key_length, self.mask.block_size
         if query.bound > rows or key.bound > columns:
             self._check_lengths(query, key)

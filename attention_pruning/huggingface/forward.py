@@ -17,6 +17,7 @@ from ..ops.attention import attend as attend_call
 from ..ops.call import Call
 from ..ops.choice import Choice, choose
 from ..ops.eager import ScoreMask, attend
+from ..ops.layer_mask import LayerMask
 from ..ops.reasons import record
 from .attention_site import SITE_ATTRIBUTE, AttentionSite
 from .positions import Places, can_look
@@ -79,13 +80,14 @@ def attention_pruning_forward(
         position_bias = position_bias[..., : places.keys]
     reason = _reason_for_cells(site, bias, places)
     if reason is None:
-        out_BHQD = _by_operator(site, query, key, value, places, position_bias, scaling, dropout)
+        layer_mask = site.layer_mask_for(places)
+        out_BHQD = _by_operator(site, layer_mask, query, key, value, places, position_bias, scaling, dropout)
     elif not site.prunes and site.observer is None and site.backend != "reference" and _within(site, places):
         # such as a decoder's dense self-attention, which only tells its cross attention where the queries stand
         return sdpa_attention_forward(*call, **options)
     else:
         if site.layer_mask is not None:
-            record(site.site, site.layer, site.layer_mask, _choice_by_cells(site, reason))
+            record(site.site, site.layer, site.layer_mask_for(places), _choice_by_cells(site, reason))
         if position_bias is not None:
             bias = position_bias if bias is None else bias + position_bias
         out_BHQD = _by_cells(site, query, key, value, visible, places, bias, scaling, dropout)
@@ -124,6 +126,7 @@ def _within(site: AttentionSite, places: Places) -> bool:
 
 def _by_operator(
     site: AttentionSite,
+    layer_mask: LayerMask,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -137,7 +140,7 @@ def _by_operator(
         query,
         key[:, :, : places.keys],
         value[:, :, : places.keys],
-        site.layer_mask,
+        layer_mask,
         key_padding_mask=None if padding_BS is None else padding_BS.expand(query.shape[0], -1),
         attn_bias=position_bias,
         query_offset=places.offset,
@@ -146,7 +149,7 @@ def _by_operator(
         scale=scaling,
     )
     choice = choose(call, site.backend)
-    record(site.site, site.layer, site.layer_mask, choice)
+    record(site.site, site.layer, layer_mask, choice)
     return attend_call(call, choice)
 
 

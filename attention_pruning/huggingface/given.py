@@ -9,11 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from .. import make
+from ..distance_mask import DistanceMask
 from ..errors import InputError
 from ..mask import PruneMask
 from ..pattern import AttentionPattern
 
-Masks = PruneMask | Mapping[str, PruneMask] | Iterable[PruneMask]
+Mask = PruneMask | DistanceMask
+Masks = Mask | Mapping[str, Mask] | Iterable[Mask]
 Patterns = AttentionPattern | Mapping[str, AttentionPattern] | Iterable[AttentionPattern]
 
 _EXPECTED = (
@@ -23,7 +25,7 @@ _EXPECTED = (
 
 def masks_by_site(
     given: Masks | Patterns, tau: float | str | None = None, recipe: Mapping[str, object] | None = None
-) -> dict[str, PruneMask]:
+) -> dict[str, Mask]:
     """Masks by site; patterns become masks by ``tau`` and the other arguments of ``make.from_pattern``.
 
     Raises
@@ -43,9 +45,9 @@ def masks_by_site(
     return {site: make.from_pattern(by_site[site], tau, **(recipe or {})) for site in patterns} if patterns else by_site
 
 
-def _by_site(given: Masks | Patterns) -> dict[str, PruneMask | AttentionPattern]:
+def _by_site(given: Masks | Patterns) -> dict[str, Mask | AttentionPattern]:
     """What was given, sorted by site; anything but masks and patterns is refused."""
-    if isinstance(given, PruneMask | AttentionPattern):
+    if isinstance(given, Mask | AttentionPattern):
         return {given.site: given}
     if isinstance(given, Mapping):
         sites, found = list(given), list(given.values())
@@ -54,7 +56,7 @@ def _by_site(given: Masks | Patterns) -> dict[str, PruneMask | AttentionPattern]
     else:
         raise InputError(f"{_EXPECTED}, found {_told(given)}")
     for one in found:
-        if not isinstance(one, PruneMask | AttentionPattern):
+        if not isinstance(one, Mask | AttentionPattern):
             raise InputError(f"{_EXPECTED}, found {_told(one)} among several")
     if not found:
         raise InputError("masks: expected at least one PruneMask, found none; unprune_model takes masks away")
@@ -75,7 +77,7 @@ def _told(found: object) -> str:
     return title
 
 
-def named(one: PruneMask | AttentionPattern) -> str:
+def named(one: Mask | AttentionPattern) -> str:
     """What to blame: the mask (or pattern), with the file behind it."""
-    title = "mask" if isinstance(one, PruneMask) else "pattern"
+    title = "pattern" if isinstance(one, AttentionPattern) else "mask"
     return title if one.source in ("mask", "pattern") else f"{title} of {one.source}"

@@ -12,7 +12,7 @@ from ..ops.choice import BACKENDS
 from ..recipe import require_choice
 from .attention_site import SITE_ATTRIBUTE, AttentionSite, Steps
 from .forward import IMPLEMENTATION
-from .given import Masks, Patterns, masks_by_site, named
+from .given import Mask, Masks, Patterns, masks_by_site, named
 from .output_attentions import stop_telling, tell_of_attentions
 from .sites import AttentionStack, find_stacks
 
@@ -41,9 +41,10 @@ def prune_model(
     ----------
     model : PreTrainedModel
         Changed in place. Masks that it had before are gone.
-    masks : PruneMask or AttentionPattern, or several
+    masks : PruneMask, DistanceMask or AttentionPattern, or several
         One for each site that is to be pruned (``find_stacks(model)`` names the sites), alone, in a list, or by site;
-        other sites stay dense. Patterns, such as ``collect_patterns`` returns, become masks by ``tau``.
+        other sites stay dense. A DistanceMask holds for sequences of any length. Patterns, such as
+        ``collect_patterns`` returns, become masks by ``tau``.
     backend : {"auto", "block_sparse", "flex", "reference"}
         What computes pruned attention: the fastest ("auto"), the compiled kernel or FlexAttention where the mask prunes
         blocks (see ``pruned_attention``), or the readable one. A call that the backend cannot compute, such as one of
@@ -80,7 +81,7 @@ def unprune_model(model: PreTrainedModel, attn_implementation: str = "sdpa") -> 
     return model
 
 
-def model_masks(model: PreTrainedModel) -> dict[str, PruneMask]:
+def model_masks(model: PreTrainedModel) -> dict[str, Mask]:
     """The masks in a model, by site; empty for a dense one."""
     sites = (module for module in model.modules() if isinstance(module, AttentionSite))
     return {site.mask.site: site.mask for site in sites if site.mask is not None}
@@ -88,7 +89,7 @@ def model_masks(model: PreTrainedModel) -> dict[str, PruneMask]:
 
 def attach_masks(
     model: PreTrainedModel,
-    masks: Mapping[str, PruneMask],
+    masks: Mapping[str, Mask],
     backend: str = "auto",
     beyond: str = "error",
 ) -> None:
@@ -146,7 +147,10 @@ def use_implementation(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def attach_sites(
-    stacks: Mapping[str, AttentionStack], masks: Mapping[str, PruneMask], backend: str = "auto", beyond: str = "error"
+    stacks: Mapping[str, AttentionStack],
+    masks: Mapping[str, Mask],
+    backend: str = "auto",
+    beyond: str = "error",
 ) -> None:
     """Give the modules of the stacks their AttentionSite, where they have a mask or have to tell a position."""
     cross = stacks.get("enc-dec")
@@ -166,7 +170,7 @@ def _detach(stacks: Mapping[str, AttentionStack]) -> None:
             module._modules.pop(SITE_ATTRIBUTE, None)
 
 
-def _check(model: PreTrainedModel, stacks: Mapping[str, AttentionStack], site: str, mask: PruneMask) -> None:
+def _check(model: PreTrainedModel, stacks: Mapping[str, AttentionStack], site: str, mask: Mask) -> None:
     title, mask_title = type(model).__name__, named(mask)
     if site not in stacks:
         raise InputError(f"{mask_title}: expected a site of {title}, {' or '.join(stacks)}, found {site}")
@@ -175,14 +179,14 @@ def _check(model: PreTrainedModel, stacks: Mapping[str, AttentionStack], site: s
         expected, found = getattr(stack, fact), getattr(mask, fact)
         if found != expected:
             raise InputError(f"{mask_title}: expected {fact} {expected}, that of {whose}, found {found}")
-    if not stack.cross and mask.query_length != mask.key_length:
+    if isinstance(mask, PruneMask) and not stack.cross and mask.query_length != mask.key_length:
         raise InputError(
             f"{mask_title}: expected as many keys as queries, since {title} has no memory, found "
             f"{mask.query_length} queries and {mask.key_length} keys"
         )
 
 
-def _describe(masks: Mapping[str, PruneMask]) -> dict[str, dict[str, object]]:
+def _describe(masks: Mapping[str, Mask]) -> dict[str, dict[str, object]]:
     facts = ("fingerprint", "kind", "tau", "rule", "scope", "row_floor", "block_size", "seed", "effective_sparsity")
     return {
         site: {"file": f"prune_mask.{site}.safetensors"} | {fact: getattr(mask, fact) for fact in facts}

@@ -19,9 +19,9 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import cached_file
 
 from ..errors import InputError
-from ..mask import PruneMask
+from ..files.load import load_made_mask
 from .forward import IMPLEMENTATION, attention_pruning_forward
-from .given import masks_by_site
+from .given import Mask, masks_by_site
 from .prune import CONFIG_FORMAT, SAVED_IMPLEMENTATION, attach_masks, model_masks, use_implementation
 
 #: Arguments of from_pretrained that say where its files are.
@@ -72,7 +72,7 @@ def _extended_save(original: Callable) -> Callable:
     return save_pretrained
 
 
-def _check_before_save(model: PreTrainedModel, masks: dict[str, PruneMask]) -> None:
+def _check_before_save(model: PreTrainedModel, masks: dict[str, Mask]) -> None:
     """A folder must not promise masks that the model lacks, nor drop those that it has."""
     promised = (getattr(model.config, "prune_config", None) or {}).get("masks", {})
     expected = {site: facts["fingerprint"] for site, facts in promised.items()}
@@ -138,7 +138,7 @@ def _restore(model: PreTrainedModel, name: str | Path, where: dict[str, object])
                 "the folder that the model was loaded from, or take prune_config and attn_implementation out of "
                 "config.json to load the dense model"
             ) from error
-        masks[site] = PruneMask.load(path)
+        masks[site] = load_made_mask(path)
         if masks[site].fingerprint != facts["fingerprint"]:
             raise InputError(
                 f"{path}: expected fingerprint {facts['fingerprint']}, that of config.json, found "

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import attention_pruning
-from attention_pruning import AttentionPattern, PatternAccumulator, PruneMask
+from attention_pruning import AttentionPattern, DistanceMask, PatternAccumulator, PruneMask
 from attention_pruning.cli.main import main
 from attention_pruning.cli.plot import INVISIBLE, KEPT, PRUNED, UNOBSERVED
-from attention_pruning.make import distance_like, from_pattern, random_like, window_like
+from attention_pruning.make import by_distance, distance_like, from_pattern, random_like, window_like
 
 
 @pytest.fixture
@@ -123,6 +123,29 @@ def test_mask_makes_baselines(folder, pattern):
     assert run("mask", "pattern.safetensors", "--tau", "0.5", *equal) == 2
 
 
+def test_a_mask_by_distance_is_made_inspected_and_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    count = torch.ones(24, 24, dtype=torch.int64).tril()
+    scores = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    pattern = AttentionPattern(scores.masked_fill(count == 0, -torch.inf).softmax(-1), count, "self", True)
+    pattern.save("p.safetensors")
+    flags = ("--by-distance", "--tau", "0.6", "--sinks", "2", "--scope", "head")
+    assert run("mask", "p.safetensors", *flags, "-o", "m.safetensors") == 0
+    mask = by_distance(pattern, 0.6, sinks=2, scope="head")
+    assert DistanceMask.load("m.safetensors") == mask
+    assert f"distance mask, tau 0.6, effective sparsity {mask.effective_sparsity:.4f}, span" in capsys.readouterr().out
+    assert run("inspect", "m.safetensors", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["what"] == "mask by distance, for any length" and facts["sinks"] == 2
+    assert facts["sparsity_at_length"]["24"] == mask.effective_sparsity
+    assert facts["sparsity_at_length"]["8192"] == mask.sparsity(8192) > mask.effective_sparsity
+    assert run("plot", "m.safetensors", "-o", "of_distances.png") == 0
+    mask.at(24).save("fixed.safetensors")
+    assert run("plot", "fixed.safetensors", "-o", "of_cells.png") == 0
+    by_distance_pixels, of_cells = pixels("of_distances.png")[0], pixels("of_cells.png")[0]
+    assert all(by_distance_pixels[colour] == of_cells[colour] for colour in (PRUNED, KEPT, INVISIBLE))
+
+
 def test_convert_goes_there_and_back(folder, pattern):
     assert run("convert", "pattern.safetensors", "there.npy", "--layout", "transformer-xl") == 0
     assert np.load("there.npy").shape == (2, 32, 48, 1, 3)
@@ -208,6 +231,20 @@ def test_help_explains_every_flag_with_its_default(command, capsys):
         ("mask pattern.safetensors --tau 0.5 -o out.npy", "out.npy: expected the name of a .safetensors file"),
         ("mask pattern.safetensors --tau 0.5 -o no/out.safetensors", "no/out.safetensors: expected a folder"),
         ("mask mask.safetensors --tau 0.5 -o out.safetensors", "mask.safetensors: expected a file of format"),
+        ("mask pattern.safetensors --tau 0.5 --sinks 2 -o out.safetensors", "expected no --sinks with PATTERN"),
+        ("mask pattern.safetensors --by-distance -o out.safetensors", "expected --tau with PATTERN, found none"),
+        (
+            "mask pattern.safetensors --by-distance --tau 0.5 --no-crop --seed 0 -o out.safetensors",
+            "expected no --seed, --crop with --by-distance",
+        ),
+        (
+            "mask pattern.safetensors --by-distance --tau 0.5 -o out.safetensors",
+            "sinks: expected 0 for a pattern with memory slots, found 4",
+        ),
+        (
+            "mask --window-like mask.safetensors --by-distance -o out.safetensors",
+            "expected no --by-distance with --window-like",
+        ),
         ("mask --tau 0.5 -o out.safetensors", "--window-like, --distance-like, found none"),
         (
             "mask pattern.safetensors --window-like mask.safetensors -o out.safetensors",

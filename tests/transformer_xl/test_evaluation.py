@@ -14,10 +14,11 @@ import eval as evaluate_script  # the script's name is that of a builtin
 import evaluation
 import train
 from attention_pruning import PruneMask
+from attention_pruning.make import by_distance
 from data_utils import LMOrderedIterator, stream_counts
 from model_file import load_model
 from reproduction.corpus import Corpus, write_corpus
-from tiny_xl import flags, law, random_ids, read_json, tiny_model, training_flags, word_lines
+from tiny_xl import flags, law, random_ids, random_pattern, read_json, tiny_model, training_flags, word_lines
 
 
 def rows_of(folder, split, batch):
@@ -228,3 +229,24 @@ def test_cell_counts_equal_a_loop_over_tokens(batch, tgt_len, mem_len, steps, sa
     for cell in used_cells(iterator.rows, model.config):
         expected[cell] += 1
     assert torch.equal(stream_counts(iterator, mem_len, model.visibility), expected)
+
+
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_a_mask_by_distance_goes_on_at_lengths_that_were_never_trained(block_size, words, run_train, tmp_path):
+    pattern = random_pattern()
+    mask = by_distance(pattern, 0.5, sinks=0, block_size=block_size)
+    mask.save(tmp_path / "mask.safetensors")
+    folder, status = run_train("run", fn=tmp_path / "mask.safetensors")
+    assert not status and read_json(folder / "run.json")["mask"]["any_length"]
+    model = folder / "model.safetensors"
+    trained = load_model(model)
+    own = mask.at(pattern.query_length, pattern.key_length - pattern.query_length)
+    for lengths in ((pattern.query_length, own.key_length - own.query_length), (3, 2), (6, 24), (16, 40)):
+        loaded = load_model(model, tgt_len=lengths[0], mem_len=lengths[1])
+        expected, visible = mask.at(*lengths), mask.at(*lengths).visible
+        for layer in range(mask.layers):
+            assert torch.equal(loaded.model.pruned[layer] & visible, expected.cells(layer) & visible)
+    assert torch.equal(trained.model.pruned & own.visible, torch.stack([own.cells(0), own.cells(1)]) & own.visible)
+    options = {"checkpoint": model, "data": words, "out": tmp_path / "metrics.json", "batch_size": 3}
+    evaluate_script.main(flags(**options, device="cpu", tgt_len=6, mem_len=24))
+    assert math.isfinite(read_json(tmp_path / "metrics.json")["metrics"]["test"]["perplexity"])
