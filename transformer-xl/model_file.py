@@ -21,8 +21,8 @@ from reproduction.training import atomic_path
 from reproduction.weights import weights_fingerprint
 
 FORMAT = "transformer-xl/model/1"
-#: A mask by distance at the lengths of a model says so in its metadata, and the model in its file's header: both say that
-#: it goes on at other lengths.
+#: The metadata of a mask by distance at the lengths of a model says what it is of, and the header of the model's file
+#: that its mask goes on at other lengths.
 OF_DISTANCES, ANY_LENGTH = "distance_mask_fingerprint", "any_length"
 #: What an evaluation may choose anew; everything else is the model's.
 EVALUATION_FIELDS = ("tgt_len", "mem_len", "same_length", "clamp_len")
