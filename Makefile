@@ -22,35 +22,56 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
+# An environment keeps the interpreter that made it.
+define SAME_PYTHON
+import sys
+if str(sys.version_info[:2]) != sys.argv[1]:
+    made = ".".join(map(str, sys.version_info[:2]))
+    sys.exit(f"error: PYTHON: expected that of the environment, which Python {made} made, found another version; make distclean first")
+endef
+export SAME_PYTHON
+
 ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
-.PHONY: help figure report test lint sanitize unlock clean distclean
+.PHONY: help figure set-aside same-python report test lint sanitize unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES))"
+	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES)); FRESH=1: all anew"
 	@echo "make report     every figure and table, configuration and run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
 	@echo "make lint       checks alone"
 	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan"
 	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
-	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG))"
+	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG), SURE=1: without asking)"
 	@echo "make distclean  remove the environment and Snakemake's records too"
 	@echo "CONFIG is one of: $(basename $(notdir $(filter-out %/schema.yaml,$(wildcard config/*.yaml)))). The environment is $(VENV), made with PYTHON=$(PYTHON)."
 
-figure: $(INSTALLED) config/$(CONFIG).yaml
+figure: config/$(CONFIG).yaml $(INSTALLED) $(if $(FRESH),set-aside)
 	@$(RUN)/snakemake figure --cores $(CORES) --configfile config/$(CONFIG).yaml
 	@echo
 	@$(RUN)/python -m reproduction.figures --metrics results/$(CONFIG)/metrics.csv --table
 	@echo
+	@$(RUN)/python -m reproduction.source --runs runs/$(CONFIG)
 	@echo "The figure is results/ap_figure.png, its caption results/ap_figure.md, all numbers results/$(CONFIG)/metrics.csv;"
 	@echo "each task of panel (c) by itself: results/$(CONFIG)/glue_tasks.png."
 
-report: $(INSTALLED) config/$(CONFIG).yaml
-	@$(RUN)/snakemake everything --cores $(CORES) --configfile config/$(CONFIG).yaml
-	@$(RUN)/snakemake everything --configfile config/$(CONFIG).yaml --report results/report.html
+# Runs that other source made are kept, under a name of their own.
+set-aside:
+	@for folder in runs/$(CONFIG) results/$(CONFIG); do if test -d $$folder; then aside=$$folder.before-$$(date +%Y%m%dT%H%M%S); \
+		mv $$folder $$aside && echo "FRESH: $$folder is now $$aside"; fi; done
+
+# What only draws or sums up: a report shows what is there, and never trains.
+DRAWING := shown draw draw_tasks draw_controls draw_comparison draw_patterns draw_structural_zeros draw_sites draw_entmax \
+	draw_mask_comparison efficiency language_model_efficiency_table configuration summarise_runs
+
+report: config/$(CONFIG).yaml $(INSTALLED)
+	@test -f results/$(CONFIG)/metrics.csv || { echo "error: results/$(CONFIG)/metrics.csv: expected what make figure CONFIG=$(CONFIG) leaves, found nothing; a report shows what is there" >&2; exit 2; }
+	@$(RUN)/snakemake shown --cores $(CORES) --configfile config/$(CONFIG).yaml --allowed-rules $(DRAWING)
+	@$(RUN)/snakemake shown --configfile config/$(CONFIG).yaml --report results/report.html
+	@$(RUN)/python -m reproduction.source --runs runs/$(CONFIG)
 	@echo "The report is results/report.html; it needs no connection."
 
 config/%.yaml:
@@ -64,7 +85,11 @@ lint: $(INSTALLED)
 	$(RUN)/snakefmt --check $(SNAKEFILES)
 	$(RUN)/snakemake --lint
 
-$(INSTALLED): requirements.lock pyproject.toml $(wildcard setup.py attention_pruning/ops/cpu/csrc/*.h attention_pruning/ops/cpu/csrc/*.cpp)
+same-python:
+	@test ! -x $(RUN)/python || $(RUN)/python -c "$$SAME_PYTHON" "$$($(PYTHON) -c 'import sys; print(sys.version_info[:2])')"
+
+$(INSTALLED): requirements.lock pyproject.toml $(wildcard setup.py attention_pruning/ops/cpu/csrc/*.h attention_pruning/ops/cpu/csrc/*.cpp) \
+		| $(if $(filter-out file,$(origin PYTHON)),same-python)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; Python 3.11 or newer is needed: python.org, or apt-get install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler was found, and fairseq is compiled when it is installed; get one, for example with: apt-get install g++ python3-dev" >&2; exit 2; }
@@ -91,6 +116,8 @@ unlock: $(INSTALLED)
 	@$(RUN)/snakemake --unlock
 
 clean:
+	@test -n "$(SURE)" || { test -t 0 && printf 'Remove runs/$(CONFIG) and results/$(CONFIG), and train again next time? [y/N] ' && read answer && test "$$answer" = y; } \
+		|| { echo "error: make clean CONFIG=$(CONFIG): expected y, or SURE=1 on the command line, before runs/$(CONFIG) is removed, found neither" >&2; exit 2; }
 	rm -rf runs/$(CONFIG) results/$(CONFIG) results/ap_figure.png results/ap_figure.md results/ap_figure.log results/ap_figure.benchmark.tsv \
 		results/report.html results/efficiency_table.md results/efficiency_table.log results/efficiency_table.benchmark.tsv
 

@@ -56,58 +56,77 @@ rule figure:
 
 
 rule everything:
-    # What the report shows.
+    # What a report can show.
     input:
         REPORT_FILES,
     message:
         "Done: {input}"
 
 
+rule shown:
+    # What a report shows of what is there; nothing of it is trained.
+    input:
+        SHOWN_FILES,
+
+
 rule language_modelling:
     input:
-        LANGUAGE_MODELLING_METRICS,
+        asked_for("language_modelling", LANGUAGE_MODELLING_METRICS, "language_modelling"),
 
 
 rule translation:
     input:
-        TRANSLATION_METRICS,
+        asked_for("translation", TRANSLATION_METRICS, "translation"),
 
 
 rule translation_sites:
     input:
-        f"results/{config['name']}/translation_sites.png",
+        asked_for("translation_sites", f"results/{config['name']}/translation_sites.png", "translation", "site_taus"),
 
 
 rule entmax_comparison:
     input:
-        f"results/{config['name']}/entmax_comparison.png",
+        asked_for(
+            "entmax_comparison", f"results/{config['name']}/entmax_comparison.png", "translation", "entmax", "taus"
+        ),
 
 
 rule mask_comparison:
+    # Whichever of the two experiments has choices.
     input:
-        f"results/{config['name']}/mask_comparison.png",
+        asked_for(
+            "mask_comparison",
+            f"results/{config['name']}/mask_comparison.png",
+            COMPARED[0] if COMPARED else EXPERIMENTS[0],
+            "mask_comparison",
+            "taus",
+        ),
 
 
 rule glue:
     input:
-        GLUE_METRICS,
+        asked_for("glue", GLUE_METRICS, "glue"),
 
 
 rule squad:
     input:
-        f"results/{config['name']}/squad.csv",
+        asked_for("squad", f"results/{config['name']}/squad.csv", "squad"),
 
 
 rule efficiency_table:
     input:
-        "results/efficiency_table.md",
+        asked_for("efficiency_table", "results/efficiency_table.md", "squad"),
 
 
 rule language_model_efficiency:
     input:
-        f"results/{config['name']}/language_model_efficiency.png",
+        asked_for(
+            "language_model_efficiency",
+            f"results/{config['name']}/language_model_efficiency.png",
+            "language_modelling",
+        ),
 
 
 rule ood_table:
     input:
-        f"results/{config['name']}/ood_table.md",
+        asked_for("ood_table", f"results/{config['name']}/ood_table.md", "out_of_distribution", "names"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from reproduction.figures import require_png, save_with_caption
+from reproduction.figures import add_runs_flag, require_png, save_with_caption
 from reproduction.results import read_csv, write_csv
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -52,10 +52,11 @@ def run_figure(
     parser = argparse.ArgumentParser(prog=f"python -m reproduction.{module}", description=description)
     parser.add_argument("--metrics", type=Path, required=True, help="table that reproduction.results makes")
     parser.add_argument("--out", type=Path, required=True, help=f"picture to write (.png); {beside}")
+    add_runs_flag(parser)
     args = parser.parse_args(argv)
     require_png(args.out)
     table = read_csv(args.metrics)
-    save_with_caption(draw(table), caption(table), args.out)
+    save_with_caption(draw(table), caption(table), args.out, args.runs)
     if numbers:
         write_csv(numbers(table), args.out.with_suffix(".csv"))
     print(f"{args.out}: {contents(table)}")

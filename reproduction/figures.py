@@ -19,6 +19,7 @@ from attention_pruning import InputError
 from reproduction.captions import caption, name_of, table_text
 from reproduction.curves import PANELS, VARIANTS, Panel, baseline, curve, published, read_reference, relative, select
 from reproduction.results import read_csv
+from reproduction.source import other_source
 from reproduction.training import atomic_path, run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, which printing the table does not need
@@ -236,8 +237,19 @@ def require_png(path: Path) -> None:
         raise InputError(f"--out: expected a .png file, found {path}")
 
 
-def save_with_caption(figure: Figure, text: str, path: Path) -> None:
-    """Write the picture and, beside it, its caption (.md)."""
+def add_runs_flag(parser: argparse.ArgumentParser) -> None:
+    """``--runs``, for what :func:`save_with_caption` says of them."""
+    parser.add_argument("--runs", type=Path, help="runs behind the table; the caption says if other source made them")
+
+
+def save_with_caption(figure: Figure, text: str, path: Path, runs: Path | None = None) -> None:
+    """Write the picture and, beside it, its caption (.md).
+
+    Where other source made some of the runs, the caption and the terminal say so.
+    """
+    if runs is not None and (remark := other_source(runs)):
+        text += f"\n{remark}\n"
+        print(remark)
     save(figure, path)
     with atomic_path(path.with_suffix(".md")) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -253,6 +265,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv")
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="published numbers")
     parser.add_argument("--out", type=Path, help="picture to write (.png); the caption, .md, goes beside it")
+    add_runs_flag(parser)
     parser.add_argument("--table", action="store_true", help="print the numbers that the figure draws")
     return parser
 
@@ -267,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = read_csv(args.metrics)
     panels = panels_of(table)
     if args.out is not None:
-        save_with_caption(draw(table, read_reference(args.reference)), caption(table, panels), args.out)
+        save_with_caption(draw(table, read_reference(args.reference)), caption(table, panels), args.out, args.runs)
         print(f"{args.out}: {', '.join(panel.title for panel in panels)}")
     if args.table:
         print(table_text(table, panels))

@@ -26,6 +26,7 @@ from reproduction.figures import (
     DPI,
     FONT,
     REFERENCE,
+    add_runs_flag,
     draw_change,
     effective_axis,
     panels_of,
@@ -205,6 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--published", type=Path, required=True, help="the configuration of the paper's sizes (.yaml)")
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="published numbers")
     parser.add_argument("--out", type=Path, required=True, help="picture to write (.png); .md and .csv go beside it")
+    add_runs_flag(parser)
     return parser
 
 
@@ -214,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_png(args.out)
     table, reference = read_csv(args.metrics), read_reference(args.reference)
     configuration, paper = read_configuration(args.configuration), read_configuration(args.published)
-    save_with_caption(draw(table, reference), caption(table, reference, configuration, paper), args.out)
+    text = caption(table, reference, configuration, paper)
+    save_with_caption(draw(table, reference), text, args.out, args.runs)
     write_csv(comparison(table, reference), args.out.with_suffix(".csv"))
     print(f"{args.out}: {', '.join(panel.title for panel in panels_of(table))}")
     return 0

@@ -26,6 +26,7 @@ import torch
 
 from attention_pruning import InputError
 from attention_pruning.files.tensors import written_whole
+from reproduction.source import loaded_source
 
 CHECKPOINT_FORMAT = "reproduction/checkpoint/1"
 _PACKAGES = (
@@ -264,12 +265,13 @@ class RunRecord:
         return self.seconds_before + time.time() - self.started
 
     def write(self, path: str | Path, **more: Any) -> None:
-        """Add what came out and write the record."""
+        """Add what came out, and the source that made it, and write the record."""
         write_json(
             path,
             {
                 **self.content,
                 **more,
+                "code": loaded_source(),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
                 "seconds": round(self.seconds, 3),
                 "peak_memory_bytes": peak_memory_bytes(),

@@ -96,10 +96,13 @@ rule draw_controls:
     resources:
         mem_mb=1000,
         runtime=job_runtime("small"),
+    params:
+        code=code_of_runs,
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.controls_figure --metrics {input:q} --out {output.figure:q} > {log:q} 2>&1"
+        "python -m reproduction.controls_figure --metrics {input:q} --out {output.figure:q}"
+        " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
 
 rule draw_comparison:
@@ -132,11 +135,14 @@ rule draw_comparison:
     resources:
         mem_mb=1000,
         runtime=job_runtime("small"),
+    params:
+        code=code_of_runs,
     message:
         "Draw {output.figure}"
     shell:
         "python -m reproduction.paper_comparison --metrics {input.metrics:q} --configuration {input.configuration:q}"
-        " --published {input.published:q} --reference {input.reference:q} --out {output.figure:q} > {log:q} 2>&1"
+        " --published {input.published:q} --reference {input.reference:q} --out {output.figure:q}"
+        " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
 
 rule configuration:

@@ -55,6 +55,7 @@ def report_files():
         "entmax_comparison.png",
         "mask_comparison.png",
         "language_model_efficiency.png",
+        "efficiency_table.png",
     ]
     on_request += ["ood_table.csv", "squad.csv"]
     names += [name for name in on_request if os.path.exists(f"{RESULTS}/{name}")]
@@ -62,3 +63,21 @@ def report_files():
 
 
 REPORT_FILES = report_files()
+
+
+def shown_files():
+    """Those of them that are there, or can be drawn from what is there."""
+
+    def there(file):
+        if os.path.exists(file) or file.endswith("configuration.json"):
+            return True
+        if file.endswith("runs.csv"):
+            return os.path.isdir(f"runs/{config['name']}")
+        patterns = file.endswith(("pattern_gallery.png", "structural_zeros.png"))
+        drawn_from = drawn_files() if patterns else [f"{RESULTS}/metrics.csv"]
+        return all(map(os.path.exists, drawn_from))
+
+    return [file for file in REPORT_FILES if there(file)]
+
+
+SHOWN_FILES = shown_files()

@@ -75,7 +75,10 @@ rule draw_entmax:
     resources:
         mem_mb=1000,
         runtime=job_runtime("small"),
+    params:
+        code=code_of_runs,
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.entmax_figure --metrics {input:q} --out {output.figure:q} > {log:q} 2>&1"
+        "python -m reproduction.entmax_figure --metrics {input:q} --out {output.figure:q}"
+        " --runs runs/{wildcards.config} > {log:q} 2>&1"

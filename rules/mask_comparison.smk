@@ -46,7 +46,10 @@ rule draw_mask_comparison:
     resources:
         mem_mb=1000,
         runtime=job_runtime("small"),
+    params:
+        code=code_of_runs,
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.mask_figure --metrics {input:q} --out {output.figure:q} > {log:q} 2>&1"
+        "python -m reproduction.mask_figure --metrics {input:q} --out {output.figure:q}"
+        " --runs runs/{wildcards.config} > {log:q} 2>&1"

@@ -10,10 +10,18 @@ def comparison_models(experiment):
     return [("dense", 0), *((variant, tau) for tau in own["taus"] for variant in ["data", *others, *own["controls"]])]
 
 
+# The experiments whose masks are compared.
+COMPARED = [
+    name
+    for name in ("language_modelling", "translation")
+    if name in EXPERIMENTS and config[name]["mask_comparison"]["taus"]
+]
+
+
 def comparison_metrics():
     """Metrics of each of them, language modelling first."""
     found = []
-    for experiment in [name for name in ("language_modelling", "translation") if name in EXPERIMENTS]:
+    for experiment in COMPARED:
         dataset = config[experiment]["dataset"]["name"]
         found += model_files(experiment, dataset, comparison_models(experiment), "metrics.json")
     return found

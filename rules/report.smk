@@ -47,11 +47,14 @@ rule draw:
     resources:
         mem_mb=1000,
         runtime=job_runtime("small"),
+    params:
+        code=code_of_runs,
     message:
         "Draw {output.figure}"
     shell:
         "python -m reproduction.figures --metrics {input.metrics:q} --reference {input.reference:q}"
-        " --out {output.figure:q} > {log:q} 2>&1"
+        " --out {output.figure:q}"
+        " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
 
 rule draw_tasks:
@@ -81,10 +84,13 @@ rule draw_tasks:
     resources:
         mem_mb=1000,
         runtime=job_runtime("small"),
+    params:
+        code=code_of_runs,
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.task_figure --metrics {input:q} --out {output.figure:q} > {log:q} 2>&1"
+        "python -m reproduction.task_figure --metrics {input:q} --out {output.figure:q}"
+        " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
 
 rule choose:
@@ -159,10 +165,13 @@ rule draw_sites:
     resources:
         mem_mb=1000,
         runtime=job_runtime("small"),
+    params:
+        code=code_of_runs,
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.site_figure --metrics {input:q} --out {output.figure:q} > {log:q} 2>&1"
+        "python -m reproduction.site_figure --metrics {input:q} --out {output.figure:q}"
+        " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
 
 rule squad_metrics:
@@ -197,9 +206,19 @@ rule efficiency:
         metrics=EFFICIENCY_METRICS,
         reference=script("reproduction/paper_reference.csv"),
     output:
-        figure="results/{config}/efficiency_table.png",
+        figure=report(
+            "results/{config}/efficiency_table.png",
+            caption=figure_caption("efficiency_table"),
+            category="Efficiency",
+            labels={"what": "Time and memory of questions (SQuAD)", "as": "figure"},
+        ),
         table="results/{config}/efficiency_table.md",
-        numbers="results/{config}/efficiency_table.csv",
+        numbers=report(
+            "results/{config}/efficiency_table.csv",
+            caption=figure_caption("efficiency_table"),
+            category="Efficiency",
+            labels={"what": "Time and memory of questions (SQuAD)", "as": "table"},
+        ),
     log:
         "results/{config}/logs/efficiency_table.log",
     benchmark:

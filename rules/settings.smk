@@ -11,10 +11,17 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")])),
 )
 
+sys.path.append(str(workflow.basedir))
+from reproduction.source import other_source
+
 # glibc gives large tensors back to the system as soon as they are freed, and every page of the next one faults anew: in translation a
 # quarter of a training's time on a CPU went there. Results do not change; other C libraries do not know these names.
 for name, value in {"MMAP_THRESHOLD": 2**25, "TRIM_THRESHOLD": 2**29, "TOP_PAD": 2**25}.items():
     os.environ.setdefault(f"MALLOC_{name}_", str(value))
+
+# Every script that reads local data looks there by default, the archives of IWSLT14 and WMT17 included.
+if config["data_dir"]:
+    os.environ["AP_DATA_DIR"] = os.path.expanduser(config["data_dir"])
 
 LM, MT = config["language_modelling"], config["translation"]
 EXPERIMENTS = config["experiments"]
@@ -182,3 +189,8 @@ def model_files(experiment, dataset, chosen, name, sites=""):
 def figure_caption(name):
     """The caption that is written beside a figure. Absolute, as a report looks for captions beside the rules."""
     return str(Path("results", config["name"], f"{name}.md").absolute())
+
+
+def code_of_runs(wildcards):
+    """Which runs other source made, as captions say: a figure is drawn anew when that changes."""
+    return other_source(f"runs/{wildcards.config}")

@@ -1,8 +1,11 @@
 # Refuse a configuration that config/schema.yaml does not allow, fill in its defaults, keep the seeds asked for. No rules here.
+import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 ALL_EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
+# Experiments without a section in the configuration.
+ABSENT = set()
 
 
 def check_config():
@@ -19,7 +22,11 @@ def check_config():
         if fault.validator == "additionalProperties":
             expected = f"; expected some of {', '.join(fault.schema['properties'])}"
         raise WorkflowError(f"{files}: {place}: {fault.message}{expected}") from None
+    if absent := [experiment for experiment in config["experiments"] if experiment not in config]:
+        raise WorkflowError(f"experiments: expected a section {absent[0]} in the configuration, found none")
     for experiment in ALL_EXPERIMENTS:
+        if experiment not in config:
+            config[experiment] = stand_in(experiment)
         own = config[experiment]
         if foreign := sorted(set(own["pruning"]["control_seeds"] or []) - set(own["seeds"])):
             expected = f"expected some of the experiment's seeds, {own['seeds']}"
@@ -27,6 +34,33 @@ def check_config():
     tasks = config["glue"]["dataset"]["tasks"]
     if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
         raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
+
+
+def stand_in(experiment):
+    """The settings of an experiment that a configuration has no section for, so that its rules can be read: smoke's.
+
+    Nothing of it is run: a target of it is refused.
+    """
+    ABSENT.add(experiment)
+    smoke = yaml.safe_load((Path(workflow.basedir) / "config" / "smoke.yaml").read_text())
+    validate(smoke, str(Path(workflow.basedir) / "config" / "schema.yaml"))
+    return smoke[experiment]
+
+
+def asked_for(target, files, *keys):
+    """Input of a target: its files, or one line if the configuration has nothing for it, before anything runs."""
+
+    def found(wildcards):
+        value = config
+        for place, key in enumerate(keys):
+            if key in ABSENT:
+                raise WorkflowError(f"{target}: expected a section {key} in the configuration, found none")
+            value = value[key]
+        if not value or (isinstance(value, dict) and not any(value.values())):
+            raise WorkflowError(f"{target}: expected something in {'.'.join(keys)} of the configuration, found nothing")
+        return files
+
+    return found
 
 
 def keep_first_seeds():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,60 @@ def test_controls_wait_for_their_seeds(tmp_path: Path) -> None:
     assert control in whole.stdout and control not in part.stdout
     none = plan(tmp_path, *command, "first_seeds=0")
     assert none.returncode != 0 and "own.yaml: first_seeds: " in none.stdout
+
+
+def own_config(folder: Path, **sections: object) -> tuple[str, str]:
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump({"name": "own", **sections}))
+    return "--configfile", str(path)
+
+
+def test_an_experiment_that_is_not_run_needs_no_section(tmp_path: Path) -> None:
+    smoke = read("smoke")
+    one = own_config(tmp_path, translation=smoke["translation"], experiments=["translation"])
+    found = plan(tmp_path, *one)
+    assert found.returncode == 0, found.stdout
+    assert [name for name, script in SCRIPTS.items() if script in found.stdout] == ["translation"]
+    for target in ("glue", "squad", "language_modelling", "efficiency_table", "language_model_efficiency"):
+        refused = plan(tmp_path, target, *one)
+        assert refused.returncode != 0 and "expected a section " in refused.stdout, target
+    both = own_config(tmp_path, translation=smoke["translation"])
+    assert "experiments: expected a section language_modelling in the configuration" in plan(tmp_path, *both).stdout
+
+
+@pytest.mark.parametrize(
+    ("target", "section", "changes", "place"),
+    [
+        ("mask_comparison", "translation", {"mask_comparison": {"taus": [], "choices": []}}, "mask_comparison.taus"),
+        ("translation_sites", "translation", {"site_taus": []}, "translation.site_taus"),
+        ("entmax_comparison", "translation", {"entmax": {"taus": []}}, "translation.entmax.taus"),
+        ("ood_table", "out_of_distribution", {"names": {}}, "out_of_distribution.names"),
+    ],
+)
+def test_a_target_that_the_configuration_has_nothing_for_is_refused_before_it_trains(
+    target: str, section: str, changes: dict, place: str, tmp_path: Path
+) -> None:
+    smoke = read("smoke")
+    sections = {"translation": smoke["translation"], "experiments": ["translation"]}
+    sections[section] = smoke.get(section, {}) | changes
+    found = plan(tmp_path, target, *own_config(tmp_path, **sections))
+    assert found.returncode != 0
+    assert f"{target}: expected something in " in found.stdout and place in found.stdout
+
+
+def test_the_archives_are_looked_for_in_the_data_folder_of_the_command_line(tmp_path: Path) -> None:
+    """Scripts that take an archive find it by AP_DATA_DIR, which the workflow sets."""
+    config = read("smoke")
+    config["translation"]["dataset"] = {"name": "iwslt14", "source": "iwslt14", "iwslt14": {}}
+    own = own_config(tmp_path, translation=config["translation"], experiments=["translation"])
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "AP_DATA_DIR"}
+    done = subprocess.run(
+        [*command, "translation", "--cores", "1", *own, "--config", f"data_dir={tmp_path}/there", "--until", "pairs"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    log = "\n".join(path.read_text() for path in tmp_path.rglob("*.log") if ".snakemake" not in path.parts)
+    assert done.returncode != 0 and f"{tmp_path}/there/iwslt14/de-en.tgz" in log + done.stderr

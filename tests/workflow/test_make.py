@@ -121,8 +121,8 @@ def test_a_command_runs_what_it_promises(checkout: Path, command: str) -> None:
     if command == "figure":
         assert "snakemake figure --cores 3 --configfile config/smoke.yaml" in found
     elif command == "report":
-        made = "snakemake everything --cores 3 --configfile config/smoke.yaml"
-        shown = "snakemake everything --configfile config/smoke.yaml --report results/report.html"
+        made = "snakemake shown --cores 3 --configfile config/smoke.yaml --allowed-rules shown draw"
+        shown = "snakemake shown --configfile config/smoke.yaml --report results/report.html"
         assert -1 < found.find(made) < found.find(shown)
     else:
         assert all(tool in found for tool in ("ruff check", "snakefmt --check", "snakemake --lint", "-m pytest"))
@@ -134,6 +134,67 @@ def test_continuous_integration_runs_the_readmes_test_command() -> None:
     assert "make test" in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("command", ["figure", "report"])
+def test_a_configuration_that_is_not_there_is_refused_before_an_installation(checkout: Path, command: str) -> None:
+    found = make(checkout, command, "CONFIG=typo")
+    assert found.returncode != 0 and "error: CONFIG=typo: there is no config/typo.yaml" in found.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_report_of_nothing_is_refused(checkout: Path) -> None:
+    install(checkout)
+    found = make(checkout, "report")
+    assert found.returncode != 0
+    assert (
+        "error: results/quick/metrics.csv: expected what make figure CONFIG=quick leaves, found nothing" in found.stderr
+    )
+
+
+def test_a_report_only_draws() -> None:
+    """No rule that make report allows runs a model."""
+    text = (ROOT / "Makefile").read_text()
+    allowed = set(text.split("DRAWING :=")[1].split("\n\n")[0].replace("\\", " ").split())
+    rules = "\n".join(path.read_text() for path in [ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")])
+    found = {match[1]: match[2] for match in re.finditer(r"(?ms)^rule (\w+):\n(.*?)(?=^\S|\Z)", rules)}
+    assert allowed <= found.keys()
+    for name in allowed - {"shown"}:
+        assert 'runtime=job_runtime("small")' in found[name], name
+
+
+def other_python(folder: Path, version: tuple[int, int]) -> Path:
+    program = folder / "other-python"
+    program.write_text(f"#!/bin/sh\necho '{version}'\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_another_python_than_the_environments_is_refused(checkout: Path) -> None:
+    install(checkout)
+    own = checkout / ".venv" / "bin" / "python"
+    own.parent.mkdir()
+    own.symlink_to(sys.executable)
+    same, other = (other_python(checkout, (sys.version_info[0], sys.version_info[1] + more)) for more in (0, 1))
+    found = make(checkout, "same-python", f"PYTHON={other}")
+    assert found.returncode != 0 and "error: PYTHON: expected that of the environment, which Python 3." in found.stderr
+    assert "same-python" not in make(checkout, "--dry-run", "lint").stdout
+    other_python(checkout, sys.version_info[:2])
+    assert make(checkout, "same-python", f"PYTHON={same}").returncode == 0
+
+
+def test_fresh_keeps_what_was_run_under_another_name(checkout: Path) -> None:
+    for folder in ("runs/quick", "results/quick", "runs/small"):
+        (checkout / folder).mkdir(parents=True)
+    (checkout / "runs/quick/run.json").write_text("{}")
+    assert "set-aside" in (ROOT / "Makefile").read_text()
+    found = make(checkout, "set-aside")
+    assert found.returncode == 0 and found.stdout.count("FRESH: ") == 2
+    assert not (checkout / "runs/quick").exists() and (checkout / "runs/small").exists()
+    assert len(list(checkout.glob("runs/quick.before-*/run.json"))) == 1
+    install(checkout)
+    assert "before-" in make(checkout, "--dry-run", "figure", "FRESH=1").stdout
+    assert "before-" not in make(checkout, "--dry-run", "figure").stdout
+
+
 def test_clean_removes_one_configurations_work_and_no_reference(checkout: Path) -> None:
     kept = [checkout / "runs/small/a", checkout / "results/small/b", checkout / "results/reference/c"]
     gone = [checkout / "runs/quick/a", checkout / "results/quick/b", checkout / "results/ap_figure.png"]
@@ -141,7 +202,10 @@ def test_clean_removes_one_configurations_work_and_no_reference(checkout: Path) 
     for file in kept + gone:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    assert make(checkout, "clean").returncode == 0
+    refused = make(checkout, "clean")
+    assert refused.returncode != 0 and "expected y, or SURE=1 on the command line" in refused.stderr
+    assert all(file.exists() for file in kept + gone)
+    assert make(checkout, "clean", "SURE=1").returncode == 0
     assert all(file.exists() for file in kept)
     assert not any(file.exists() for file in gone)
 
