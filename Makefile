@@ -50,7 +50,7 @@ help:
 	@echo "CONFIG is one of: $(basename $(notdir $(filter-out %/schema.yaml,$(wildcard config/*.yaml)))). The environment is $(VENV), made with PYTHON=$(PYTHON)."
 
 figure: config/$(CONFIG).yaml $(INSTALLED) $(if $(FRESH),set-aside)
-	@$(RUN)/snakemake figure --cores $(CORES) --configfile config/$(CONFIG).yaml
+	@$(RUN)/python -m reproduction.watch --runs runs/$(CONFIG) -- $(RUN)/snakemake figure --cores $(CORES) --configfile config/$(CONFIG).yaml
 	@echo
 	@$(RUN)/python -m reproduction.figures --metrics results/$(CONFIG)/metrics.csv --table
 	@echo

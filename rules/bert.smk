@@ -80,7 +80,7 @@ rule finetune:
         pruning=bert_pruning_flags,
         labels=bert_labels,
     message:
-        "Fine-tune: {wildcards.dataset}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed}"
+        "Fine-tune: {wildcards.dataset}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} ({log})"
     shell:
         "python {params.script:q} --do_train --do_eval --output_dir {params.work:q} --set_aside --seed {wildcards.seed} --threads {threads}"
         " {params.task} {params.data} {params.flags} {params.pruning} {params.labels} > {log:q} 2>&1\n"

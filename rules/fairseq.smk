@@ -58,7 +58,7 @@ rule train_translation:
         pruning=translation_pruning_flags,
         chosen=MT["decoding"]["checkpoint"],
     message:
-        "Train a translation model: {wildcards.variant}{wildcards.sites}, tau {wildcards.tau}, seed {wildcards.seed}"
+        "Train a translation model: {wildcards.variant}{wildcards.sites}, tau {wildcards.tau}, seed {wildcards.seed} ({log})"
     shell:
         "python {params.script:q} {params.data:q} --save-dir {params.work:q} --set-aside --no-epoch-checkpoints --no-progress-bar"
         " --seed {wildcards.seed} {params.device} {params.flags} {params.pruning} > {log:q} 2>&1\n"

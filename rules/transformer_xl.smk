@@ -26,7 +26,7 @@ rule train_language_model:
         flags=flags({**LM["model"], **LM["training"], "device": job_resource("device")}),
         mask=lambda wildcards, input: flags({"fn": input.get("mask")}),
     message:
-        "Train a language model: {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed}"
+        "Train a language model: {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} ({log})"
     shell:
         "python {params.script:q} --data {params.corpus:q} --work_dir {params.work:q} --set_aside"
         " --seed {wildcards.seed} --threads {threads} {params.flags} {params.mask} > {log:q} 2>&1\n"
