@@ -207,6 +207,10 @@ class PruneMask:
         same = {name: getattr(self, name) for name in ("site", "causal", "recipe", "kind", "seed", "metadata")}
         return type(self)(pruned, self.allowed, **same | changes, source=self.file)
 
+    def with_custom(self, pruned: Tensor, metadata: Mapping[str, MetadataValue] | None = None) -> PruneMask:
+        """A mask of kind "custom" of the same attention, in blocks of the same size: no one tau made it."""
+        return self._custom(pruned, self.allowed, self.site, self.causal, self.block_size, metadata)
+
     def __or__(self, other: PruneMask) -> PruneMask:
         """What either mask prunes, of kind "custom"; allowed is what is allowed in either.
 

@@ -1,4 +1,4 @@
-"""The ``attention-pruning`` command: inspect, mask, convert, plot."""
+"""The ``attention-pruning`` command: inspect, mask, convert, plot, calibrate."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..make import by_distance, distance_like, from_pattern, random_like, window
 from ..mask import PruneMask
 from ..recipe import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, MaskRecipe
 from ..structure import SITES
+from . import calibrate
 from .describe import as_text, describe
 
 #: The flags of ``mask`` that a MaskRecipe has by the same names.
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_mask(commands)
     _add_convert(commands)
     _add_plot(commands)
+    calibrate.add_command(commands)
     return parser
 
 

@@ -1,0 +1,108 @@
+"""``attention-pruning calibrate``: a mask for a causal language model within a budget of loss, from a text file."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..files.tensors import written_whole
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add the command to ``attention-pruning``."""
+    command = commands.add_parser(
+        "calibrate",
+        help="make a mask that raises a language model's loss by at most a budget, without training",
+        description="Make a mask for a causal language model of transformers: each head loses the share that the budget "
+        "allows, by what pruning that head alone costs. Patterns are of the first half of the windows of TEXT, losses of "
+        "the second.",
+    )
+    command.add_argument("model", metavar="MODEL", help="folder of the model and its tokenizer, or a name on the hub")
+    command.add_argument("text", metavar="TEXT", help="a file of plain text, in UTF-8")
+    command.add_argument("--budget", type=float, required=True, help="rise of the loss, in nats a token (required)")
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help="mask to write (.safetensors); .csv goes beside it (required)",
+    )
+    command.add_argument("--taus", nargs="+", help="shares that are tried (default: 0.25 0.5 0.75 0.9 1)")
+    command.add_argument("--length", type=int, default=128, help="tokens of a window (default: 128)")
+    command.add_argument("--windows", type=int, default=32, help="windows, from the start of TEXT (default: 32)")
+    command.add_argument("--batch-size", type=int, default=8, help="windows of a batch (default: 8)")
+    command.add_argument("--block-size", type=int, default=1, help="prune whole blocks of this side (default: 1)")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    if importlib.util.find_spec("transformers") is None:
+        raise InputError("calibrate: expected transformers, pip install 'attention-pruning[transformers]', found none")
+    output = Path(arguments.output)
+    if output.suffix != ".safetensors":
+        raise InputError(
+            f"{output}: expected the name of a .safetensors file to write, found {output.suffix or 'none'}"
+        )
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..huggingface import calibrate, collect_patterns
+    from ..huggingface.calibrate import TAUS
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        model = AutoModelForCausalLM.from_pretrained(arguments.model)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{arguments.model}: expected a causal language model of transformers, found: {reason}"
+        ) from error
+    windows = read_windows(arguments.text, tokenizer, arguments.length, arguments.windows)
+    batches = [
+        {"input_ids": part, "attention_mask": torch.ones_like(part), "labels": part}
+        for half in windows.tensor_split(2)
+        for part in half.split(arguments.batch_size)
+    ]
+    seen, held_out = batches[: len(batches) // 2], batches[len(batches) // 2 :]
+    patterns = collect_patterns(model, seen, block_size=arguments.block_size)
+    taus = arguments.taus or TAUS
+    found = calibrate(model, held_out, arguments.budget, patterns=patterns, taus=taus, progress=True)
+    (mask,) = found.masks.values()
+    mask.save(output)
+    with written_whole(output.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
+        rows = found.rows()
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    print(
+        f"{output}: loss {found.dense_loss:.4f} dense, {found.loss:.4f} under the mask (budget {arguments.budget:g}), "
+        f"effective sparsity {mask.effective_sparsity:.4f}"
+    )
+
+
+def read_windows(path: str, tokenizer, length: int, number: int) -> Tensor:
+    """int64 [windows, length]: the beginning of a text, cut into windows of whole length.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read as text, or is too short for two windows.
+    """
+    if length < 2 or number < 2:
+        name, found = ("--length", length) if length < 2 else ("--windows", number)
+        raise InputError(f"{name}: expected at least 2, found {found}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a file of text in UTF-8, found: {error}") from error
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: number * length]
+    whole = len(ids) // length
+    if whole < 2:
+        raise InputError(f"{path}: expected at least 2 windows of {length} tokens, found {len(ids)} tokens")
+    return torch.tensor(ids[: whole * length]).view(whole, length)
