@@ -29,6 +29,7 @@ def plot_perplexity(by_name: Mapping[str, Sequence[Mapping[str, float]]], path: 
         middle = [(row["first"] + row["last"]) / 2 for row in rows]
         axes.plot(middle, [row["perplexity"] for row in rows], marker="o", markersize=3, label=name)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("Position (tokens)")
     axes.set_ylabel("Perplexity, lower is better")
     axes.grid(axis="y", color="0.88")
