@@ -49,6 +49,8 @@ class PatternAccumulator:
         Rows of the batches that had a real query (counted at layer 0).
     tokens : int
         Real queries seen (counted at layer 0).
+    structure : Structure
+        What the site shows to its queries.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class PatternAccumulator:
         self.query_length, self.key_length = query_length, key_length
         self.site = site
         self.causal = resolve_structure(site, causal, query_length, key_length)
+        self.structure = Structure(site, self.causal, query_length, key_length)
         self.block_size = block_size
         self.sequences = 0
         self.tokens = 0
@@ -160,8 +163,7 @@ class PatternAccumulator:
 
     def layer_sums(self, layer: int, queries: int, keys: int, query_offset: int = 0, key_offset: int = 0) -> LayerSums:
         """For a batch whose probabilities come by runs of rows: what adds them up, until :meth:`join`."""
-        structure = Structure(self.site, self.causal, self.query_length, self.key_length)
-        return LayerSums(layer, structure, self.block_size, (queries, keys), (query_offset, key_offset))
+        return LayerSums(layer, self.structure, self.block_size, (queries, keys), (query_offset, key_offset))
 
     def join(self, sums: LayerSums, calls: int = 1) -> None:
         """Add what a layer attended to in a batch, or its mean over ``calls`` that were added up."""
@@ -254,9 +256,8 @@ class PatternAccumulator:
             )
         count_qk = self._counts[0].blocks(self.block_size)
         if self.block_size == 1:
-            structure = Structure(self.site, self.causal, self.query_length, self.key_length)
             for layer, sums in enumerate(self._sums):
-                structure.refuse_leak(layer, sums.masked_fill(structure.visible().to(sums.device), 0.0))
+                self.structure.refuse_leak(layer, sums.masked_fill(self.structure.visible().to(sums.device), 0.0))
         average = torch.stack([sums.cpu() / count_qk.clamp(min=1) for sums in self._sums]).float()
         return AttentionPattern(
             average,

@@ -24,7 +24,7 @@ def pattern():
     """Causal with a memory of 16 and never-seen keys at its far end, 2 layers of 3 heads."""
     accumulator = PatternAccumulator(2, 3, 32, 48, "self", causal=True)
     scores = torch.randn(2, 5, 3, 32, 48, generator=torch.Generator().manual_seed(2))
-    hidden = ~accumulator._visible
+    hidden = ~accumulator.structure.visible()
     hidden[:, :4] = True
     for layer in range(2):
         p = scores[layer].masked_fill(hidden, -torch.inf).softmax(-1)
