@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .arrays import as_tensor
@@ -158,8 +159,13 @@ class PatternAccumulator:
     def _allocate(self, layer: int, device: torch.device) -> None:
         if self._sums[layer] is None:
             device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-            shape = (block_count(self.query_length, self.block_size), block_count(self.key_length, self.block_size))
-            self._sums[layer] = torch.zeros(self.heads, *shape, dtype=torch.float64, device=device)
+            self._sums[layer] = torch.zeros(self.shape[1:], dtype=torch.float64, device=device)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Layers, heads, and blocks of queries and of keys."""
+        blocks = (block_count(length, self.block_size) for length in (self.query_length, self.key_length))
+        return (self.layers, self.heads, *blocks)
 
     def layer_sums(self, layer: int, queries: int, keys: int, query_offset: int = 0, key_offset: int = 0) -> LayerSums:
         """For a batch whose probabilities come by runs of rows: what adds them up, until :meth:`join`."""
@@ -235,6 +241,30 @@ class PatternAccumulator:
             CellCounts(*lengths, self.causal, torch.cat(corners)) for corners in zip(*everywhere, strict=True)
         ]
         self.sequences, self.tokens = summed(torch.tensor([self.sequences, self.tokens])).tolist()
+
+    def state(self) -> tuple[Tensor, Tensor, dict[str, object]]:
+        """What was seen so far, to be kept and given to :meth:`restore`.
+
+        Returns
+        -------
+        tuple
+            The sums, float64 [layers, H, q, k]; what is counted, int64 [n, 4] of layer, query, key and change; and
+            lengths, sequences and tokens.
+        """
+        nothing = torch.zeros(self.shape[1:], dtype=torch.float64)
+        corners = [F.pad(counts.corners, (1, 0), value=layer) for layer, counts in enumerate(self._counts)]
+        facts = {"lengths": [self.query_length, self.key_length], "sequences": self.sequences, "tokens": self.tokens}
+        sums = torch.stack([nothing if one is None else one.cpu() for one in self._sums])
+        return sums, torch.cat(corners), facts
+
+    def restore(self, sums: Tensor, corners: Tensor, facts: Mapping[str, object]) -> None:
+        """Be what another accumulator with the same arguments was, by its :meth:`state`."""
+        self._sums = list(sums)
+        lengths = (self.query_length, self.key_length)
+        self._counts = [
+            CellCounts(*lengths, self.causal, corners[corners[:, 0] == layer, 1:]) for layer in range(self.layers)
+        ]
+        self.sequences, self.tokens = facts["sequences"], facts["tokens"]
 
     def finalize(self, metadata: Mapping[str, MetadataValue] | None = None) -> AttentionPattern:
         """The pattern of everything seen so far; ``sequences`` and ``tokens`` join the metadata.

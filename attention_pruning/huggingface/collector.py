@@ -106,11 +106,11 @@ class Collector:
     def flush(self) -> None:
         """Add the call that is waiting, at the end of a batch or when the next layer begins."""
         if self.pending is not None:
-            self._ready().join(self.pending.sums, self.pending.calls)
+            self.ready().join(self.pending.sums, self.pending.calls)
             self.pending = None
 
     def _begin(self, layer: int, query: Axis, key: Axis, batch: int) -> Observation:
-        accumulator = self._ready()
+        accumulator = self.ready()
         real_query = in_front(query, batch, self.stack.name)
         real_key = in_front(key, batch, self.stack.name)
         # beyond the pattern there may be padding, nothing else
@@ -134,7 +134,8 @@ class Collector:
         facts = {name: getattr(self.stack, name) for name in ("layers", "heads", "causal")}
         return facts | {"block_size": self.block_size, "lengths": self.lengths if self.asked else None}
 
-    def _ready(self) -> PatternAccumulator:
+    def ready(self) -> PatternAccumulator:
+        """The accumulator, made when it is first asked for; by then the lengths have to be known."""
         if self.accumulator is None:
             stack = self.stack
             self.accumulator = PatternAccumulator(
@@ -146,7 +147,7 @@ class Collector:
         """The average over all processes, those included that had no batch."""
         if self.lengths is None:
             raise InputError(f"dataloader: expected at least one batch that reaches {self.stack.name}, found none")
-        accumulator = self._ready()
+        accumulator = self.ready()
         accumulator.all_reduce()
         if not accumulator.sequences:
             raise InputError(f"dataloader: expected at least one batch that reaches {self.stack.name}, found none")
