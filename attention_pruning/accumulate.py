@@ -206,8 +206,8 @@ class PatternAccumulator:
         InputError
             If it was made with other arguments.
         """
-        if self._arguments() != other._arguments():
-            raise InputError(f"merge: expected an accumulator of {self._arguments()}, found {other._arguments()}")
+        if self.arguments() != other.arguments():
+            raise InputError(f"merge: expected an accumulator of {self.arguments()}, found {other.arguments()}")
         for layer, sums in enumerate(other._sums):
             if sums is not None:
                 self._allocate(layer, sums.device)
@@ -216,7 +216,8 @@ class PatternAccumulator:
         self.sequences += other.sequences
         self.tokens += other.tokens
 
-    def _arguments(self) -> tuple:
+    def arguments(self) -> tuple:
+        """Those that it was made with, in their order."""
         return tuple(getattr(self, name) for name in _ARGUMENTS)
 
     def all_reduce(self) -> None:
@@ -229,7 +230,7 @@ class PatternAccumulator:
         InputError
             In every process, if they were made with different arguments; nothing is added up then.
         """
-        _require_alike(gathered(self._arguments()), "accumulator")
+        _require_alike(gathered(self.arguments()), "accumulator")
         if process_count() == 1:
             return
         for layer in range(self.layers):

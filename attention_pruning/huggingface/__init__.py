@@ -6,6 +6,7 @@ only part of the library that needs transformers. How to use it, and what is sup
 """
 
 from ..ops.choice import BACKENDS
+from .agreement import Agreement, mask_agreement
 from .collect import collect_patterns
 from .forward import IMPLEMENTATION, register
 from .prune import model_masks, prune_model, unprune_model
@@ -15,9 +16,11 @@ from .sites import AttentionStack, find_stacks
 __all__ = [
     "BACKENDS",
     "IMPLEMENTATION",
+    "Agreement",
     "AttentionStack",
     "collect_patterns",
     "find_stacks",
+    "mask_agreement",
     "model_masks",
     "prune_model",
     "unprune_model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +81,46 @@ def collect_patterns(
         packed, there is no batch, or the file to resume is that of another collection. An error in one process ends
         all of them, after the pass of the others.
     """
+    collectors = accumulated(
+        model,
+        dataloader,
+        sites,
+        lengths=lengths,
+        block_size=block_size,
+        progress=progress,
+        max_batches=max_batches,
+        resume=resume,
+        resume_every=resume_every,
+    )
+    facts = {"model": type(model).__name__}
+    return {
+        site: collector.finish(
+            facts | {"attention": collector.stack.name} | _masks_observed_under(model, site) | dict(metadata or {})
+        )
+        for site, collector in collectors.items()
+    }
+
+
+def accumulated(
+    model: PreTrainedModel,
+    dataloader: Iterable[Mapping[str, Tensor]],
+    sites: Iterable[str] | None,
+    *,
+    lengths: int | Mapping[str, tuple[int, int]] | None,
+    block_size: int,
+    progress: bool | None,
+    max_batches: int | None,
+    resume: str | Path | None = None,
+    resume_every: float = 60.0,
+    after: Callable[[Mapping[str, Collector]], None] | None = None,
+) -> dict[str, Collector]:
+    """The pass of :func:`collect_patterns`, up to the sums of this process.
+
+    Parameters
+    ----------
+    after : callable, optional
+        Called with the collectors after every batch.
+    """
     with together():
         if not isinstance(dataloader, Iterable):
             raise InputError(f"dataloader: expected batches to go through, found {type(dataloader).__name__}")
@@ -109,15 +149,11 @@ def collect_patterns(
                         collector.flush()
                     if partial is not None:
                         partial.add(batch)
+                if after is not None:
+                    after(collectors)
         if partial is not None:
             partial.close()
-    facts = {"model": type(model).__name__}
-    return {
-        site: collector.finish(
-            facts | {"attention": collector.stack.name} | _masks_observed_under(model, site) | dict(metadata or {})
-        )
-        for site, collector in collectors.items()
-    }
+    return collectors
 
 
 def _collectors(
