@@ -26,9 +26,13 @@ from .positions import Places, can_look
 from .sites import is_causal as module_is_causal
 
 IMPLEMENTATION = "attention_pruning"
-#: An observed call of at most so many scores is computed at once; of a longer one runs of queries are, so many scores
-#: at a time (16 MB in float32, which a processor's cache holds).
-SCORES_AT_ONCE, SCORES_IN_A_RUN = 1 << 24, 1 << 22
+#: An observed call of at most so many scores is computed at once, by device; of a longer one runs of queries are.
+SCORES_AT_ONCE = {"cpu": 1 << 24}
+#: So many scores at a time: on a processor what its cache holds (16 MB in float32); but at least so many queries, since
+#: each run reads all keys.
+SCORES_IN_A_RUN, QUERIES_IN_A_RUN = {"cpu": 1 << 22}, 16
+#: The same on any other device.
+SCORES_ELSEWHERE = 1 << 26
 #: Keyword arguments that change what attention means in ways that a mask cannot be combined with here.
 _FOREIGN = ("softcap", "s_aux", "indices", "block_indices")
 
@@ -176,7 +180,7 @@ def _by_cells(
         implementation = "eager" if site.backend == "reference" else "sdpa"
         return attention(query, key, value, mask, bias=bias, implementation=implementation)
     observer, out = site.observer(places.query, places.key, len(query)), []
-    runs = list(runs_of(queries, query.shape[0] * query.shape[1] * keys))
+    runs = list(runs_of(queries, query.shape[0] * query.shape[1] * keys, query.device.type))
     for rows in runs:
         seen = keys if len(runs) == 1 else _keys_seen(site, visible, rows, keys)
         mask, own_bias = _masks(site, places, visible, bias, rows, seen, query.dtype)
@@ -185,11 +189,11 @@ def _by_cells(
     return torch.cat(out, 2)
 
 
-def runs_of(queries: int, scores: int) -> Iterator[slice]:
+def runs_of(queries: int, scores: int, device: str) -> Iterator[slice]:
     """Runs of queries to compute at a time; all at once if that is little enough. ``scores``: of one query."""
-    rows = max(SCORES_AT_ONCE // scores, 1)
+    rows = SCORES_AT_ONCE.get(device, SCORES_ELSEWHERE) // scores
     if rows < queries:
-        rows = max(SCORES_IN_A_RUN // scores, 1)
+        rows = max(SCORES_IN_A_RUN.get(device, SCORES_ELSEWHERE) // scores, QUERIES_IN_A_RUN)
     return (slice(start, min(start + rows, queries)) for start in range(0, queries, rows))
 
 

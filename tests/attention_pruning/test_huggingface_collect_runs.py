@@ -14,8 +14,9 @@ NAMES = list(MODELS)
 
 
 def rows_at_a_time(monkeypatch, scores):
-    monkeypatch.setattr(forward, "SCORES_AT_ONCE", 0)
-    monkeypatch.setattr(forward, "SCORES_IN_A_RUN", scores)
+    monkeypatch.setattr(forward, "SCORES_AT_ONCE", {"cpu": 0})
+    monkeypatch.setattr(forward, "SCORES_IN_A_RUN", {"cpu": scores})
+    monkeypatch.setattr(forward, "QUERIES_IN_A_RUN", 1)
 
 
 @pytest.mark.parametrize("scores", [1, 3 * 4 * 7 * 2, 3 * 4 * 9 * 3])
@@ -50,6 +51,14 @@ def test_a_pruned_model_is_observed_by_runs_under_its_masks(monkeypatch, name):
     whole = collect_patterns(model, batches)
     rows_at_a_time(monkeypatch, 40)
     assert_same_patterns(collect_patterns(model, batches), whole)
+
+
+def test_runs_cover_all_queries_once():
+    for queries, scores in ((1, 1 << 30), (4096, 4096 * 8), (8192, 8192 * 8), (8192, 8192 * 256), (100, 10)):
+        runs = list(forward.runs_of(queries, scores, "cpu"))
+        assert [row for run in runs for row in range(run.start, run.stop)] == list(range(queries))
+        longest = max(run.stop - run.start for run in runs)
+        assert longest * scores <= max(forward.SCORES_AT_ONCE["cpu"], forward.QUERIES_IN_A_RUN * scores)
 
 
 class LargestTensor(TorchDispatchMode):

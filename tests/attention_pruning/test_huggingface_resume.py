@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from attention_pruning import InputError
+from attention_pruning import AttentionPattern, InputError
 from attention_pruning.huggingface import collect_patterns, prune_model, resuming
 from tiny_models import LENGTH, batch_for, make, random_masks
 
@@ -169,3 +170,27 @@ def test_max_batches_reads_no_more(tmp_path):
     data = batches("BERT")
     expected = collect_patterns(make("BERT"), data[:2])
     assert_the_same(collect_patterns(make("BERT"), cut_after(2, data), max_batches=2), expected)
+
+
+def _cut_and_go_on(rank, meeting_point, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+    data, model = batches("BERT")[rank::2], make("BERT")
+    options = {"block_size": 4, "resume": folder / "sums.safetensors", "resume_every": 0}
+    with pytest.raises(Cut if rank == 1 else InputError):
+        collect_patterns(model, cut_after(1, data) if rank == 1 else data, **options)
+    ran = []
+    model.register_forward_pre_hook(lambda *call: ran.append(1))
+    pattern = collect_patterns(model, data, **options)["self"]
+    pattern.save(folder / f"{rank}-{len(ran)}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def test_each_process_goes_on_where_it_was(tmp_path):
+    torch.multiprocessing.spawn(_cut_and_go_on, (str(tmp_path / "meeting"), tmp_path), nprocs=2)
+    expected = collect_patterns(make("BERT"), batches("BERT"), block_size=4)["self"]
+    # process 0 was done, but for the first batch that tells the lengths; process 1 had one batch left
+    found = [AttentionPattern.load(tmp_path / name) for name in ("0-1.safetensors", "1-2.safetensors")]
+    assert found[0].fingerprint == found[1].fingerprint and torch.equal(found[0].count, expected.count)
+    assert found[0].metadata == found[1].metadata == expected.metadata
+    torch.testing.assert_close(found[0].average, expected.average, atol=1e-6, rtol=0)
+    assert {path.name for path in tmp_path.glob("sums*")} == {f"sums.{rank}-of-2.safetensors" for rank in (0, 1)}
