@@ -1,6 +1,6 @@
 """Collect an AttentionPattern from the attention probabilities of a model, batch by batch.
 
-Letters in names: B batch, H heads, Q queries, K keys; q and k count blocks.
+Letters in names: B batch, H heads, Q queries, K keys, R a run of queries; q and k count blocks.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .arrays import as_tensor
+from .counts import CellCounts
 from .errors import InputError
 from .files.tensors import MetadataValue
+from .layer_sums import LayerSums, Structure
 from .pattern import AttentionPattern
 from .processes import gathered, meeting_device, process_count, summed
-from .structure import block_count, block_sum, resolve_structure, visible_cells
+from .structure import block_count, resolve_structure
 
-#: Rows of a batch added up in the precision of the probabilities (float32) before the sum moves to float64. A float32
-#: sum of n equal numbers errs by at most n/2 * 2^-23 of their mean: 9.6e-7 here, below the 1e-6 that a mean may be off.
-ROWS_IN_FLOAT32 = 16
 #: What two accumulators that are added up must have in common, in the order of PatternAccumulator's arguments.
 _ARGUMENTS = ("layers", "heads", "query_length", "key_length", "site", "causal", "block_size")
 
@@ -41,8 +40,9 @@ class PatternAccumulator:
         By default only ``dec-self`` is causal. Transformer-XL is ``site="self", causal=True``.
     block_size : int
         With B > 1 the sums are kept over B x B blocks: layers * heads * (Q/B) * (K/B) numbers instead of layers * heads
-        * Q * K, beside one [Q, K] count. A block's average is then the mean over its observations, so often-seen cells
-        weigh more; it equals ``pattern.pooled(B)`` where all allowed cells of the block were seen equally often.
+        * Q * K. A block's average is then the mean over its observations, so often-seen cells weigh more; it equals
+        ``pattern.pooled(B)`` where all allowed cells of the block were seen equally often. Where a sequence ends inside
+        a block, its cells up to the end are observed and no others.
 
     Attributes
     ----------
@@ -50,6 +50,8 @@ class PatternAccumulator:
         Rows of the batches that had a real query (counted at layer 0).
     tokens : int
         Real queries seen (counted at layer 0).
+    structure : Structure
+        What the site shows to its queries.
 
     Raises
     ------
@@ -58,8 +60,8 @@ class PatternAccumulator:
 
     Notes
     -----
-    Sums live on the device of the probabilities that they were made from, so nothing is copied between devices until
-    :meth:`finalize`, whose pattern is on the CPU.
+    Sums live on the device of the probabilities that they were made from until :meth:`finalize`, whose pattern is on
+    the CPU. What is counted, the tokens and not their attention, is on the CPU from the start.
     """
 
     def __init__(
@@ -82,14 +84,13 @@ class PatternAccumulator:
         self.query_length, self.key_length = query_length, key_length
         self.site = site
         self.causal = resolve_structure(site, causal, query_length, key_length)
+        self.structure = Structure(site, self.causal, query_length, key_length)
         self.block_size = block_size
         self.sequences = 0
         self.tokens = 0
-        self._visible = visible_cells(query_length, key_length, self.causal)
-        # Made at the first update of a layer, on its device: float64 [H, q, k] and int64 [q, k].
+        # Made at the first update of a layer, on its device: float64 [H, q, k].
         self._sums: list[Tensor | None] = [None] * layers
-        self._counts: list[Tensor | None] = [None] * layers
-        self._cell_count = torch.zeros(query_length, key_length, dtype=torch.int64)  # of layer 0, at full resolution
+        self._counts = [CellCounts(query_length, key_length, self.causal) for _ in range(layers)]
 
     def update(
         self,
@@ -128,31 +129,15 @@ class PatternAccumulator:
         """
         p_BHQK = as_tensor(probabilities_BHQK, "attention probabilities")
         self._check(layer, p_BHQK, query_offset, key_offset)
-        batch, _, queries, keys = p_BHQK.shape
-        real_query_BQ = _checked_bools("real_query_BQ", real_query_BQ, (batch, queries))
-        real_key_BK = _checked_bools("real_key_BK", real_key_BK, (batch, keys))
-        visible_QK = _checked_bools("visible_QK", visible_QK, (queries, keys))
-        self._visible = self._visible.to(p_BHQK.device)
-        visible = self._visible[query_offset : query_offset + queries, key_offset : key_offset + keys]
-        if visible_QK is not None:
-            visible = visible & visible_QK.to(visible.device)
-
-        real_BQK = _real_cells(p_BHQK, real_query_BQ, real_key_BK)
-        if real_BQK is None:
-            sums_HQK = _sum_batch(p_BHQK)
-            count_QK = visible * batch
-        else:
-            sums_HQK = _sum_batch(p_BHQK, real_BQK)
-            count_QK = real_BQK.sum(0) * visible
-
-        if layer == 0:
-            self._count_tokens(batch, queries, real_query_BQ)
-            if self.block_size > 1:
-                cells = self._cell_count[query_offset : query_offset + queries, key_offset : key_offset + keys]
-                cells += count_QK.to(cells.device)
-        if self.block_size > 1 or visible_QK is not None:  # else finalize can still tell, at no cost here
-            self._refuse_leak(layer, sums_HQK.masked_fill(visible, 0.0))
-        self._add(layer, sums_HQK, count_QK, query_offset, key_offset)
+        batch, _, *lengths = p_BHQK.shape
+        real_query_BQ = _checked_bools("real_query_BQ", real_query_BQ, (batch, lengths[0]))
+        real_key_BK = _checked_bools("real_key_BK", real_key_BK, (batch, lengths[1]))
+        visible_QK = _checked_bools("visible_QK", visible_QK, tuple(lengths))
+        real_query_BQ, real_key_BK = _unless_all(real_query_BQ), _unless_all(real_key_BK)
+        sums = self.layer_sums(layer, *lengths, query_offset, key_offset)
+        sums.add(p_BHQK, real_query_BQ, real_key_BK, visible_RK=visible_QK)
+        self.count(sums, batch, real_query_BQ, real_key_BK, visible_QK)
+        self.join(sums)
 
     def _check(self, layer: int, p: Tensor, query_offset: int, key_offset: int) -> None:
         if not (isinstance(layer, int) and 0 <= layer < self.layers):
@@ -171,39 +156,47 @@ class PatternAccumulator:
                 f"found {queries} queries from {query_offset} and {keys} keys from {key_offset}"
             )
 
-    def _count_tokens(self, batch: int, queries: int, real_query_BQ: Tensor | None) -> None:
-        if real_query_BQ is None:
-            self.sequences += batch
-            self.tokens += batch * queries
-        else:
-            self.sequences += int(real_query_BQ.any(1).sum())
-            self.tokens += int(real_query_BQ.sum())
-
-    def _add(self, layer: int, sums_HQK: Tensor, count_QK: Tensor, query_offset: int, key_offset: int) -> None:
-        self._allocate(layer, sums_HQK.device)
-        size = self.block_size
-        if size > 1:  # shift the batch to where it stands within its first block
-            shift = (key_offset % size, 0, query_offset % size, 0)
-            sums_HQK, count_QK = block_sum(F.pad(sums_HQK, shift), size), block_sum(F.pad(count_QK, shift), size)
-        row, column = query_offset // size, key_offset // size
-        rows, columns = slice(row, row + count_QK.shape[0]), slice(column, column + count_QK.shape[1])
-        device = self._sums[layer].device
-        self._sums[layer][:, rows, columns] += sums_HQK.to(device)
-        self._counts[layer][rows, columns] += count_QK.to(device)
-
     def _allocate(self, layer: int, device: torch.device) -> None:
         if self._sums[layer] is None:
             device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-            shape = (block_count(self.query_length, self.block_size), block_count(self.key_length, self.block_size))
-            self._sums[layer] = torch.zeros(self.heads, *shape, dtype=torch.float64, device=device)
-            self._counts[layer] = torch.zeros(*shape, dtype=torch.int64, device=device)
+            self._sums[layer] = torch.zeros(self.shape[1:], dtype=torch.float64, device=device)
 
-    def _refuse_leak(self, layer: int, hidden: Tensor) -> None:
-        if hidden.any():
-            raise InputError(
-                f"layer {layer}: expected no attention to keys that a query cannot see (site {self.site}, causal "
-                f"{self.causal}), found some: is the site right, does the model apply its causal mask?"
-            )
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Layers, heads, and blocks of queries and of keys."""
+        blocks = (block_count(length, self.block_size) for length in (self.query_length, self.key_length))
+        return (self.layers, self.heads, *blocks)
+
+    def layer_sums(self, layer: int, queries: int, keys: int, query_offset: int = 0, key_offset: int = 0) -> LayerSums:
+        """For a batch whose probabilities come by runs of rows: what adds them up, until :meth:`join`."""
+        return LayerSums(layer, self.structure, self.block_size, (queries, keys), (query_offset, key_offset))
+
+    def join(self, sums: LayerSums, calls: int = 1) -> None:
+        """Add what a layer attended to in a batch, or its mean over ``calls`` that were added up."""
+        if sums.total is None:
+            return
+        self._allocate(sums.layer, sums.total.device)
+        target = self._sums[sums.layer]
+        rows, columns = (
+            slice(offset // self.block_size, offset // self.block_size + length)
+            for offset, length in zip(sums.offsets, sums.total.shape[1:], strict=True)
+        )
+        total = sums.total if calls == 1 else sums.total / calls
+        target[:, rows, columns] += total.to(target.device)
+
+    def count(
+        self,
+        sums: LayerSums,
+        batch: int,
+        real_query_BQ: Tensor | None = None,
+        real_key_BK: Tensor | None = None,
+        visible_QK: Tensor | None = None,
+    ) -> None:
+        """Say once which cells of a batch a layer observes; arguments as of :meth:`update`."""
+        self._counts[sums.layer].add(batch, real_query_BQ, real_key_BK, sums.lengths, sums.offsets, visible_QK)
+        if sums.layer == 0:
+            self.sequences += batch if real_query_BQ is None else int(real_query_BQ.any(1).sum())
+            self.tokens += batch * sums.lengths[0] if real_query_BQ is None else int(real_query_BQ.sum())
 
     def merge(self, other: PatternAccumulator) -> None:
         """Add what another accumulator of the same dimensions saw.
@@ -213,18 +206,18 @@ class PatternAccumulator:
         InputError
             If it was made with other arguments.
         """
-        if self._arguments() != other._arguments():
-            raise InputError(f"merge: expected an accumulator of {self._arguments()}, found {other._arguments()}")
-        for layer, (sums, counts) in enumerate(zip(other._sums, other._counts, strict=True)):
+        if self.arguments() != other.arguments():
+            raise InputError(f"merge: expected an accumulator of {self.arguments()}, found {other.arguments()}")
+        for layer, sums in enumerate(other._sums):
             if sums is not None:
                 self._allocate(layer, sums.device)
                 self._sums[layer] += sums.to(self._sums[layer].device)
-                self._counts[layer] += counts.to(self._counts[layer].device)
-        self._cell_count += other._cell_count
+                self._counts[layer].merge(other._counts[layer])
         self.sequences += other.sequences
         self.tokens += other.tokens
 
-    def _arguments(self) -> tuple:
+    def arguments(self) -> tuple:
+        """Those that it was made with, in their order."""
         return tuple(getattr(self, name) for name in _ARGUMENTS)
 
     def all_reduce(self) -> None:
@@ -237,15 +230,42 @@ class PatternAccumulator:
         InputError
             In every process, if they were made with different arguments; nothing is added up then.
         """
-        _require_alike(gathered(self._arguments()), "accumulator")
+        _require_alike(gathered(self.arguments()), "accumulator")
         if process_count() == 1:
             return
         for layer in range(self.layers):
             self._allocate(layer, meeting_device())  # a process may have had no batch
             self._sums[layer] = summed(self._sums[layer])
-            self._counts[layer] = summed(self._counts[layer])
-        self._cell_count = summed(self._cell_count)
+        everywhere = gathered([counts.corners for counts in self._counts])
+        lengths = (self.query_length, self.key_length)
+        self._counts = [
+            CellCounts(*lengths, self.causal, torch.cat(corners)) for corners in zip(*everywhere, strict=True)
+        ]
         self.sequences, self.tokens = summed(torch.tensor([self.sequences, self.tokens])).tolist()
+
+    def state(self) -> tuple[Tensor, Tensor, dict[str, object]]:
+        """What was seen so far, to be kept and given to :meth:`restore`.
+
+        Returns
+        -------
+        tuple
+            The sums, float64 [layers, H, q, k]; what is counted, int64 [n, 4] of layer, query, key and change; and
+            lengths, sequences and tokens.
+        """
+        nothing = torch.zeros(self.shape[1:], dtype=torch.float64)
+        corners = [F.pad(counts.corners, (1, 0), value=layer) for layer, counts in enumerate(self._counts)]
+        facts = {"lengths": [self.query_length, self.key_length], "sequences": self.sequences, "tokens": self.tokens}
+        sums = torch.stack([nothing if one is None else one.cpu() for one in self._sums])
+        return sums, torch.cat(corners), facts
+
+    def restore(self, sums: Tensor, corners: Tensor, facts: Mapping[str, object]) -> None:
+        """Be what another accumulator with the same arguments was, by its :meth:`state`."""
+        self._sums = list(sums)
+        lengths = (self.query_length, self.key_length)
+        self._counts = [
+            CellCounts(*lengths, self.causal, corners[corners[:, 0] == layer, 1:]) for layer in range(self.layers)
+        ]
+        self.sequences, self.tokens = facts["sequences"], facts["tokens"]
 
     def finalize(self, metadata: Mapping[str, MetadataValue] | None = None) -> AttentionPattern:
         """The pattern of everything seen so far; ``sequences`` and ``tokens`` join the metadata.
@@ -256,22 +276,23 @@ class PatternAccumulator:
             If nothing was seen, if the layers did not see the same cells equally often, or if a query attended to keys
             that it cannot see.
         """
-        missing = [layer for layer, counts in enumerate(self._counts) if counts is None or not counts.any()]
+        corners = [counts.corners for counts in self._counts]
+        missing = [layer for layer, counts in enumerate(self._counts) if not counts.any()]
         if missing:
             raise InputError(f"pattern: expected observations of every layer, found none of layers {_listed(missing)}")
-        counts = [count.cpu() for count in self._counts]
-        odd = [layer for layer, count in enumerate(counts) if not torch.equal(count, counts[0])]
+        odd = [layer for layer, found in enumerate(corners) if not torch.equal(found, corners[0])]
         if odd:
             raise InputError(
                 f"pattern: expected every layer to see what layer 0 saw, found other counts at layers {_listed(odd)}"
             )
+        count_qk = self._counts[0].blocks(self.block_size)
         if self.block_size == 1:
             for layer, sums in enumerate(self._sums):
-                self._refuse_leak(layer, sums.masked_fill(self._visible.to(sums.device), 0.0))
-        average = torch.stack([sums.cpu() / counts[0].clamp(min=1) for sums in self._sums]).float()
+                self.structure.refuse_leak(layer, sums.masked_fill(self.structure.visible().to(sums.device), 0.0))
+        average = torch.stack([sums.cpu() / count_qk.clamp(min=1) for sums in self._sums]).float()
         return AttentionPattern(
             average,
-            counts[0] if self.block_size == 1 else self._cell_count,
+            count_qk if self.block_size == 1 else self._counts[0],
             self.site,
             self.causal,
             self.block_size,
@@ -299,30 +320,9 @@ def _checked_bools(name: str, bools: Tensor | None, shape: tuple[int, int]) -> T
     return bools
 
 
-def _real_cells(p_BHQK: Tensor, real_query_BQ: Tensor | None, real_key_BK: Tensor | None) -> Tensor | None:
-    """bool [B, Q, K], or None when every cell is real, which is the common and the fast case."""
-    batch, _, queries, keys = p_BHQK.shape
-    real_BQK = None
-    if real_query_BQ is not None and not real_query_BQ.all():
-        real_BQK = real_query_BQ.to(p_BHQK.device)[:, :, None].expand(batch, queries, keys)
-    if real_key_BK is not None and not real_key_BK.all():
-        real_key = real_key_BK.to(p_BHQK.device)[:, None, :].expand(batch, queries, keys)
-        real_BQK = real_key if real_BQK is None else real_BQK & real_key
-    return real_BQK
-
-
-def _sum_batch(p_BHQK: Tensor, real_BQK: Tensor | None = None) -> Tensor:
-    """Sum over the batch, of real cells where a mask is given: [H, Q, K] in float64 (float32 on mps)."""
-    precise = torch.float32 if p_BHQK.device.type == "mps" else torch.float64
-    partly = torch.promote_types(p_BHQK.dtype, torch.float32)
-    total = torch.zeros(p_BHQK.shape[1:], dtype=precise, device=p_BHQK.device)
-    for start in range(0, len(p_BHQK), ROWS_IN_FLOAT32):
-        rows = slice(start, start + ROWS_IN_FLOAT32)
-        some = p_BHQK[rows]
-        if real_BQK is not None:  # where, not a product: a padded row may hold nan
-            some = torch.where(real_BQK[rows, None], some, 0.0)
-        total += some.sum(0, dtype=partly)
-    return total
+def _unless_all(real_BN: Tensor | None) -> Tensor | None:
+    """None when every token is real, which is the common and the fast case."""
+    return None if real_BN is None or real_BN.all() else real_BN
 
 
 def _listed(layers: list[int]) -> str:

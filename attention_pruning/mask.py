@@ -34,6 +34,8 @@ from .structure import (
 KINDS = ("data", "random", "window", "distance", "custom")
 #: What a mask is beside its tensors, and what its file's header says.
 _FIELDS = ("site", "causal", *RECORDED, "kind", "seed", "metadata")
+#: What two masks have in common if one can take the place of the other.
+_SHAPE = ("site", "causal", "layers", "heads", "query_length", "key_length", "block_size")
 #: Fields of a recipe that the metadata of a mask says, where they are known.
 _IN_METADATA = ("unobserved", "crop")
 
@@ -219,17 +221,17 @@ class PruneMask:
         InputError
             For what is no mask, or one of another site, causality, shape or block size.
         """
-        self._require_like(other)
+        self._require_like(other, *_SHAPE)
         return self._combined(self.pruned | other.pruned, other, "union_of")
 
     def __and__(self, other: PruneMask) -> PruneMask:
         """What both masks prune; otherwise as ``|``."""
-        self._require_like(other)
+        self._require_like(other, *_SHAPE)
         return self._combined(self.pruned & other.pruned, other, "intersection_of")
 
-    def _require_like(self, other: PruneMask) -> None:
+    def _require_like(self, other: PruneMask, *names: str) -> None:
         require_mask(other)
-        for name in ("site", "causal", "layers", "heads", "query_length", "key_length", "block_size"):
+        for name in names:
             if (expected := getattr(self, name)) != (found := getattr(other, name)):
                 raise InputError(f"{other.source}: expected {name} {expected}, that of {self.source}, found {found}")
 
@@ -465,6 +467,21 @@ class PruneMask:
         if (count_QK[~self.visible] != 0).any():
             raise InputError(f"{self.source}: expected counts of visible cells only, found some that no query can see")
         return sparsity.pruned_share(self.pruned, block_sum(count_QK, self.block_size))
+
+    def overlap(self, other: PruneMask) -> Tensor:
+        """How much of what two masks prune is the same: float64 [layers, heads], each from 0 to 1.
+
+        The number of visible cells that both prune over the number that either prunes (intersection over union, the
+        Jaccard index), head by head; 1 where neither prunes anything. Two random masks that prune a share s each have
+        s / (2 - s) on average: 0.33 for a half, 0.82 for nine tenths. The masks may prune blocks of different sizes.
+
+        Raises
+        ------
+        InputError
+            For what is no mask, or one of another site, causality or shape.
+        """
+        self._require_like(other, *(name for name in _SHAPE if name != "block_size"))
+        return sparsity.overlap(self.pruned, other.pruned, self.visible, self.block_size, other.block_size)
 
     def checked_counts(self, count_QK: Tensor) -> Tensor:
         """Counts of use as int64 [Q, K]; refused are shapes that do not fit the mask, and what counts nothing."""

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from .arrays import as_tensor
+from .counts import CellCounts
 from .errors import InputError
 from .files.tensors import FileKind, MetadataValue, Stored, checked_metadata, fingerprint, read_stored, save_tensors
 from .structure import block_any, block_count, block_sum, require_block_size, resolve_structure, visible_cells
 
+#: Rows of counts that are looked at together.
+ROWS = 256
 #: How far above 1 an average may lie: probabilities in half precision add up to a little more.
 SLACK = 1e-3
 
@@ -31,8 +34,9 @@ class AttentionPattern:
         [layers, heads, Q, K] (kept as float32): the mean probability of each cell over the sequences in which its query
         and its key are real tokens; 0 where a cell is not visible or was never observed. With ``pool`` B > 1: [layers,
         heads, ceil(Q/B), ceil(K/B)], the mean over the allowed cells of each B x B block.
-    count : Tensor or numpy array
-        [Q, K] (kept as int64): how often each cell was observed, always at full resolution.
+    count : Tensor, numpy array or CellCounts
+        [Q, K] (kept as int64): how often each cell was observed, always at full resolution. Cells of one block may
+        differ: a sequence that ends inside the block was observed up to its end.
     site : str
         Where the attention happens: one of ``structure.SITES``.
     causal : bool, optional
@@ -63,11 +67,18 @@ class AttentionPattern:
         {"average": torch.float32, "count": torch.int64},
         ("site", "causal", "pool", "metadata"),
     )
+    #: A pattern of blocks: a number for each cell would take far more room than the averages.
+    POOLED_FILE: ClassVar = FileKind(
+        "attention-pruning/pattern/2",
+        {"average": torch.float32, "corners": torch.int64},
+        ("site", "causal", "pool", "metadata", "lengths", "counted_causal"),
+    )
+    FILES: ClassVar = (FILE, POOLED_FILE)
 
     def __init__(
         self,
         average: Tensor | np.ndarray,
-        count: Tensor | np.ndarray,
+        count: Tensor | np.ndarray | CellCounts,
         site: str,
         causal: bool | None = None,
         pool: int = 1,
@@ -77,12 +88,12 @@ class AttentionPattern:
     ) -> None:
         self.file, self.source = source, source or "pattern"
         self.average = as_tensor(average, f"{self.source}: average").to("cpu", torch.float32)
-        self.count = _as_count(count, self.source)
         self.site = site
         self.pool = require_block_size(pool)
+        self._count = _as_count(count, self.source)
         self.metadata = checked_metadata(metadata)
         self._check_shapes(lengths)
-        self.causal = resolve_structure(site, causal, *self.count.shape)
+        self.causal = resolve_structure(site, causal, *self._count.shape)
         self._check_values()
 
     def _check_shapes(self, lengths: tuple[int, int] | None) -> None:
@@ -91,13 +102,13 @@ class AttentionPattern:
                 f"{self.source}: expected an average of shape [layer, head, query, key], found "
                 f"{list(self.average.shape)}"
             )
-        if self.count.ndim != 2:
-            raise InputError(f"{self.source}: expected a count of shape [query, key], found {list(self.count.shape)}")
-        if lengths is not None and tuple(lengths) != tuple(self.count.shape):
+        if len(self._count.shape) != 2:
+            raise InputError(f"{self.source}: expected a count of shape [query, key], found {list(self._count.shape)}")
+        if lengths is not None and tuple(lengths) != tuple(self._count.shape):
             raise InputError(
-                f"{self.source}: expected a count of lengths {list(lengths)}, found {list(self.count.shape)}"
+                f"{self.source}: expected a count of lengths {list(lengths)}, found {list(self._count.shape)}"
             )
-        blocks = [block_count(length, self.pool) for length in self.count.shape]
+        blocks = [block_count(length, self.pool) for length in self._count.shape]
         if list(self.average.shape[2:]) != blocks:
             raise InputError(
                 f"{self.source}: expected an average of {blocks[0]} x {blocks[1]} for a count of {self.query_length} "
@@ -109,8 +120,8 @@ class AttentionPattern:
             raise InputError(f"{self.source}: expected finite averages of at least 0, found nan, inf or negative ones")
         if (largest := float(self.average.max())) > 1 + SLACK:
             raise InputError(f"{self.source}: expected averages of probabilities, of at most 1, found {largest:.4g}")
-        if (self.count < 0).any():
-            raise InputError(f"{self.source}: expected counts of at least 0, found {int(self.count.min())}")
+        if isinstance(self._count, Tensor) and (self._count < 0).any():
+            raise InputError(f"{self.source}: expected counts of at least 0, found {int(self._count.min())}")
         # A mean over nothing is 0 by convention. Anything else betrays a wrong causal flag or attention that leaked.
         stray = (self.average != 0).any(0).any(0) & ~block_any(self.allowed, self.pool)
         if stray.any():
@@ -132,12 +143,17 @@ class AttentionPattern:
     @property
     def query_length(self) -> int:
         """Number of query positions Q, in cells even when the average is pooled."""
-        return self.count.shape[0]
+        return self._count.shape[0]
 
     @property
     def key_length(self) -> int:
         """Number of key positions K, in cells even when the average is pooled."""
-        return self.count.shape[1]
+        return self._count.shape[1]
+
+    @property
+    def count(self) -> Tensor:
+        """int64 [Q, K]: how often each cell was observed; of a pooled pattern it is written out at each call."""
+        return self._count.dense() if isinstance(self._count, CellCounts) else self._count
 
     @property
     def visible(self) -> Tensor:
@@ -147,12 +163,12 @@ class AttentionPattern:
     @property
     def allowed(self) -> Tensor:
         """bool [Q, K]: visible and observed at least once."""
-        return self.visible & (self.count > 0)
+        return torch.cat([part > 0 for part in self._count.split(ROWS)]) & self.visible
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the tensors, the site, causality and the pool, whatever the metadata."""
-        tensors = {"average": self.average, "count": self.count}
+        tensors = {"average": self.average, "count": self._count}
         return fingerprint(tensors, site=self.site, causal=self.causal, pool=self.pool)
 
     def __repr__(self) -> str:
@@ -180,13 +196,18 @@ class AttentionPattern:
         sums = torch.stack([block_sum(layer.double(), block_size) for layer in self.average])
         average = sums / cells.clamp(min=1)
         return AttentionPattern(
-            average, self.count, self.site, self.causal, block_size, metadata=self.metadata, source=self.file
+            average, self._count, self.site, self.causal, block_size, metadata=self.metadata, source=self.file
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file (format ``attention-pruning/pattern/1``), whole or not at all."""
+        """Write a safetensors file, whole or not at all: of format ``attention-pruning/pattern/1``, or 2 if pooled."""
         fields = {"site": self.site, "causal": self.causal, "pool": self.pool, "metadata": self.metadata}
-        save_tensors(path, self.FILE, {"average": self.average, "count": self.count}, fields)
+        if self.pool == 1:
+            save_tensors(path, self.FILE, {"average": self.average, "count": self.count}, fields)
+            return
+        counts = self._count if isinstance(self._count, CellCounts) else CellCounts.of(self._count)
+        fields |= {"lengths": [self.query_length, self.key_length], "counted_causal": counts.causal}
+        save_tensors(path, self.POOLED_FILE, {"average": self.average, "corners": counts.corners}, fields)
 
     @classmethod
     def load(cls, path: str | Path) -> AttentionPattern:
@@ -197,15 +218,21 @@ class AttentionPattern:
         InputError
             If the file is missing, damaged, or anything but a pattern.
         """
-        return cls.from_stored(read_stored(path, cls.FILE))
+        return cls.from_stored(read_stored(path, *cls.FILES))
 
     @classmethod
     def from_stored(cls, stored: Stored) -> AttentionPattern:
         """The pattern that was read from a file."""
-        return cls(**stored.tensors, **stored.fields, source=str(stored.path))
+        tensors, fields = dict(stored.tensors), dict(stored.fields)
+        if stored.kind is cls.POOLED_FILE:
+            lengths, causal = fields.pop("lengths"), fields.pop("counted_causal")
+            tensors["count"] = CellCounts.read(lengths, causal, tensors.pop("corners"), str(stored.path))
+        return cls(**tensors, **fields, source=str(stored.path))
 
 
-def _as_count(count: Tensor | np.ndarray, source: str) -> Tensor:
+def _as_count(count: Tensor | np.ndarray | CellCounts, source: str) -> Tensor | CellCounts:
+    if isinstance(count, CellCounts):
+        return count
     count = as_tensor(count, f"{source}: count").cpu()
     if count.is_floating_point() and not torch.equal(count, count.round()):
         raise InputError(f"{source}: expected whole numbers as counts, found fractions")

@@ -5,6 +5,7 @@ Letters in names: L layers, H heads, Q queries, K keys in cells; q, k the same i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .arrays import as_tensor
 from .errors import InputError
-from .structure import block_any, block_sum, require_block_size, row_blocks, rows_without
+from .structure import block_any, block_count, block_sum, expand_blocks, require_block_size, row_blocks, rows_without
 
 
 def pruned_share(pruned_LHQK: Tensor, count_QK: Tensor) -> float:
@@ -106,3 +107,17 @@ def empty_rows(pruned_LHqk: Tensor, allowed_QK: Tensor, block_size: int) -> int:
     """Rows (layer, head, query) that have allowed cells and keep none of them."""
     useful_Qk = row_blocks(allowed_QK, block_size)
     return sum(int(rows_without(~layer_Hqk, useful_Qk, block_size).sum()) for layer_Hqk in pruned_LHqk)
+
+
+def overlap(pruned_LHqk: Tensor, other_LHqk: Tensor, visible_QK: Tensor, block_size: int, other_size: int) -> Tensor:
+    """Visible cells that both prune / visible cells that either prunes: float64 [L, H], 1 where neither prunes any."""
+    size = math.gcd(block_size, other_size)
+    queries, keys = (block_count(length, size) for length in visible_QK.shape)
+    visible_qk = block_sum(visible_QK.long(), size)
+    shares = []
+    for own_Hqk, second_Hqk in zip(pruned_LHqk, other_LHqk, strict=True):
+        own_Hqk = expand_blocks(own_Hqk, block_size // size, queries, keys)
+        second_Hqk = expand_blocks(second_Hqk, other_size // size, queries, keys)
+        both_H, either_H = ((x * visible_qk).sum((1, 2)) for x in (own_Hqk & second_Hqk, own_Hqk | second_Hqk))
+        shares.append(torch.where(either_H == 0, 1.0, both_H / either_H.clamp(min=1).double()))
+    return torch.stack(shares)

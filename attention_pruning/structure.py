@@ -15,16 +15,15 @@ from .errors import InputError
 SITES = ("self", "enc-self", "dec-self", "enc-dec")
 
 
-def visible_cells(query_length: int, key_length: int, causal: bool) -> Tensor:
-    """The cells that the structure shows to a query: bool [Q, K].
+def visible_cells(query_length: int, key_length: int, causal: bool, rows: slice = slice(None)) -> Tensor:
+    """The cells that the structure shows to a query: bool [Q, K], or only some ``rows`` of them.
 
     Without causality, all of them. With it, key <= query + (K - Q): the first K - Q keys are memory slots, the rest is
     the segment of the queries.
     """
-    if not causal:
-        return torch.ones(query_length, key_length, dtype=torch.bool)
-    queries, keys = torch.arange(query_length), torch.arange(key_length)
-    return keys[None, :] <= queries[:, None] + (key_length - query_length)
+    start, stop, _ = rows.indices(query_length)
+    cells = torch.ones(max(stop - start, 0), key_length, dtype=torch.bool)
+    return cells.tril_(start + key_length - query_length) if causal else cells
 
 
 def resolve_structure(site: str, causal: bool | None, query_length: int, key_length: int) -> bool:
@@ -72,7 +71,10 @@ def block_sum(x_QK: Tensor, block_size: int) -> Tensor:
 
 def block_any(x_QK: Tensor, block_size: int) -> Tensor:
     """Whether a block holds any True: bool [..., Q, K] -> bool [..., q, k]."""
-    return block_sum(x_QK.int(), block_size) > 0
+    if block_size == 1:
+        return x_QK
+    by_key = row_blocks(x_QK, block_size)
+    return F.pad(by_key, (0, 0, 0, -by_key.shape[-2] % block_size)).unflatten(-2, (-1, block_size)).any(-2)
 
 
 def row_blocks(x_QK: Tensor, block_size: int) -> Tensor:

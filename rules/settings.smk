@@ -1,8 +1,10 @@
 # What the rules of all experiments share: folders, flags, labels. No rules here.
+import functools
 import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 
 # Jobs use the interpreter that runs Snakemake, activated or not, and find this repository's packages in any environment.
@@ -10,9 +12,6 @@ os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     PYTHONPATH=os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")])),
 )
-
-sys.path.append(str(workflow.basedir))
-from reproduction.source import other_source
 
 # glibc gives large tensors back to the system as soon as they are freed, and every page of the next one faults anew: in translation a
 # quarter of a training's time on a CPU went there. Results do not change; other C libraries do not know these names.
@@ -191,6 +190,13 @@ def figure_caption(name):
     return str(Path("results", config["name"], f"{name}.md").absolute())
 
 
+@functools.cache
+def other_source(runs):
+    """What captions say of runs that other source made."""
+    command = [sys.executable, "-m", "reproduction.source", "--runs", runs]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def code_of_runs(wildcards):
-    """Which runs other source made, as captions say: a figure is drawn anew when that changes."""
+    """Which runs other source made: a figure is drawn anew when that changes, since its caption says so."""
     return other_source(f"runs/{wildcards.config}")

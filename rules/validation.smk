@@ -1,5 +1,5 @@
 # Refuse a configuration that config/schema.yaml does not allow, fill in its defaults, keep the seeds asked for. No rules here.
-import yaml
+from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
@@ -42,7 +42,7 @@ def stand_in(experiment):
     Nothing of it is run: a target of it is refused.
     """
     ABSENT.add(experiment)
-    smoke = yaml.safe_load((Path(workflow.basedir) / "config" / "smoke.yaml").read_text())
+    smoke = load_configfile(str(Path(workflow.basedir) / "config" / "smoke.yaml"))
     validate(smoke, str(Path(workflow.basedir) / "config" / "schema.yaml"))
     return smoke[experiment]
 

@@ -8,7 +8,6 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..errors import InputError
 from ..files.tensors import written_whole
@@ -50,19 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             f"{output}: expected the name of a .safetensors file to write, found {output.suffix or 'none'}"
         )
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from ..huggingface import calibrate, collect_patterns
     from ..huggingface.calibrate import TAUS
+    from ..huggingface.causal_text import load_causal, read_windows
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-        model = AutoModelForCausalLM.from_pretrained(arguments.model)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{arguments.model}: expected a causal language model of transformers, found: {reason}"
-        ) from error
+    model, tokenizer = load_causal(arguments.model)
     windows = read_windows(arguments.text, tokenizer, arguments.length, arguments.windows)
     batches = [
         {"input_ids": part, "attention_mask": torch.ones_like(part), "labels": part}
@@ -84,25 +75,3 @@ def run(arguments: argparse.Namespace) -> None:
         f"{output}: loss {found.dense_loss:.4f} dense, {found.loss:.4f} under the mask (budget {arguments.budget:g}), "
         f"effective sparsity {mask.effective_sparsity:.4f}"
     )
-
-
-def read_windows(path: str, tokenizer, length: int, number: int) -> Tensor:
-    """int64 [windows, length]: the beginning of a text, cut into windows of whole length.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read as text, or is too short for two windows.
-    """
-    if length < 2 or number < 2:
-        name, found = ("--length", length) if length < 2 else ("--windows", number)
-        raise InputError(f"{name}: expected at least 2, found {found}")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a file of text in UTF-8, found: {error}") from error
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: number * length]
-    whole = len(ids) // length
-    if whole < 2:
-        raise InputError(f"{path}: expected at least 2 windows of {length} tokens, found {len(ids)} tokens")
-    return torch.tensor(ids[: whole * length]).view(whole, length)

@@ -76,6 +76,17 @@ def _of_mask(mask: PruneMask) -> dict[str, object]:
     }
 
 
+def describe_overlap(mask: PruneMask, other: PruneMask) -> dict[str, object]:
+    """How much two masks prune in common, ready for JSON."""
+    overlap = mask.overlap(other)
+    return {
+        "files": [mask.source, other.source],
+        "effective_sparsity": [mask.effective_sparsity, other.effective_sparsity],
+        "overlap": float(overlap.mean()),
+        "overlap_by_head": {f"layer {layer}": heads for layer, heads in enumerate(overlap.tolist())},
+    }
+
+
 def as_text(facts: dict[str, object]) -> str:
     """The same facts, one a line, shares with four digits."""
     lines = []

@@ -19,7 +19,7 @@ from ..mask import PruneMask
 from ..recipe import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, MaskRecipe
 from ..structure import SITES
 from . import calibrate
-from .describe import as_text, describe
+from .describe import as_text, describe, describe_overlap
 
 #: The flags of ``mask`` that a MaskRecipe has by the same names.
 _RECIPE_FLAGS = ("tau", "rule", "scope", "block_size", "row_floor", "unobserved", "crop")
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_inspect(commands)
+    _add_overlap(commands)
     _add_mask(commands)
     _add_convert(commands)
     _add_plot(commands)
@@ -61,6 +62,19 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--json", action="store_true", help="print JSON (default: text)")
     _add_npy_flags(command)
     command.set_defaults(run=_inspect)
+
+
+def _add_overlap(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "overlap",
+        help="say how much two masks prune in common",
+        description="Say how much of what two masks prune is the same, by layer and head: the cells that both prune "
+        "over the cells that either prunes.",
+    )
+    command.add_argument("file", metavar="MASK", help="a mask")
+    command.add_argument("other", metavar="OTHER", help="a mask of the same attention")
+    command.add_argument("--json", action="store_true", help="print JSON (default: text)")
+    command.set_defaults(run=_overlap)
 
 
 def _add_mask(commands: argparse._SubParsersAction) -> None:
@@ -165,6 +179,11 @@ def _file_flags(arguments: argparse.Namespace) -> dict[str, object]:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     facts = describe(load_any(arguments.file, **_file_flags(arguments)))
+    print(json.dumps(facts, indent=2) if arguments.json else as_text(facts))
+
+
+def _overlap(arguments: argparse.Namespace) -> None:
+    facts = describe_overlap(PruneMask.load(arguments.file), PruneMask.load(arguments.other))
     print(json.dumps(facts, indent=2) if arguments.json else as_text(facts))
 
 

@@ -14,7 +14,8 @@ from .published import read_published
 from .tensors import file_name, read_stored
 
 #: What has files of this library, told apart by their format.
-_CLASSES = {kind.FILE.format: kind for kind in (AttentionPattern, PruneMask, DistanceMask)}
+_FILES = {AttentionPattern: AttentionPattern.FILES, PruneMask: (PruneMask.FILE,), DistanceMask: (DistanceMask.FILE,)}
+_CLASSES = {kind.format: owner for owner, kinds in _FILES.items() for kind in kinds}
 
 
 def load_any(
@@ -34,7 +35,7 @@ def load_any(
     InputError
         If the file is none of these, contradicts what is given, or is a ``.npy`` and no site is given.
     """
-    return _read(path, tuple(_CLASSES.values()), site, causal, layout)
+    return _read(path, tuple(_FILES), site, causal, layout)
 
 
 def load_pattern(
@@ -106,7 +107,7 @@ def _read(
         return read_published(path, layout, site=site, causal=causal)
     if layout is not None:
         raise InputError(f"{path}: expected a .npy file where a layout ({layout}) is given, found another kind of file")
-    stored = read_stored(path, *(kind.FILE for kind in classes))
+    stored = read_stored(path, *(kind for owner in classes for kind in _FILES[owner]))
     loaded = _CLASSES[stored.kind.format].from_stored(stored)
     _require_same(loaded, {"site": site, "causal": causal})
     return loaded

@@ -6,6 +6,7 @@ only part of the library that needs transformers. How to use it, and what is sup
 """
 
 from ..ops.choice import BACKENDS
+from .agreement import Agreement, mask_agreement
 from .calibrate import Calibration, calibrate
 from .collect import collect_patterns
 from .forward import IMPLEMENTATION, register
@@ -16,11 +17,13 @@ from .sites import AttentionStack, find_stacks
 __all__ = [
     "BACKENDS",
     "IMPLEMENTATION",
+    "Agreement",
     "AttentionStack",
     "Calibration",
     "calibrate",
     "collect_patterns",
     "find_stacks",
+    "mask_agreement",
     "model_masks",
     "prune_model",
     "unprune_model",

@@ -21,8 +21,11 @@ from .sites import AttentionStack
 #: Under this name an attention module holds its AttentionSite.
 SITE_ATTRIBUTE = "attention_pruning"
 
-#: Called with the probabilities [B, H, Q, S] before dropout and the positions of queries and keys.
-SiteObserver = Callable[[Tensor, Axis, Axis], None]
+#: Called run by run of queries with the first of them and the probabilities [B, H, R, S] before dropout; keys beyond
+#: the last one given have 0.
+RowObserver = Callable[[int, Tensor], None]
+#: Called with the positions of queries and keys of a call and its batch size: who observes the call.
+SiteObserver = Callable[[Axis, Axis, int], RowObserver]
 
 
 class Steps:

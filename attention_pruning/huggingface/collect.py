@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from ..progress import count, shown
 from .attention_site import SITE_ATTRIBUTE, AttentionSite, Steps
 from .collector import Collector
 from .prune import implementations, model_masks, use_implementation
+from .resuming import PartialSums
 from .sites import AttentionStack, find_stacks
 
 
@@ -31,6 +33,9 @@ def collect_patterns(
     block_size: int = 1,
     metadata: Mapping[str, MetadataValue] | None = None,
     progress: bool | None = None,
+    max_batches: int | None = None,
+    resume: str | Path | None = None,
+    resume_every: float = 60.0,
 ) -> dict[str, AttentionPattern]:
     """One pass over data in evaluation mode, and the average attention of every site.
 
@@ -54,6 +59,14 @@ def collect_patterns(
         Joins the patterns' own.
     progress : bool, optional
         By default a bar, where there is a terminal with tqdm; see ``progress.shown``.
+    max_batches : int, optional
+        Stop after so many batches (of each process).
+    resume : str or Path, optional
+        A .safetensors file to keep the sums in. A call that was cut short, made again with the same data in the same
+        order, goes on where it was, and gives the same patterns to the bit; one with more batches adds to them. The
+        file is kept: delete it when the patterns are saved. Each of several processes has a file of its own.
+    resume_every : float
+        Seconds between two writings of the file; 0 writes after every batch.
 
     Returns
     -------
@@ -65,26 +78,20 @@ def collect_patterns(
     ------
     InputError
         If the model is not supported, a site is unknown, a batch is no mapping or longer than expected, sequences are
-        packed, or there is no batch. An error in one process ends all of them, after the pass of the others.
+        packed, there is no batch, or the file to resume is that of another collection. An error in one process ends
+        all of them, after the pass of the others.
     """
-    with together():
-        if not isinstance(dataloader, Iterable):
-            raise InputError(f"dataloader: expected batches to go through, found {type(dataloader).__name__}")
-        stacks = find_stacks(model)
-        collectors = _collectors(stacks, sites, lengths, block_size, type(model).__name__)
-        batches = iter(dataloader)
-        first = list(itertools.islice(batches, 1))
-        if process_count() > 1:
-            _measure(model, stacks, collectors, first)
-    arguments = {site: collector.arguments() for site, collector in collectors.items()}
-    sizes = longest("collect_patterns", arguments, {site: one.lengths for site, one in collectors.items()})
-    for site, collector in collectors.items():
-        collector.lengths = sizes[site]
-    with together(), _observed(model, stacks, collectors):
-        for batch in shown(itertools.chain(first, batches), count(dataloader), "collect_patterns", progress):
-            model(**_prepared(model, batch))
-            for collector in collectors.values():
-                collector.flush()
+    collectors = accumulated(
+        model,
+        dataloader,
+        sites,
+        lengths=lengths,
+        block_size=block_size,
+        progress=progress,
+        max_batches=max_batches,
+        resume=resume,
+        resume_every=resume_every,
+    )
     facts = {"model": type(model).__name__}
     return {
         site: collector.finish(
@@ -92,6 +99,61 @@ def collect_patterns(
         )
         for site, collector in collectors.items()
     }
+
+
+def accumulated(
+    model: PreTrainedModel,
+    dataloader: Iterable[Mapping[str, Tensor]],
+    sites: Iterable[str] | None,
+    *,
+    lengths: int | Mapping[str, tuple[int, int]] | None,
+    block_size: int,
+    progress: bool | None,
+    max_batches: int | None,
+    resume: str | Path | None = None,
+    resume_every: float = 60.0,
+    after: Callable[[Mapping[str, Collector]], None] | None = None,
+) -> dict[str, Collector]:
+    """The pass of :func:`collect_patterns`, up to the sums of this process.
+
+    Parameters
+    ----------
+    after : callable, optional
+        Called with the collectors after every batch.
+    """
+    with together():
+        if not isinstance(dataloader, Iterable):
+            raise InputError(f"dataloader: expected batches to go through, found {type(dataloader).__name__}")
+        if max_batches is not None and (not isinstance(max_batches, int) or max_batches < 1):
+            raise InputError(f"max_batches: expected a whole number of 1 or more, found {max_batches!r}")
+        stacks = find_stacks(model)
+        collectors = _collectors(stacks, sites, lengths, block_size, type(model).__name__)
+        batches = itertools.islice(dataloader, max_batches)
+        first = list(itertools.islice(batches, 1))
+        if process_count() > 1:
+            _measure(model, stacks, collectors, first)
+    arguments = {site: collector.arguments() for site, collector in collectors.items()}
+    sizes = longest("collect_patterns", arguments, {site: one.lengths for site, one in collectors.items()})
+    for site, collector in collectors.items():
+        collector.lengths = sizes[site]
+    total = count(dataloader) if max_batches is None else min(count(dataloader) or max_batches, max_batches)
+    with together():
+        partial = None
+        if resume is not None:
+            partial = PartialSums(resume, resume_every, model, collectors, _what(model, arguments))
+        with _observed(model, stacks, collectors):
+            for batch in shown(itertools.chain(first, batches), total, "collect_patterns", progress):
+                if partial is None or not partial.has(batch):
+                    model(**_prepared(model, batch))
+                    for collector in collectors.values():
+                        collector.flush()
+                    if partial is not None:
+                        partial.add(batch)
+                if after is not None:
+                    after(collectors)
+        if partial is not None:
+            partial.close()
+    return collectors
 
 
 def _collectors(
@@ -126,6 +188,13 @@ def _measure(
                 model(**_prepared(model, batch))
     for collector in unsaid.values():
         collector.measuring = False
+
+
+def _what(model: PreTrainedModel, arguments: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """What is collected, as flat facts."""
+    facts: dict[str, object] = {"model": type(model).__name__, "sites": " ".join(arguments)}
+    facts |= {f"{site} {name}": value for site, own in arguments.items() for name, value in own.items()}
+    return facts | {f"{site} mask": mask.fingerprint for site, mask in model_masks(model).items()}
 
 
 def _masks_observed_under(model: PreTrainedModel, site: str) -> dict[str, str]:

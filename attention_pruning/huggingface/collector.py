@@ -1,6 +1,6 @@
 """What the observers of one site see, on its way into an accumulator.
 
-Letters in names: B batch, H heads, Q queries, K keys, N either.
+Letters in names: B batch, H heads, Q queries, K keys, N either; R a run of queries.
 """
 
 from __future__ import annotations
@@ -13,20 +13,53 @@ from torch import Tensor
 from ..accumulate import PatternAccumulator
 from ..errors import InputError
 from ..files.tensors import MetadataValue
+from ..layer_sums import LayerSums
 from ..pattern import AttentionPattern
+from .attention_site import RowObserver
 from .positions import Axis
 from .sites import AttentionStack
 
 
 @dataclass
-class _Call:
-    """The probabilities of one layer in one batch, summed over the calls of a module that layers share."""
+class Observation:
+    """One layer of one batch, on its way into the accumulator.
 
-    layer: int
-    probabilities: Tensor
-    query: Axis
-    key: Axis
+    Attributes
+    ----------
+    sums : LayerSums
+    real_query, real_key : Tensor or None
+        bool [B, N] where all sequences begin at the first place; None: all tokens are real.
+    tokens : list or None
+        Where they do not (padding on the left): the places of the real queries of every sequence, and of its keys.
+    calls : int
+        Of one module, which add to the same sums.
+    """
+
+    sums: LayerSums
+    real_query: Tensor | None = None
+    real_key: Tensor | None = None
+    tokens: list[list[Tensor]] | None = None
     calls: int = 1
+
+    def add(self, start: int, p_BHRK: Tensor) -> None:
+        """Add the probabilities of queries from ``start`` on; keys beyond the last one given have 0."""
+        if self.tokens is not None:
+            self._add_by_sequence(start, p_BHRK)
+            return
+        queries, keys = self.sums.lengths
+        p_BHRK = p_BHRK[:, :, : max(queries - start, 0), :keys]
+        if p_BHRK.shape[2]:
+            real_query = None if self.real_query is None else self.real_query[:, start : start + p_BHRK.shape[2]]
+            real_key = None if self.real_key is None else self.real_key[:, : p_BHRK.shape[3]]
+            self.sums.add(p_BHRK, real_query, real_key, start)
+
+    def _add_by_sequence(self, start: int, p_BHRK: Tensor) -> None:
+        stop, keys = start + p_BHRK.shape[2], p_BHRK.shape[3]
+        for p_HRK, query, key in zip(p_BHRK, *self.tokens, strict=True):
+            first, last = (int((query < bound).sum()) for bound in (start, stop))
+            if first < last:  # its tokens keep their order: one run of rows
+                p_HrK = p_HRK[:, query[first:last] - start]
+                self.sums.add(p_HrK[None, :, :, key[key < keys]], start=first)
 
 
 @dataclass
@@ -49,64 +82,60 @@ class Collector:
     asked: bool = field(init=False)
     measuring: bool = field(default=False, init=False)
     accumulator: PatternAccumulator | None = field(default=None, init=False)
-    pending: _Call | None = field(default=None, init=False)
+    pending: Observation | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.asked = self.lengths is not None
 
-    def observe(self, layer: int, probabilities_BHQK: Tensor, query: Axis, key: Axis) -> None:
+    def observe(self, layer: int, query: Axis, key: Axis, batch: int) -> RowObserver:
+        """What takes the probabilities of a call of one layer, run by run of its queries."""
+        queries, keys = query.index.shape[-1], key.index.shape[-1]
         if self.measuring:
-            self.lengths = tuple(probabilities_BHQK.shape[2:])
-            return
+            self.lengths = (queries, keys)
+            return lambda start, p_BHRK: None
         # ALBERT calls one module for several layers: their mean is one observation of the module.
-        if self.pending is not None and self.pending.layer == layer:
-            self.pending.probabilities = self.pending.probabilities + probabilities_BHQK
+        if self.pending is not None and self.pending.sums.layer == layer:
             self.pending.calls += 1
-            return
+            return self.pending.add
         self.flush()
-        self.pending = _Call(layer, probabilities_BHQK, query, key)
+        if self.lengths is None:
+            self.lengths = (queries, keys)
+        self.pending = self._begin(layer, query, key, batch)
+        return self.pending.add
 
     def flush(self) -> None:
         """Add the call that is waiting, at the end of a batch or when the next layer begins."""
-        if self.pending is None:
-            return
-        call, self.pending = self.pending, None
-        batch, _, queries, keys = call.probabilities.shape
-        real_query = _aligned(self.stack, call.query, batch, queries)
-        real_key = _aligned(self.stack, call.key, batch, keys)
-        probabilities = call.probabilities / call.calls
-        if call.query.index.ndim == 2:
-            probabilities = probabilities.gather(2, real_query.order[:, None, :, None].expand_as(probabilities))
-        if call.key.index.ndim == 2:
-            probabilities = probabilities.gather(3, real_key.order[:, None, None, :].expand_as(probabilities))
-        if self.lengths is None:
-            self.lengths = (queries, keys)
-        self._add(call.layer, probabilities, real_query.real, real_key.real)
+        if self.pending is not None:
+            self.ready().join(self.pending.sums, self.pending.calls)
+            self.pending = None
 
-    def _add(self, layer: int, probabilities: Tensor, real_query: Tensor | None, real_key: Tensor | None) -> None:
-        accumulator = self._ready()
+    def _begin(self, layer: int, query: Axis, key: Axis, batch: int) -> Observation:
+        accumulator = self.ready()
+        real_query = in_front(query, batch, self.stack.name)
+        real_key = in_front(key, batch, self.stack.name)
         # beyond the pattern there may be padding, nothing else
-        queries = _needed(real_query, probabilities.shape[2])
-        keys = _needed(real_key, probabilities.shape[3])
+        queries, keys = _needed(real_query, query), _needed(real_key, key)
         if queries > accumulator.query_length or keys > accumulator.key_length:
             origin = "the lengths asked for" if self.asked else "the lengths of the first batch (lengths= changes them)"
             raise InputError(
                 f"{self.stack.site}: expected at most {accumulator.query_length} queries and {accumulator.key_length} "
                 f"keys, {origin}, found a batch of {queries} and {keys}"
             )
-        accumulator.update(
-            layer,
-            probabilities[:, :, :queries, :keys],
-            None if real_query is None else real_query[:, :queries],
-            None if real_key is None else real_key[:, :keys],
-        )
+        sums = accumulator.layer_sums(layer, queries, keys)
+        real_query = None if real_query is None else real_query[:, :queries]
+        real_key = None if real_key is None else real_key[:, :keys]
+        accumulator.count(sums, batch, real_query, real_key)
+        if query.index.ndim == 2 or key.index.ndim == 2:
+            return Observation(sums, tokens=[_tokens(axis, batch) for axis in (query, key)])
+        return Observation(sums, real_query, real_key)
 
     def arguments(self) -> dict[str, object]:
         """What the collectors of one site have in common in all processes."""
         facts = {name: getattr(self.stack, name) for name in ("layers", "heads", "causal")}
         return facts | {"block_size": self.block_size, "lengths": self.lengths if self.asked else None}
 
-    def _ready(self) -> PatternAccumulator:
+    def ready(self) -> PatternAccumulator:
+        """The accumulator, made when it is first asked for; by then the lengths have to be known."""
         if self.accumulator is None:
             stack = self.stack
             self.accumulator = PatternAccumulator(
@@ -118,39 +147,47 @@ class Collector:
         """The average over all processes, those included that had no batch."""
         if self.lengths is None:
             raise InputError(f"dataloader: expected at least one batch that reaches {self.stack.name}, found none")
-        accumulator = self._ready()
+        accumulator = self.ready()
         accumulator.all_reduce()
         if not accumulator.sequences:
             raise InputError(f"dataloader: expected at least one batch that reaches {self.stack.name}, found none")
         return accumulator.finalize(metadata)
 
 
-@dataclass(frozen=True)
-class _Alignment:
-    """Real tokens moved to the front: where each place takes its token from, [B, N], and which places are real."""
+def in_front(axis: Axis, batch: int, name: str) -> Tensor | None:
+    """Which places hold a real token once these are moved to the front: bool [B, N], None if all do.
 
-    order: Tensor | None
-    real: Tensor | None
-
-
-def _aligned(stack: AttentionStack, axis: Axis, batch: int, length: int) -> _Alignment:
+    Raises
+    ------
+    InputError
+        For a call with a cache, or several sequences in one row.
+    """
+    length = axis.index.shape[-1]
     if axis.real is None:
-        if axis.index.ndim == 2 or axis.index.shape[0] != axis.bound:
-            raise InputError(f"{stack.name}: expected whole sequences to collect from, found a call with a cache")
-        return _Alignment(None, None)
+        if axis.index.ndim == 2 or length != axis.bound:
+            raise InputError(f"{name}: expected whole sequences to collect from, found a call with a cache")
+        return None
     real = axis.real.expand(batch, length)
     if axis.index.ndim == 1:
-        return _Alignment(None, real)
+        return real
     order = (~real).long().argsort(dim=1, stable=True)
     real = real.gather(1, order)
     index = axis.index.expand(batch, length).gather(1, order)
     if ((index != torch.arange(length, device=index.device)) & real).any():
-        raise InputError(f"{stack.name}: expected one sequence a row to collect from, found packed sequences")
-    return _Alignment(order, real)
+        raise InputError(f"{name}: expected one sequence a row to collect from, found packed sequences")
+    return real
 
 
-def _needed(real_BN: Tensor | None, length: int) -> int:
+def _needed(real_BN: Tensor | None, axis: Axis) -> int:
     if real_BN is None:
-        return length
+        return axis.index.shape[-1]
     used = real_BN.any(0).nonzero()
     return int(used.max()) + 1 if len(used) else 1
+
+
+def _tokens(axis: Axis, batch: int) -> list[Tensor]:
+    """The places of the real tokens of every sequence."""
+    length = axis.index.shape[-1]
+    if axis.real is None:
+        return [torch.arange(length, device=axis.index.device)] * batch
+    return [real.nonzero()[:, 0] for real in axis.real.expand(batch, length)]

@@ -6,6 +6,9 @@ Q queries, S keys, D head size.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -24,6 +27,13 @@ from .positions import Places, can_look
 from .sites import is_causal as module_is_causal
 
 IMPLEMENTATION = "attention_pruning"
+#: An observed call of at most so many scores is computed at once, by device; of a longer one runs of queries are.
+SCORES_AT_ONCE = {"cpu": 1 << 24}
+#: So many scores at a time: on a processor what its cache holds (16 MB in float32); but at least so many queries, since
+#: each run reads all keys.
+SCORES_IN_A_RUN, QUERIES_IN_A_RUN = {"cpu": 1 << 22}, 16
+#: The same on any other device.
+SCORES_ELSEWHERE = 1 << 26
 #: Keyword arguments that change what attention means in ways that a mask cannot be combined with here.
 _FOREIGN = ("softcap", "s_aux", "indices", "block_indices")
 
@@ -166,24 +176,59 @@ def _by_cells(
 ) -> Tensor:
     """Every score, each under the cell of its own positions: any call at all."""
     queries, keys, groups = query.shape[2], places.keys, query.shape[1] // key.shape[1]
-    pruned, observer = site.cells(places.query, places.key), site.observer
-    if visible is None and site.causal and queries > 1:
-        visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
-    elif visible is not None:
-        visible = visible[..., :keys]
+    key, value = (repeat_kv(x[:, :, :keys], groups) for x in (key, value))
+    attention = functools.partial(attend, scale=scaling, dropout_p=dropout)
+    if site.observer is None:
+        mask, bias = _masks(site, places, visible, bias, slice(0, queries), keys, query.dtype)
+        implementation = "eager" if site.backend == "reference" else "sdpa"
+        return attention(query, key, value, mask, bias=bias, implementation=implementation)
+    observer, out = site.observer(places.query, places.key, len(query)), []
+    runs = list(runs_of(queries, query.shape[0] * query.shape[1] * keys, query.device.type))
+    for rows in runs:
+        seen = keys if len(runs) == 1 else _keys_seen(site, visible, rows, keys)
+        mask, own_bias = _masks(site, places, visible, bias, rows, seen, query.dtype)
+        run = (query[:, :, rows], key[:, :, :seen], value[:, :, :seen])
+        out.append(attention(*run, mask, bias=own_bias, observer=functools.partial(observer, rows.start)))
+    return torch.cat(out, 2)
+
+
+def runs_of(queries: int, scores: int, device: str) -> Iterator[slice]:
+    """Runs of queries to compute at a time; all at once if that is little enough. ``scores``: of one query."""
+    rows = SCORES_AT_ONCE.get(device, SCORES_ELSEWHERE) // scores
+    if rows < queries:
+        rows = max(SCORES_IN_A_RUN.get(device, SCORES_ELSEWHERE) // scores, QUERIES_IN_A_RUN)
+    return (slice(start, min(start + rows, queries)) for start in range(0, queries, rows))
+
+
+def _keys_seen(site: AttentionSite, visible: Tensor | None, rows: slice, keys: int) -> int:
+    """How many keys are enough for a run of queries."""
+    if visible is not None:
+        seen = visible[..., rows, :keys].flatten(0, -2).any(0).nonzero()
+        return int(seen.max()) + 1 if len(seen) else 1
+    return rows.stop if site.causal else keys
+
+
+def _masks(
+    site: AttentionSite,
+    places: Places,
+    visible: Tensor | None,
+    bias: Tensor | None,
+    rows: slice,
+    keys: int,
+    dtype: torch.dtype,
+) -> tuple[ScoreMask | None, Tensor | None]:
+    """What hides and what is added to the scores of some queries and the first keys."""
+    pruned = site.cells(places.query.part(rows), places.key.part(slice(keys)))
     if bias is not None:
-        bias = bias[..., :keys]
-    return attend(
-        query,
-        repeat_kv(key[:, :, :keys], groups),
-        repeat_kv(value[:, :, :keys], groups),
-        None if pruned is None and visible is None else ScoreMask.build(pruned, visible, query.dtype),
-        bias=bias,
-        scale=scaling,
-        dropout_p=dropout,
-        observer=None if observer is None else lambda p: observer(p, places.query, places.key),
-        implementation="eager" if observer is not None or site.backend == "reference" else "sdpa",
-    )
+        bias = (bias if bias.shape[-2] == 1 else bias[..., rows, :])[..., :keys]
+    if visible is not None:
+        visible = visible[..., rows, :keys]
+    elif site.causal and rows.stop > 1:
+        device, number = places.query.index.device, rows.stop - rows.start
+        if pruned is None:
+            return ScoreMask.causal(rows.start, number, keys, dtype, device), bias
+        visible = torch.ones(number, keys, dtype=torch.bool, device=device).tril(rows.start)
+    return None if pruned is None and visible is None else ScoreMask.build(pruned, visible, dtype), bias
 
 
 def _split_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

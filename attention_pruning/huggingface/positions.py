@@ -41,6 +41,11 @@ class Axis:
     bound: int
     real: Tensor | None = None
 
+    def part(self, some: slice) -> Axis:
+        """Some of the tokens."""
+        real = None if self.real is None else self.real[..., some]
+        return Axis(self.index[..., some], self.bound, real)
+
     def last(self) -> Tensor:
         """The highest position of a real token."""
         if self.real is None:

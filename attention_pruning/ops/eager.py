@@ -81,6 +81,14 @@ class ScoreMask:
             return cls(additive, uniform, blind)
         return cls(additive, uniform if uniform.any() else None, blind if blind.any() else None)
 
+    @classmethod
+    def causal(cls, first: int, rows: int, keys: int, dtype: torch.dtype, device: torch.device) -> ScoreMask:
+        """That of a run of ``rows`` queries, the first of which is the key of its number: each sees itself and before.
+
+        Rows of [L, S] are made, and nothing has to be looked at.
+        """
+        return cls(torch.full((rows, keys), -math.inf, dtype=dtype, device=device).triu_(first + 1))
+
     def apply(self, q_BHLD: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Queries and bias such that ``q k + bias`` are the masked scores."""
         if self.uniform is not None:  # a constant row of scores: no query, no bias

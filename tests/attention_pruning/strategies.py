@@ -7,8 +7,9 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from attention_pruning import AttentionPattern, PatternAccumulator
+from attention_pruning import AttentionPattern
 from attention_pruning.make import from_pattern
+from attention_pruning.structure import visible_cells
 
 #: For every property test of this folder: no deadline (the machine may be busy), and few enough examples to stay quick.
 law = settings(deadline=None, max_examples=80)
@@ -64,6 +65,6 @@ def cell_set(mask_QK):
 def uniform_mask(queries, keys, tau, site, causal=None, heads=1, **chosen):
     """The mask of a pattern of noise, seen everywhere."""
     average = torch.rand(1, heads, queries, keys, generator=torch.Generator().manual_seed(1)) * 0.9 + 0.01
-    visible = PatternAccumulator(1, 1, queries, keys, site, causal)._visible
+    visible = visible_cells(queries, keys, site == "dec-self" if causal is None else causal)
     pattern = AttentionPattern(average * visible, torch.ones(queries, keys), site, causal)
     return from_pattern(pattern, tau, rule="allowed", **chosen)

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import brute_force
-from attention_pruning import AttentionPattern, InputError, PatternAccumulator
+from attention_pruning import AttentionPattern, InputError
 from attention_pruning.make import distance_like, from_pattern, random_like, window_like
 from attention_pruning.make.controls import distance_scores, random_scores, window_scores
+from attention_pruning.structure import visible_cells
 from strategies import cell_set, choices, law, patterns, seeds, sizes, taus, uniform_mask
 
 
@@ -94,7 +95,7 @@ def test_block_baselines_are_always_found_where_all_was_observed(queries, memory
     average = torch.rand(2, 2, queries, queries + memory, generator=torch.Generator().manual_seed(seed))
     count = torch.ones(queries, queries + memory)
     for causal in (False, True):
-        visible = PatternAccumulator(1, 1, *count.shape, "self", causal)._visible
+        visible = visible_cells(*count.shape, causal)
         pattern = AttentionPattern(average * visible, count, "self", causal)
         data = from_pattern(pattern, tau, rule="allowed", block_size=size)
         by_distance = distance_like(data, pattern)

@@ -24,7 +24,7 @@ def pattern():
     """Causal with a memory of 16 and never-seen keys at its far end, 2 layers of 3 heads."""
     accumulator = PatternAccumulator(2, 3, 32, 48, "self", causal=True)
     scores = torch.randn(2, 5, 3, 32, 48, generator=torch.Generator().manual_seed(2))
-    hidden = ~accumulator._visible
+    hidden = ~accumulator.structure.visible()
     hidden[:, :4] = True
     for layer in range(2):
         p = scores[layer].masked_fill(hidden, -torch.inf).softmax(-1)
@@ -201,7 +201,21 @@ def test_it_runs_as_a_module_and_imports_no_matplotlib_before_it_draws(folder, m
     assert found.stderr == "error: nothing.safetensors: expected a safetensors file, found no such file\n"
 
 
-@pytest.mark.parametrize("command", [[], ["inspect"], ["mask"], ["convert"], ["plot"]])
+def test_overlap_says_how_much_two_masks_prune_in_common(folder, capsys):
+    assert run("mask", "--random-like", "mask.safetensors", "--seed", "1", "-o", "random.safetensors") == 0
+    capsys.readouterr()
+    assert run("overlap", "mask.safetensors", "random.safetensors", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    expected = PruneMask.load("mask.safetensors").overlap(PruneMask.load("random.safetensors"))
+    assert facts["overlap_by_head"] == {f"layer {layer}": heads for layer, heads in enumerate(expected.tolist())}
+    assert facts["overlap"] == float(expected.mean()) and 0.1 < facts["overlap"] < 0.9
+    assert run("overlap", "mask.safetensors", "mask.safetensors") == 0
+    assert "overlap: 1.0000" in capsys.readouterr().out
+    assert run("overlap", "mask.safetensors", "pattern.safetensors") == 2
+    assert "expected a file of format 'attention-pruning/mask/1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"], ["overlap"], ["mask"], ["convert"], ["plot"]])
 def test_help_explains_every_flag_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as left:
         main([*command, "--help"])

@@ -12,7 +12,7 @@ import brute_force
 from attention_pruning import InputError, PruneMask
 from attention_pruning.make import from_pattern, random_like
 from attention_pruning.structure import visible_cells
-from strategies import cell_set, choices, law, patterns, seeds, sizes, structures, taus
+from strategies import cell_set, choices, law, patterns, seeds, sizes, structures, taus, uniform_mask
 
 
 def all_cells(mask):
@@ -144,3 +144,34 @@ def test_masks_of_other_attention_do_not_combine(changes, message):
 def test_a_mask_on_a_device_is_itself_with_its_layers_ready():
     mask = PruneMask.from_cells(torch.rand(2, 3, 8, 8) < 0.5, site="self")
     assert mask.to("meta") is mask and all(mask.layer(i).blocks(torch.device("meta")).is_meta for i in range(2))
+
+
+@law
+@given(patterns(), taus, taus, choices, sizes, st.sampled_from([1, 2, 4]))
+def test_overlap_is_what_both_prune_of_what_either_prunes(pattern, tau, other_tau, chosen, size, other_size):
+    first = from_pattern(pattern, tau, block_size=size, **chosen)
+    second = random_like(from_pattern(pattern, other_tau, block_size=other_size, row_floor="none", rule="allowed"), 3)
+    overlap = first.overlap(second)
+    assert overlap.shape == (first.layers, first.heads) and overlap.dtype == torch.float64
+    for layer, head in np.ndindex(first.layers, first.heads):
+        own, others = (cell_set(mask.cells(layer)[head] & mask.visible) for mask in (first, second))
+        expected = len(own & others) / len(own | others) if own | others else 1.0
+        assert float(overlap[layer, head]) == pytest.approx(expected, abs=1e-12)
+    assert torch.equal(second.overlap(first), overlap)
+    assert torch.equal(first.overlap(first), torch.ones(first.layers, first.heads, dtype=torch.float64))
+
+
+def test_masks_of_other_attention_have_no_overlap():
+    mask = uniform_mask(4, 4, 0.5, "self")
+    cases = {
+        "site self, that of mask, found enc-self": uniform_mask(4, 4, 0.5, "enc-self"),
+        "causal False, that of mask, found True": uniform_mask(4, 4, 0.5, "self", causal=True),
+        "heads 1, that of mask, found 2": uniform_mask(4, 4, 0.5, "self", heads=2),
+        "query_length 4, that of mask, found 5": uniform_mask(5, 4, 0.5, "self"),
+        "key_length 4, that of mask, found 5": uniform_mask(4, 5, 0.5, "self"),
+    }
+    for message, other in cases.items():
+        with pytest.raises(InputError, match=f"mask: expected {message}"):
+            mask.overlap(other)
+    with pytest.raises(InputError, match="expected a PruneMask, found Tensor"):
+        mask.overlap(mask.pruned)

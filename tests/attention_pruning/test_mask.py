@@ -160,7 +160,7 @@ def averaged(queries, keys, site, causal):
     accumulator = PatternAccumulator(2, 2, queries, keys, site, causal)
     scores = 2 * torch.randn(2, 3, 2, queries, keys, generator=torch.Generator().manual_seed(5))
     for layer in range(2):
-        accumulator.update(layer, scores[layer].masked_fill(~accumulator._visible, -math.inf).softmax(-1))
+        accumulator.update(layer, scores[layer].masked_fill(~accumulator.structure.visible(), -math.inf).softmax(-1))
     return accumulator.finalize()
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import brute_force
 from attention_pruning import AttentionPattern, InputError, PatternAccumulator
+from attention_pruning.structure import visible_cells
 from strategies import cell_set, law, patterns, structures
 
 
@@ -22,7 +23,7 @@ def collections(draw):
     site, causal, queries, keys = draw(structures(longest=6))
     layers, heads = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     accumulator = (layers, heads, queries, keys, site, causal)
-    visible = PatternAccumulator(*accumulator)._visible.numpy()
+    visible = visible_cells(queries, keys, PatternAccumulator(*accumulator).causal).numpy()
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     batches = []
     for _ in range(draw(st.integers(1, 3))):
@@ -128,7 +129,7 @@ def test_pooled_accumulation_equals_pooling_where_all_cells_were_seen_equally_of
     queries, memory, size, causal, seed
 ):
     arguments = (1, 2, queries, queries + memory, "self", causal)
-    hidden = ~PatternAccumulator(*arguments)._visible
+    hidden = ~visible_cells(queries, queries + memory, causal)
     scores = torch.randn(3, 2, queries, queries + memory, generator=torch.Generator().manual_seed(seed))
     p = scores.masked_fill(hidden, -math.inf).softmax(-1)
     cells, blocks = PatternAccumulator(*arguments), PatternAccumulator(*arguments, block_size=size)
@@ -344,9 +345,9 @@ def test_bad_files_are_refused(tmp_path):
         "no such file": lambda: None,
         "whole safetensors file": lambda: path.write_bytes(good.read_bytes()[:-1]),
         "whole safetensors file, found": lambda: torch.save(tensors, path),
-        "'attention-pruning/pattern/1', found None": lambda: save_file(tensors, path),
+        "attention-pruning/pattern/2', found None": lambda: save_file(tensors, path),
         "found 'pt'": lambda: save_file(tensors, path, {"format": "pt"}),
-        "'attention-pruning/pattern/1', found 'attention-pruning/mask/1'": lambda: save_file(
+        "attention-pruning/pattern/2', found 'attention-pruning/mask/1'": lambda: save_file(
             tensors, path, {"format": "attention-pruning/mask/1"}
         ),
         r"tensors \['average', 'count'\], found \['weight'\]": lambda: save_file({"weight": ONES}, path, header),
