@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .errors import InputError
 
-SITES = ("self", "enc-self", "dec-self", "enc-dec")
+#: ``self-local``: self-attention within a window, beside layers of the same model that have none.
+SITES = ("self", "self-local", "enc-self", "dec-self", "enc-dec")
 
 
 def visible_cells(query_length: int, key_length: int, causal: bool, rows: slice = slice(None)) -> Tensor:
@@ -24,6 +25,11 @@ def visible_cells(query_length: int, key_length: int, causal: bool, rows: slice 
     start, stop, _ = rows.indices(query_length)
     cells = torch.ones(max(stop - start, 0), key_length, dtype=torch.bool)
     return cells.tril_(start + key_length - query_length) if causal else cells
+
+
+def window_cells(query: Tensor, key: Tensor, window: int) -> Tensor:
+    """Whether positions are less than a window apart, on either side: bool, of positions that broadcast."""
+    return (query - key).abs() < window
 
 
 def resolve_structure(site: str, causal: bool | None, query_length: int, key_length: int) -> bool:

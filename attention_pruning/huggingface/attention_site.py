@@ -86,7 +86,7 @@ class AttentionSite(nn.Module):
         super().__init__()
         self.name = stack.name.replace("*", str(layer), 1)
         self.site, self.layer = stack.site, layer
-        self.cross, self.causal = stack.cross, stack.causal
+        self.cross, self.causal, self.window = stack.cross, stack.causal, stack.window
         self.mask, self.backend, self.beyond, self.steps = mask, backend, beyond, steps
         self.layer_mask: LayerMask | None = None if mask is None else mask.layer(layer)
         self.any_length = isinstance(mask, DistanceMask)
@@ -101,8 +101,25 @@ class AttentionSite(nn.Module):
         return self.any_length or (self.layer_mask is not None and self.layer_mask.prunes)
 
     def layer_mask_for(self, places: Places) -> LayerMask | None:
-        """What the operator needs for a call: the layer's mask, by distance one that is long enough."""
-        return self.mask.layer(self.layer, places.key.bound) if self.any_length else self.layer_mask
+        """What the operator needs for a call: the layer's mask, by distance one that is long enough, and where keys are
+        beyond the window one that leaves these out, too."""
+        mask = self.mask.layer(self.layer, places.key.bound) if self.any_length else self.layer_mask
+        return mask.within(self.window)[0] if self.beyond_window(places) else mask
+
+    def beyond_window(self, places: Places) -> bool:
+        """Whether the window hides any key of a call."""
+        return self.window is not None and places.key.bound > self.window and self.layer_mask is not None
+
+    def reason_of_window(self, places: Places) -> str | None:
+        """Why the window keeps a call from the operator, which takes hidden keys for pruned ones: they differ in rows
+        that are left empty, uniform over what they see."""
+        if not self.beyond_window(places):
+            return None
+        mask = self.mask.layer(self.layer, places.key.bound) if self.any_length else self.layer_mask
+        _, own_kept, none_empty = mask.within(self.window)
+        if own_kept or (none_empty and places.padding is None):
+            return None
+        return "rows are left empty within the sliding window"
 
     def is_dense(self, queries: int, keys: int) -> bool:
         """Whether transformers' own SDPA gives the answer; a call longer than the mask still has to be looked at."""
@@ -126,7 +143,7 @@ class AttentionSite(nn.Module):
         if visible is None:
             places = from_lengths(queries, keys, self.causal, device)
         else:
-            places = from_mask(visible, self.causal, position_ids, self.name)
+            places = from_mask(visible, self.causal, position_ids, self.name, self.window)
         if self.cross:
             own = self.steps.take()
             if own is None:

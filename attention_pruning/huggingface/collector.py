@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..files.tensors import MetadataValue
 from ..layer_sums import LayerSums
 from ..pattern import AttentionPattern
+from ..structure import window_cells
 from .attention_site import RowObserver
 from .positions import Axis
 from .sites import AttentionStack
@@ -124,7 +125,11 @@ class Collector:
         sums = accumulator.layer_sums(layer, queries, keys)
         real_query = None if real_query is None else real_query[:, :queries]
         real_key = None if real_key is None else real_key[:, :keys]
-        accumulator.count(sums, batch, real_query, real_key)
+        window = self.stack.window
+        visible = None
+        if window is not None and keys > window:
+            visible = window_cells(torch.arange(queries)[:, None], torch.arange(keys), window)
+        accumulator.count(sums, batch, real_query, real_key, visible)
         if query.index.ndim == 2 or key.index.ndim == 2:
             return Observation(sums, tokens=[_tokens(axis, batch) for axis in (query, key)])
         return Observation(sums, real_query, real_key)

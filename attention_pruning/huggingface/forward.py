@@ -116,7 +116,7 @@ def _reason_for_cells(site: AttentionSite, bias: Tensor | None, places: Places) 
         return places.reason
     if not site.covers(places):
         return "positions beyond the mask are computed, too"
-    return None
+    return site.reason_of_window(places)
 
 
 def _choice_by_cells(site: AttentionSite, reason: str) -> Choice:
@@ -249,11 +249,8 @@ def _refuse_foreign(
         if kwargs.get(name) is not None:
             raise InputError(f"{site.name}: expected plain attention, found {name}, which cannot be pruned")
     window = kwargs.get("sliding_window")
-    if window is not None and keys >= window:
-        raise InputError(
-            f"{site.name}: expected fewer keys than its sliding window of {window}, found {keys}: positions beyond the "
-            "window cannot be told"
-        )
+    if window != site.window and keys >= (window or keys):
+        raise InputError(f"{site.name}: expected its sliding window to be {site.window}, found a call with {window}")
     causal = module_is_causal(module) if causal is None else causal
     if not site.cross and bool(causal) != site.causal:
         raise InputError(f"{site.name}: expected causal attention to be {site.causal}, found a call with {causal}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import InputError
+from ..structure import window_cells
 
 #: Mask of a call -> what was read from it, as long as the mask lives.
 _READ = WeakTensorKeyDictionary()
@@ -94,31 +95,41 @@ def from_lengths(queries: int, keys: int, causal: bool, device: torch.device) ->
     return Places(query, key, keys, offset)
 
 
-def from_mask(visible_BhQS: Tensor, causal: bool, position_ids: Tensor | None, name: str) -> Places:
+def from_mask(
+    visible_BhQS: Tensor, causal: bool, position_ids: Tensor | None, name: str, window: int | None = None
+) -> Places:
     """Positions that a mask tells (bool, True = visible), or, where it does not, the model's position ids.
+
+    With a window, keys as far away as that are hidden, too, and a cache may have dropped them.
 
     Raises
     ------
     InputError
         For a causal call whose mask is not triangular plus padding, without position ids for all of its keys.
     """
+    if window is not None and visible_BhQS.shape[-1] < window:
+        window = None
+    if window is not None and causal and visible_BhQS.shape[-2] != visible_BhQS.shape[-1]:
+        return _after_cache(visible_BhQS, position_ids, name)
     if not can_look(visible_BhQS):
+        if window is not None:
+            raise InputError(f"{name}: expected a model that is not being compiled for more keys than its window")
         return _unseen(visible_BhQS, causal)
-    places = _read_once(visible_BhQS, causal)
+    places = _read_once(visible_BhQS, causal, window)
     return _from_position_ids(visible_BhQS, causal, position_ids, name) if places is None else places
 
 
-def _read_once(visible: Tensor, causal: bool) -> Places | None:
+def _read_once(visible: Tensor, causal: bool, window: int | None) -> Places | None:
     """Read each mask once: the layers of a model share one, and looking at it takes time (on a GPU, waiting)."""
     if visible.is_inference():  # has no count of changes
-        return _read(visible, causal)
-    known, key = _READ.setdefault(visible, {}), (visible._version, causal)
+        return _read(visible, causal, window)
+    known, key = _READ.setdefault(visible, {}), (visible._version, causal, window)
     if key not in known:
-        known[key] = _read(visible, causal)
+        known[key] = _read(visible, causal, window)
     return known[key]
 
 
-def _read(visible_BhQS: Tensor, causal: bool) -> Places | None:
+def _read(visible_BhQS: Tensor, causal: bool, window: int | None) -> Places | None:
     """None where more than padding and the future is hidden, so that the mask does not tell positions."""
     _, heads, queries, keys = visible_BhQS.shape
     visible_BQS = visible_BhQS[:, 0]
@@ -130,6 +141,9 @@ def _read(visible_BhQS: Tensor, causal: bool) -> Places | None:
         query, key = torch.arange(queries, device=real_BS.device), torch.arange(keys, device=real_BS.device)
         expected_BQS = expected_BQS & (key[None, :] <= query[:, None] + first)
         number = first + queries
+    if window is not None:  # of as many queries as keys
+        place = torch.arange(keys, device=real_BS.device)
+        expected_BQS = expected_BQS & window_cells(place[:, None], place, window)
     if heads != 1 or number > keys or not torch.equal(visible_BQS, expected_BQS.expand_as(visible_BQS)):
         return None
     real_BS = real_BS[:, :number]
@@ -146,6 +160,22 @@ def _read(visible_BhQS: Tensor, causal: bool) -> Places | None:
     if not causal or queries == number:
         return Places(key, key, number, 0, padding)
     return Places(Axis(place_S[first:], number), key, number, first, padding)
+
+
+def _after_cache(visible_BhQS: Tensor, position_ids: Tensor | None, name: str) -> Places:
+    """Positions where the cache of a sliding window may have dropped keys: the last key is that of the last query."""
+    queries, keys = visible_BhQS.shape[-2:]
+    if position_ids is None or list(position_ids.shape[-1:]) != [queries]:
+        raise InputError(f"{name}: expected position_ids for its {queries} queries after a cache, found none")
+    if not can_look(visible_BhQS) or not visible_BhQS[:, :, -1, -1].all():
+        found = "a static one, which is filled from the front, or torch.compile"
+        raise InputError(f"{name}: expected a dynamic cache beyond its sliding window, found {found}")
+    real_BS = visible_BhQS.any(2).any(1)
+    query_BQ = position_ids.expand(len(real_BS), -1)
+    index_BS = query_BQ[:, -1:] - torch.arange(keys - 1, -1, -1, device=query_BQ.device)
+    bound = int(query_BQ.max()) + 1
+    key = Axis(index_BS.clamp(min=0), bound, real_BS & (index_BS >= 0))
+    return Places(Axis(query_BQ, bound), key, keys, reason="the cache of a sliding window drops keys")
 
 
 def _unseen(visible_BhQS: Tensor, causal: bool) -> Places:

@@ -30,7 +30,8 @@ class AttentionStack:
     Attributes
     ----------
     site : str
-        ``self`` in a model with one stack; ``enc-self``, ``dec-self`` and ``enc-dec`` where there is cross attention.
+        ``self`` in a model with one stack, and ``self-local`` for those of its layers that attend within a sliding
+        window, if others do not; ``enc-self``, ``dec-self`` and ``enc-dec`` where there is cross attention.
     causal : bool
         Whether a query sees only keys up to its own position.
     name : str
@@ -39,6 +40,8 @@ class AttentionStack:
         One for each layer. A module that the model calls several times (ALBERT) is one layer, as its weights are.
     heads : int
         Query heads of each.
+    window : int or None
+        A query sees only keys that are less than so many positions away; None for no such window.
     """
 
     site: str
@@ -46,6 +49,7 @@ class AttentionStack:
     name: str
     modules: tuple[nn.Module, ...]
     heads: int
+    window: int | None = None
 
     @property
     def cross(self) -> bool:
@@ -69,19 +73,20 @@ def find_stacks(model: PreTrainedModel) -> dict[str, AttentionStack]:
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"model: expected a PreTrainedModel of transformers, found {type(model).__name__}")
     title = type(model).__name__
-    by_name: dict[str, list[nn.Module]] = {}
+    by_name: dict[tuple[str, int | None], list[nn.Module]] = {}
     for name, module in model.named_modules():
         if _asks_interface(type(module)):
-            by_name.setdefault(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name), []).append(module)
+            by_name.setdefault((re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name), window_of(module)), []).append(module)
     if not by_name:
         raise InputError(
             f"{title}: expected attention that goes through transformers' AttentionInterface, found none: this model "
             "computes its attention itself, so no mask can reach it"
         )
-    has_cross = any(_is_cross(name, modules[0]) for name, modules in by_name.items())
+    has_cross = any(_is_cross(name, modules[0]) for (name, _), modules in by_name.items())
     stacks: dict[str, AttentionStack] = {}
-    for name, modules in by_name.items():
-        stack = _stack(title, name, modules, has_cross)
+    for (name, window), modules in by_name.items():
+        mixed = window is not None and (name, None) in by_name
+        stack = _stack(title, name, modules, has_cross, window, mixed)
         if stack.site in stacks:
             raise InputError(
                 f"{title}: expected one stack of {stack.site} attention, found {stacks[stack.site].name} and {name}, "
@@ -114,6 +119,15 @@ def _is_cross(name: str, module: nn.Module) -> bool:
     return bool(named_so or getattr(module, "is_cross_attention", False))
 
 
+def window_of(module: nn.Module) -> int | None:
+    """The sliding window that an attention module tells its attention function, of its own or its configuration's."""
+    if hasattr(module, "sliding_window"):
+        return module.sliding_window
+    if "sliding_window=" in inspect.getsource(type(module)):
+        return getattr(_config(module), "sliding_window", None)
+    return None
+
+
 def is_causal(module: nn.Module) -> bool:
     """Whether an attention module is causal, by the rules of transformers (absent means causal)."""
     return bool(getattr(module, "is_causal", True)) and bool(getattr(_config(module), "is_causal", True))
@@ -123,7 +137,9 @@ def _config(module: nn.Module) -> object:
     return getattr(module, "config", None)
 
 
-def _stack(title: str, name: str, modules: list[nn.Module], has_cross: bool) -> AttentionStack:
+def _stack(
+    title: str, name: str, modules: list[nn.Module], has_cross: bool, window: int | None, mixed: bool
+) -> AttentionStack:
     cross = _is_cross(name, modules[0])
     causal = not cross and is_causal(modules[0])
     if any(is_causal(module) != is_causal(modules[0]) for module in modules):
@@ -136,8 +152,8 @@ def _stack(title: str, name: str, modules: list[nn.Module], has_cross: bool) -> 
     elif has_cross:
         site = "dec-self" if causal else "enc-self"
     else:
-        site = "self"
-    return AttentionStack(site, causal, name, tuple(modules), heads.pop())
+        site = "self-local" if mixed else "self"
+    return AttentionStack(site, causal, name, tuple(modules), heads.pop(), window)
 
 
 def _heads(module: nn.Module) -> int | None:

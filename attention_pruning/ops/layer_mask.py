@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..structure import block_count, expand_blocks, require_block_size, visible_blocks, visible_cells
+from ..structure import block_count, expand_blocks, require_block_size, visible_blocks, visible_cells, window_cells
 from .layout import BLOCK_SIZES, BlockLayout
 
 
@@ -170,6 +170,21 @@ class LayerMask:
             future = ~visible_cells(self.query_length, self.key_length, True).to(device)
             scores.masked_fill_(future, -torch.inf)
         return scores
+
+    def within(self, window: int) -> tuple[LayerMask, bool, bool]:
+        """The mask that prunes whatever is as far as a window away, too; whether every query keeps its own key, and
+        whether none is left without a key.
+
+        For self-attention: query i is key i + K - Q.
+        """
+        return self.once(("within", window), lambda: self._make_within(window))
+
+    def _make_within(self, window: int) -> tuple[LayerMask, bool, bool]:
+        own, key = torch.arange(self.query_length) + self.key_length - self.query_length, torch.arange(self.key_length)
+        pruned = self._make_cells(torch.device("cpu")) | ~window_cells(own[:, None], key, window)
+        kept = ~pruned & visible_cells(self.query_length, self.key_length, self.causal)
+        mask = LayerMask.from_cells(pruned, self.causal, self.source)
+        return mask, bool(kept[:, torch.arange(self.query_length), own].all()), bool(kept.any(-1).all())
 
     def first_kept(self, device: torch.device) -> Tensor:
         """int64 [H, Q]: the first key that a query keeps and sees; K for none."""

@@ -301,22 +301,11 @@ def test_models_that_cannot_be_supported_are_refused_with_the_reason():
     assert find_stacks(clip.vision_model)["self"].heads == 2
 
 
-def test_attention_beyond_a_sliding_window_is_refused():
-    from transformers import MistralConfig, MistralForCausalLM
-
-    shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = MistralConfig(vocab_size=40, **shape, num_key_value_heads=2, sliding_window=6)
-    model = prune_model(MistralForCausalLM(config), random_masks("GPT-2", 0.5, extra=2))
-    model(input_ids=torch.ones(1, 5, dtype=torch.long))
-    with pytest.raises(InputError, match="fewer keys than its sliding window of 6, found 6"):
-        model(input_ids=torch.ones(1, 6, dtype=torch.long))
-
-
 def test_what_a_mask_cannot_be_combined_with_is_refused():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     shape = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = Gemma2Config(vocab_size=40, **shape, num_key_value_heads=2, head_dim=4)
+    config = Gemma2Config(vocab_size=40, **shape, num_key_value_heads=2, head_dim=4, layer_types=["full_attention"] * 2)
     model = prune_model(Gemma2ForCausalLM(config), random_masks("GPT-2", 0.5))
     with pytest.raises(InputError, match="expected plain attention, found softcap"):
         model(input_ids=torch.ones(1, 5, dtype=torch.long))
