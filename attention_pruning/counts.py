@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
-from .structure import block_sum
+from .structure import block_cells
 
 #: Cells that are written out at a time.
-_CELLS_AT_ONCE = 1 << 21
+_CELLS_AT_ONCE = 1 << 19
 
 
 class CellCounts:
@@ -189,8 +189,7 @@ class CellCounts:
 
     def blocks(self, block_size: int) -> Tensor:
         """int64 [q, k]: the sum over the cells of each block."""
-        parts = self.parts(block_size)
-        return torch.cat([block_sum(part, block_size) for part in parts])
+        return torch.cat([block_cells(part, block_size) for part in self.parts(block_size)])
 
 
 def _edges(real_BN: Tensor | None, batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:

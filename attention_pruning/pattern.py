@@ -17,10 +17,18 @@ from .arrays import as_tensor
 from .counts import CellCounts
 from .errors import InputError
 from .files.tensors import FileKind, MetadataValue, Stored, checked_metadata, fingerprint, read_stored, save_tensors
-from .structure import block_any, block_count, block_sum, require_block_size, resolve_structure, visible_cells
+from .structure import (
+    block_any,
+    block_cells,
+    block_count,
+    block_sum,
+    require_block_size,
+    resolve_structure,
+    visible_cells,
+)
 
 #: Rows of counts that are looked at together.
-ROWS = 256
+ROWS = 64
 #: How far above 1 an average may lie: probabilities in half precision add up to a little more.
 SLACK = 1e-3
 
@@ -163,7 +171,10 @@ class AttentionPattern:
     @property
     def allowed(self) -> Tensor:
         """bool [Q, K]: visible and observed at least once."""
-        return torch.cat([part > 0 for part in self._count.split(ROWS)]) & self.visible
+        allowed = self.visible
+        for rows_RK, count_RK in zip(allowed.split(ROWS), self._count.split(ROWS), strict=True):
+            rows_RK &= count_RK > 0
+        return allowed
 
     @property
     def fingerprint(self) -> str:
@@ -191,7 +202,7 @@ class AttentionPattern:
             raise InputError(
                 f"{self.source}: expected block size {self.pool}, the pattern's own pool, found {block_size}"
             )
-        cells = block_sum(self.allowed.long(), block_size)
+        cells = block_cells(self.allowed, block_size)
         # Averages are 0 where not allowed. Layer by layer: a float64 copy of a whole pattern can be large.
         sums = torch.stack([block_sum(layer.double(), block_size) for layer in self.average])
         average = sums / cells.clamp(min=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .arrays import as_tensor
 from .errors import InputError
-from .structure import block_any, block_count, block_sum, expand_blocks, require_block_size, row_blocks, rows_without
+from .structure import block_any, block_cells, block_count, expand_blocks, require_block_size, row_blocks, rows_without
 
 
 def pruned_share(pruned_LHQK: Tensor, count_QK: Tensor) -> float:
@@ -56,13 +56,13 @@ def cell_counts(query_lengths: Sequence[int], key_lengths: Sequence[int], causal
 
 def layer_sparsity(pruned_LHqk: Tensor, allowed_QK: Tensor, block_size: int) -> list[float]:
     """Pruned allowed cells / allowed cells, by layer."""
-    allowed_qk = block_sum(allowed_QK.long(), block_size)
+    allowed_qk = block_cells(allowed_QK, block_size)
     return [pruned_share(layer_Hqk[None], allowed_qk) for layer_Hqk in pruned_LHqk]
 
 
 def effective_sparsity(pruned_LHqk: Tensor, allowed_QK: Tensor, block_size: int) -> float:
     """Pruned allowed cells / allowed cells over all layers and heads."""
-    return pruned_share(pruned_LHqk, block_sum(allowed_QK.long(), block_size))
+    return pruned_share(pruned_LHqk, block_cells(allowed_QK, block_size))
 
 
 def checked_counts(count: object, query_length: int, key_length: int, source: str) -> Tensor:
@@ -113,7 +113,7 @@ def overlap(pruned_LHqk: Tensor, other_LHqk: Tensor, visible_QK: Tensor, block_s
     """Visible cells that both prune / visible cells that either prunes: float64 [L, H], 1 where neither prunes any."""
     size = math.gcd(block_size, other_size)
     queries, keys = (block_count(length, size) for length in visible_QK.shape)
-    visible_qk = block_sum(visible_QK.long(), size)
+    visible_qk = block_cells(visible_QK, size)
     shares = []
     for own_Hqk, second_Hqk in zip(pruned_LHqk, other_LHqk, strict=True):
         own_Hqk = expand_blocks(own_Hqk, block_size // size, queries, keys)

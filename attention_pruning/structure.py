@@ -75,20 +75,36 @@ def block_sum(x_QK: Tensor, block_size: int) -> Tensor:
     return padded.reshape(*x_QK.shape[:-2], q, block_size, k, block_size).sum((-3, -1))
 
 
+def block_cells(x_QK: Tensor, block_size: int) -> Tensor:
+    """The sum over every block of bools or whole numbers: [..., Q, K] -> int64 [..., q, k], at no cost in memory."""
+    if block_size == 1:
+        return x_QK.long()
+    # by some rows at a time: torch makes int64 of all the bools that it adds up
+    by_key = torch.cat([_in_blocks(rows, -1, block_size).sum(-1) for rows in x_QK.split(256, -2)], -2)
+    return _in_blocks(by_key, -2, block_size).sum(-2)
+
+
+def _in_blocks(x: Tensor, axis: int, block_size: int) -> Tensor:
+    """An axis, counted from the end, as two, of blocks and of places in them: 0 or False where a block goes beyond."""
+    missing = -x.shape[axis] % block_size
+    if missing:  # else nothing is copied
+        x = F.pad(x, (0, 0) * (-axis - 1) + (0, missing))
+    return x.unflatten(axis, (-1, block_size))
+
+
 def block_any(x_QK: Tensor, block_size: int) -> Tensor:
     """Whether a block holds any True: bool [..., Q, K] -> bool [..., q, k]."""
     if block_size == 1:
         return x_QK
     by_key = row_blocks(x_QK, block_size)
-    return F.pad(by_key, (0, 0, 0, -by_key.shape[-2] % block_size)).unflatten(-2, (-1, block_size)).any(-2)
+    return _in_blocks(by_key, -2, block_size).any(-2)
 
 
 def row_blocks(x_QK: Tensor, block_size: int) -> Tensor:
     """Whether a row holds any True within each block of keys: bool [..., Q, K] -> bool [..., Q, k]."""
     if block_size == 1:
         return x_QK
-    padded = F.pad(x_QK, (0, -x_QK.shape[-1] % block_size))
-    return padded.unflatten(-1, (-1, block_size)).any(-1)
+    return _in_blocks(x_QK, -1, block_size).any(-1)
 
 
 def expand_blocks(x_qk: Tensor, block_size: int, query_length: int, key_length: int) -> Tensor:

@@ -26,7 +26,7 @@ MetadataValue = str | int | float | bool | None
 #: The header's name for a hash of all else. Files of older versions have none.
 HASH = "content_sha256"
 #: So many rows of a tensor are hashed at a time: counts of cells are written out no faster than they are used.
-_ROWS = 256
+_ROWS = 64
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from attention_pruning import AttentionPattern, InputError, PatternAccumulator
 from attention_pruning.counts import CellCounts
 from attention_pruning.files.load import load_pattern
 from attention_pruning.make import from_pattern
-from attention_pruning.structure import block_sum, visible_cells
+from attention_pruning.structure import block_any, block_cells, block_sum, visible_cells
 from strategies import law, seeds
 
 
@@ -115,3 +115,11 @@ def test_corners_that_are_none_are_refused(lengths, causal, corners):
     with pytest.raises(InputError, match="p.safetensors: expected corners of counts") as refusal:
         CellCounts.read(lengths, causal, corners, "p.safetensors")
     assert "\n" not in str(refusal.value)
+
+
+@law
+@given(seeds, st.integers(1, 9), st.integers(1, 600), st.integers(1, 5))
+def test_blocks_of_bools_are_counted_by_rows_as_at_once(seed, heads, rows, size):
+    cells = drawn((heads, rows, 7), 0.5, torch.Generator().manual_seed(seed))
+    assert torch.equal(block_cells(cells, size), block_sum(cells.long(), size))
+    assert torch.equal(block_any(cells, size), block_sum(cells.long(), size) > 0)
