@@ -2,13 +2,14 @@
 
 For every build of the kernel that this processor runs: its time with every block kept over that of torch's dense
 attention, for whole blocks and for blocks of single cells; what few queries cost beside that; and from how many keys on
-a mask of cells gains. The same with a relative term, over torch's attention with the term as a bias: half as many
+a mask of cells gains; of the kernel of few queries, which goes over kept keys one by one, with all cells kept but one,
+over torch's attention under that mask. The same with a relative term, over torch's attention with the term as a bias: half as many
 queries as keys, causal, as a language model with a memory has them. One thread, interleaved, medians. A build is
 measured in a process whose torch is held to the same instructions, as on the processors that the build is for.
 
     python benchmarks/backend_costs.py                              # some minutes; prints the table
     python benchmarks/backend_costs.py --out results/benchmarks     # and writes backend_costs-DATE.csv
-    python benchmarks/backend_costs.py --only relative              # the rows with a relative term alone
+    python benchmarks/backend_costs.py --only relative              # the rows with a relative term alone; kept-keys: of few queries
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attention_pruning import LayerMask
 from attention_pruning.ops import fused
 from attention_pruning.ops.call import Call
-from attention_pruning.ops.cpu import native, op
+from attention_pruning.ops.cpu import few_queries, native, op
 from attention_pruning.ops.layout import BLOCK_SIZES
 
 #: What holds torch, MKL and oneDNN to the instructions of a build.
@@ -46,6 +47,8 @@ INSTRUCTIONS = {
 }
 SEED, HEADS, SIZE, LENGTH = 1, 12, 64, 1024
 QUERIES = (1, 4, 16, 64)
+#: Of calls without a gradient, which go over kept keys one by one.
+FEW_QUERIES = (1, 4, 8)
 KEYS = (32, 64, 96, 128, 192, 256)
 #: Of single cells these many are kept: blocks are full of them, each in part.
 KEPT = 0.5
@@ -127,10 +130,30 @@ def some_cells(side: int, memory: bool = False) -> LayerMask:
 
 def measure(build: str, rounds: int, only: str | None) -> Iterator[dict[str, object]]:
     """Rows of the csv for the build that the environment names, as they are measured."""
-    if only != "relative":
+    if only in (None, "plain"):
         yield from measure_plain(build, rounds)
-    if only != "plain":
+    if only in (None, "plain", "kept-keys"):
+        yield from measure_kept_keys(build, rounds)
+    if only in (None, "relative"):
         yield from measure_relative(build, rounds)
+
+
+def measure_kept_keys(build: str, rounds: int) -> Iterator[dict[str, object]]:
+    """Of few queries without a gradient."""
+    pruned = torch.zeros(HEADS, LENGTH, LENGTH, dtype=torch.bool)
+    pruned[:, :, 0] = True
+    mask = LayerMask(pruned, 1, LENGTH, LENGTH)
+    for queries in FEW_QUERIES:
+        offset = LENGTH - queries
+
+        def own(q: Tensor, k: Tensor, v: Tensor, offset: int = offset) -> Tensor:
+            return few_queries.few_queries(q, k, v, mask, causal=False, query_offset=offset, scale=SIZE**-0.5)
+
+        def other(q: Tensor, k: Tensor, v: Tensor, offset: int = offset) -> Tensor:
+            return fused.attend(Call.check(q, k, v, mask, query_offset=offset))
+
+        found = ratio(own, other, inputs(4, queries, LENGTH, False), max(31, rounds))
+        yield {"build": build, "what": "kept keys", "at": queries, "gradients": 0, "ratio": found}
 
 
 def measure_relative(build: str, rounds: int) -> Iterator[dict[str, object]]:
@@ -206,7 +229,7 @@ def main() -> int:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds")
-    parser.add_argument("--only", choices=("plain", "relative"), help="the rows without, or with, a relative term")
+    parser.add_argument("--only", choices=("plain", "kept-keys", "relative"), help="some of the rows alone")
     parser.add_argument("--out", type=Path, default=None, help="folder to write backend_costs-DATE.csv into")
     parser.add_argument("--build", choices=native.BUILDS, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -6,6 +6,7 @@ only part of the library that needs transformers. How to use it, and what is sup
 """
 
 from ..ops.choice import BACKENDS
+from .cache import PrunedCache
 from .collect import collect_patterns
 from .forward import IMPLEMENTATION, register
 from .prune import model_masks, prune_model, unprune_model
@@ -16,6 +17,7 @@ __all__ = [
     "BACKENDS",
     "IMPLEMENTATION",
     "AttentionStack",
+    "PrunedCache",
     "collect_patterns",
     "find_stacks",
     "model_masks",
