@@ -1,15 +1,15 @@
 """Measure the table by which ``backend="auto"`` chooses on a CPU: ``attention_pruning/ops/choice.py`` takes it over.
 
 For every build of the kernel that this processor runs: its time with every block kept over that of torch's dense
-attention, for whole blocks and for blocks of single cells; what few queries cost beside that; and from how many keys on
-a mask of cells gains; of the kernel of few queries, which goes over kept keys one by one, with all cells kept but one,
-over torch's attention under that mask. The same with a relative term, over torch's attention with the term as a bias: half as many
+attention, for whole blocks and for blocks of single cells; what few queries cost beside that; from how many keys on a
+mask of cells gains; and the kernel of few queries, which goes over kept keys one by one, over torch's attention under a
+mask that keeps nearly all. The same with a relative term, over torch's attention with the term as a bias: half as many
 queries as keys, causal, as a language model with a memory has them. One thread, interleaved, medians. A build is
 measured in a process whose torch is held to the same instructions, as on the processors that the build is for.
 
     python benchmarks/backend_costs.py                              # some minutes; prints the table
     python benchmarks/backend_costs.py --out results/benchmarks     # and writes backend_costs-DATE.csv
-    python benchmarks/backend_costs.py --only relative              # the rows with a relative term alone; kept-keys: of few queries
+    python benchmarks/backend_costs.py --only relative              # the rows with a relative term alone
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ SEED, HEADS, SIZE, LENGTH = 1, 12, 64, 1024
 QUERIES = (1, 4, 16, 64)
 #: Of calls without a gradient, which go over kept keys one by one.
 FEW_QUERIES = (1, 4, 8)
+#: And of these, query heads that share keys.
+GROUPS = 4
 KEYS = (32, 64, 96, 128, 192, 256)
 #: Of single cells these many are kept: blocks are full of them, each in part.
 KEPT = 0.5
@@ -150,10 +152,13 @@ def measure_kept_keys(build: str, rounds: int) -> Iterator[dict[str, object]]:
             return few_queries.few_queries(q, k, v, mask, causal=False, query_offset=offset, scale=SIZE**-0.5)
 
         def other(q: Tensor, k: Tensor, v: Tensor, offset: int = offset) -> Tensor:
-            return fused.attend(Call.check(q, k, v, mask, query_offset=offset))
+            return fused.attend(Call.check(q, k, v, mask, query_offset=offset, enable_gqa=True))
 
-        found = ratio(own, other, inputs(4, queries, LENGTH, False), max(31, rounds))
-        yield {"build": build, "what": "kept keys", "at": queries, "gradients": 0, "ratio": found}
+        for what, groups in (("kept keys", 1), ("kept keys, shared", GROUPS)):
+            q, k, v = inputs(4, queries, LENGTH, False)
+            tensors = [q, *(x[:, ::groups].contiguous() for x in (k, v))]
+            found = ratio(own, other, tensors, max(31, rounds))
+            yield {"build": build, "what": what, "at": queries, "gradients": 0, "ratio": found}
 
 
 def measure_relative(build: str, rounds: int) -> Iterator[dict[str, object]]:

@@ -4,7 +4,7 @@ A mask says in advance which keys later queries will read. A layer's cache holds
 needs, for each head of keys and values by itself: grouped query heads keep what any of them keeps. What is held lies in
 any order; beside it stands which column of the mask each key is.
 
-Letters in names: B batch, G heads of keys and values, S keys that are held, D head size, Q queries and K keys of a mask.
+Letters in names: B batch, G heads of keys and values, S keys that are held, D head size, Q rows and K columns.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class PrunedLayer(CacheLayerMixin):
         self._placed = self._used
 
     def forget(self, count: int) -> None:
-        """Let go of what no row after a call of so many tokens needs: at once after a prompt, else when room runs out."""
+        """Let go of what no row after a call of so many tokens needs: after a prompt at once, else when room is out."""
         if count > ROOM:
             self._hold_needed(ROOM)
 
@@ -254,7 +254,9 @@ class PrunedCache(Cache):
                 line += f"; {shared} query heads share each and hold what any of them keeps"
             last = int(last_empty_row(layer.mask, layer.kv_heads).max())
             if last >= 0:
-                line += f"; rows left empty read every value: a head with one holds all keys until its last, up to row {last}"
+                line += (
+                    f"; rows left empty read every value: a head holds all keys until its last one, up to row {last}"
+                )
             lines.append(line)
         return "\n".join(lines)
 

@@ -15,8 +15,7 @@ from transformers.masking_utils import sdpa_mask
 from ..errors import InputError
 from ..ops.attention import attend as attend_call
 from ..ops.call import Call
-from ..ops.choice import FEW, Choice, choose
-from ..ops.choice import by_kept_keys as by_kept_keys_choice
+from ..ops.choice import FEW, Choice, choice_of_few, choose
 from ..ops.eager import ScoreMask, attend
 from ..ops.reasons import record
 from .attention_site import SITE_ATTRIBUTE, AttentionSite
@@ -86,27 +85,46 @@ def attention_pruning_forward(
         out_BHQD = over_held_keys(site, query, key, value, places, scaling, dropout, columns)
         held.forget(query.shape[2])
         return out_BHQD.transpose(1, 2).contiguous(), None
-    if position_bias is not None:
-        position_bias = position_bias[..., : places.keys]
-    reason = _reason_for_cells(site, bias, places)
-    few = bias is None and position_bias is None and _choose_few(site, query, key, value, places, dropout)
-    if few:
-        record(site.site, site.layer, site.layer_mask, few)
-        out_BHQD = by_kept_keys(site, query, key, value, places, scaling)
-    elif reason is None:
-        out_BHQD = _by_operator(site, query, key, value, places, position_bias, scaling, dropout)
-    elif not site.prunes and site.observer is None and site.backend != "reference" and _within(site, places):
-        # such as a decoder's dense self-attention, which only tells its cross attention where the queries stand
-        return sdpa_attention_forward(*call, **options)
-    else:
-        if site.layer_mask is not None:
-            record(site.site, site.layer, site.layer_mask, _choice_by_cells(site, reason))
-        if position_bias is not None:
-            bias = position_bias if bias is None else bias + position_bias
-        out_BHQD = _by_cells(site, query, key, value, visible, places, bias, scaling, dropout)
+    arguments = (site, query, key, value, places, visible, bias, position_bias, scaling, dropout)
+    out_BHQD = _attend(*arguments)
     if held is not None:
         held.forget(query.shape[2])
+    if out_BHQD is None:
+        return sdpa_attention_forward(*call, **options)
     return out_BHQD.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    site: AttentionSite,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Places,
+    visible: Tensor | None,
+    bias: Tensor | None,
+    position_bias: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor | None:
+    """[B, H, Q, D] of the keys of whole sequences; None where transformers' own SDPA gives the answer."""
+    if position_bias is not None:
+        position_bias = position_bias[..., : places.keys]
+    if bias is None and position_bias is None:
+        choice = _choose_few(site, query, key, value, places, dropout)
+        if choice is not None:
+            record(site.site, site.layer, site.layer_mask, choice)
+            return by_kept_keys(site, query, key, value, places, scaling)
+    reason = _reason_for_cells(site, bias, places)
+    if reason is None:
+        return _by_operator(site, query, key, value, places, position_bias, scaling, dropout)
+    if not site.prunes and site.observer is None and site.backend != "reference" and _within(site, places):
+        # such as a decoder's dense self-attention, which only tells its cross attention where the queries stand
+        return None
+    if site.layer_mask is not None:
+        record(site.site, site.layer, site.layer_mask, _choice_by_cells(site, reason))
+    if position_bias is not None:
+        bias = position_bias if bias is None else bias + position_bias
+    return _by_cells(site, query, key, value, visible, places, bias, scaling, dropout)
 
 
 def _reason_for_cells(site: AttentionSite, bias: Tensor | None, places: Places) -> str | None:
@@ -134,13 +152,15 @@ def _choose_few(
         return None
     if places.starts is None and (places.offset is None or places.padding is not None):
         return None
+    if places.offset == 0 and queries > 1:
+        return None  # no step: a short sequence as a whole
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(query.device.type):
         return None
     if not site.covers(places) and not site.reaches(places.query, places.key):
         return None
     if reason_against(site, query, key, value, places, dropout) is not None:
         return None
-    choice = by_kept_keys_choice(site.layer_mask, queries)
+    choice = choice_of_few(site.layer_mask, queries, query.shape[1] // key.shape[1])
     return choice if choice.kept_keys else None
 
 

@@ -84,8 +84,8 @@ def reason_against(
 
 
 def _standing(places: Places) -> tuple[int, Tensor | None] | None:
-    """The last row of a first query, and how much before it that of each sequence is (int32 [B], None for 0); None where
-    the other queries do not follow the first."""
+    """The last row of a first query, and how much before it that of each sequence is (int32 [B], None for 0); None
+    where the other queries do not follow the first."""
     if places.offset is not None:
         return places.offset, None
     queries = places.query.index.shape[-1]

@@ -20,20 +20,20 @@ COSTS = {
     "avx2": ({16: 1.15, 32: 1.15, 64: 1.05, 128: 1.05}, {16: 1.4, 32: 1.25, 64: 1.15, 128: 1.15}),
     "portable": ({16: 1.0, 32: 1.0, 64: 0.9, 128: 1.0}, {16: 1.05, 32: 1.05, 64: 0.9, 128: 0.95}),
 }
-#: What a call of few queries costs beside that, if there are gradients or more than ``FEW``: they share the reading of keys among fewer rows. The
-#: factor of the largest number that is not above that of the queries.
+#: What a call of few queries costs beside that, if it has a gradient or more of them than ``FEW``: they share the
+#: reading of keys among fewer rows. The factor of the largest number that is not above that of the queries.
 FEW_QUERIES = {1: 2.05, 4: 1.65, 16: 1.1, 64: 1.0}
 #: From so many keys the kernel takes at most 1.1 times as long as torch's attention under a mask of cells, by build:
 #: measured as the above, without padding, which makes torch's slower.
 LEAST_KEYS_CELLS = {"avx512": 64, "avx2": 96, "portable": 32}
-#: So few queries, without a gradient, go over the kept keys alone, one by one (``cpu/few_queries.py``). Its time with every
-#: cell kept over that of torch's attention under the mask, by build: the factor of the largest number that is not above
-#: that of the queries.
+#: So few queries over a cache, without a gradient, go over the kept keys alone, one by one (``cpu/few_queries.py``).
+#: Its time with every cell kept over that of torch's attention under the mask, by build: where each head has keys of its
+#: own, and where four share them. The factor of the largest number that is not above that of the queries.
 FEW = 8
 KEPT_KEYS_COSTS = {
-    "avx512": {1: 0.8, 4: 0.8, 8: 0.8},
-    "avx2": {1: 0.8, 4: 0.8, 8: 0.8},
-    "portable": {1: 0.8, 4: 0.8, 8: 0.8},
+    "avx512": ({1: 0.8, 4: 0.8, 8: 0.8}, {1: 0.8, 4: 0.8, 8: 0.8}),
+    "avx2": ({1: 0.8, 4: 0.8, 8: 0.8}, {1: 0.8, 4: 0.8, 8: 0.8}),
+    "portable": ({1: 0.8, 4: 0.8, 8: 0.8}, {1: 0.8, 4: 0.8, 8: 0.8}),
 }
 #: The same two tables for scores with a relative term, which torch's attention takes as a bias: made for all distances,
 #: with a gradient for all scores. Of these, half are of queries and keys; causality hides a quarter, and the kernel's
@@ -101,8 +101,10 @@ def choose(call: Call, backend: str = "auto") -> Choice:
 
 
 def is_few(call: Call) -> bool:
-    """Whether the kernel of few queries knows such a call."""
-    return call.queries <= FEW and call.dropout_p == 0.0 and not call.needs_gradient
+    """Whether a call is one of few queries over the keys of a cache, of a kind that their kernel knows. Short sequences
+    as a whole are none."""
+    over_cache = call.queries == 1 or (call.queries <= FEW and call.query_offset > 0)
+    return over_cache and call.dropout_p == 0.0 and not call.needs_gradient
 
 
 def _reason_against(call: Call, backend: str) -> str | None:
@@ -126,7 +128,7 @@ def _fastest_cpu(call: Call) -> Choice:
     if reason:  # also what a user chose: to do without the kernel is nothing to warn of
         return Choice("sdpa", reason, refused=mask.prunes and os.environ.get(native.VARIABLE) != "none")
     if is_few(call):
-        return by_kept_keys(mask, call.queries)
+        return choice_of_few(mask, call.queries, call.groups)
     least, relative = LEAST_KEYS_CELLS[native.build() or "portable"], call.relative is not None
     if not relative and not mask.has_whole_blocks and mask.given_layout is None and call.keys < least:
         return Choice("sdpa", f"single cells of fewer than {least} keys: measured to be faster")
@@ -185,22 +187,22 @@ def _all_scores(call: Call, reason: str) -> Choice:
     return Choice("sdpa", reason, refused=call.mask.prunes)
 
 
-def by_kept_keys(mask: LayerMask, queries: int) -> Choice:
-    """What computes a call of few queries that the kernel knows."""
-    build = native.build() or "portable"
-    return mask.once(("by_kept_keys", queries, build), lambda: _make_choice_of_few(mask, queries, build))
+def choice_of_few(mask: LayerMask, queries: int, groups: int) -> Choice:
+    """What computes a call of few queries that the kernel knows; ``groups`` query heads share keys."""
+    key = ("choice_of_few", queries, groups, native.build() or "portable")
+    return mask.once(key, lambda: _make_choice_of_few(mask, *key[1:]))
 
 
-def _make_choice_of_few(mask: LayerMask, queries: int, build: str) -> Choice:
+def _make_choice_of_few(mask: LayerMask, queries: int, groups: int, build: str) -> Choice:
     share = mask.kept_count[0] / max(1, mask.kept_count[1])
     kept = f"{share:.0%} of {'cells' if mask.block_size == 1 else f'blocks of {mask.block_size}'} are kept"
-    if share * _of_largest(KEPT_KEYS_COSTS[build], queries) > 1.0:
+    if share * _of_largest(KEPT_KEYS_COSTS[build][groups > 1], queries) > 1.0:
         return Choice("sdpa", f"{kept}, for {queries} queries: measured to be faster")
     return Choice("block_sparse", f"{kept}, and read one by one", kept_keys=True)
 
 
 # As kernel_layout below.
-by_kept_keys._dynamo_marked_constant = True
+choice_of_few._dynamo_marked_constant = True
 
 
 def kernel_layout(mask: LayerMask, relative: bool = False) -> tuple[BlockLayout, float]:

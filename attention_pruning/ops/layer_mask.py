@@ -161,7 +161,7 @@ class LayerMask:
 
     @property
     def kept_count(self) -> tuple[int, int]:
-        """How many blocks of its own, of those with a visible cell, it keeps, and how many there are, over all heads."""
+        """How many of its own blocks with a visible cell it keeps, and how many there are, over all heads."""
         return self.once(("kept_count",), self._count_kept)
 
     def _count_kept(self) -> tuple[int, int]:

@@ -158,7 +158,8 @@ def decoder_call(queries=1, block=1, share=0.5, requires_grad=False, **options):
     q, k, v = (torch.randn(shape, generator=generator).requires_grad_(requires_grad) for shape in shapes)
     side = -(-100 // block)
     mask = LayerMask(torch.rand(4, side, side, generator=generator) < share, block, 100, 100, causal=True)
-    return (q, k, v, mask), {"query_offset": 70 - queries, "enable_gqa": True} | options
+    keys = options.get("query_offset", 70 - queries) + queries
+    return (q, k[:, :, :keys], v[:, :, :keys], mask), {"query_offset": keys - queries, "enable_gqa": True} | options
 
 
 @compiled
@@ -181,8 +182,8 @@ def test_a_step_over_a_cache_reads_kept_keys_and_says_so(queries, block, backend
 @compiled
 @pytest.mark.parametrize(
     ("queries", "options"),
-    [(9, {}), (1, {"requires_grad": True}), (1, {"dropout_p": 0.5})],
-    ids=["many", "gradients", "dropout"],
+    [(9, {}), (1, {"requires_grad": True}), (1, {"dropout_p": 0.5}), (8, {"query_offset": 0})],
+    ids=["many", "gradients", "dropout", "short"],
 )
 def test_other_calls_go_where_they_went(queries, options):
     arguments, options = decoder_call(queries, 16, share=0.9, **options)

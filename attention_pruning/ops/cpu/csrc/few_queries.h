@@ -16,7 +16,7 @@ constexpr int kTogether = 4;
 /// They do where that takes at most so many times the products that they need.
 constexpr int64_t kProductsForSharing = 2;
 /// How many keys are asked for before they are read: no processor guesses which is kept next.
-constexpr int64_t kKeysAhead = 12;
+constexpr int64_t kKeysAhead = 32;
 
 /// Add up each of kLanes vectors: lane i of what is returned is the sum of row i. Each round adds the halves of two
 /// vectors into one, and moves one bit of the row's number into the lane's.
@@ -306,10 +306,13 @@ class FewQueries {
     /// out_ [n][width_] = scores_ V, of these keys.
     template <int n>
     void weigh(const int32_t* keys, int64_t found) const {
-        constexpr int wide = kRegisters == 32 ? 4 : 2;
+        // As many sums as leave registers for a row: each time over the keys takes their memory anew.
+        constexpr int wide = kRegisters == 32 ? (n <= 2 ? 8 : 4) : n == 1 ? 8 : n == 4 ? 2 : 4;
         int64_t d = 0;
         for (; d + wide <= vectors_.vectors; d += wide) weigh_columns<n, wide>(keys, found, d);
-        if (wide > 2)
+        if constexpr (wide > 4)
+            for (; d + 4 <= vectors_.vectors; d += 4) weigh_columns<n, 4>(keys, found, d);
+        if constexpr (wide > 2)
             for (; d + 2 <= vectors_.vectors; d += 2) weigh_columns<n, 2>(keys, found, d);
         for (; d < vectors_.vectors; d++) weigh_columns<n, 1>(keys, found, d);
     }
@@ -324,7 +327,7 @@ class FewQueries {
         const auto add = [&](auto way, int64_t at) __attribute__((always_inline)) {
             prefetch_row(v_ + keys[std::min(at + kKeysAhead, found - 1)] * p_.v.row_stride, p_.size);
             const Element* row = v_ + keys[at] * p_.v.row_stride;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int j = 0; j < wide; j++) {
                 const Vector x = vectors_.read(row, d + j);
 #pragma GCC unroll 4
