@@ -26,14 +26,15 @@ FEW_QUERIES = {1: 2.05, 4: 1.65, 16: 1.1, 64: 1.0}
 #: From so many keys the kernel takes at most 1.1 times as long as torch's attention under a mask of cells, by build:
 #: measured as the above, without padding, which makes torch's slower.
 LEAST_KEYS_CELLS = {"avx512": 64, "avx2": 96, "portable": 32}
-#: So few queries over a cache, without a gradient, go over the kept keys alone, one by one (``cpu/few_queries.py``).
-#: Its time with every cell kept over that of torch's attention under the mask, by build: where each head has keys of its
-#: own, and where four share them. The factor of the largest number that is not above that of the queries.
+#: So few queries over a cache, without a gradient, go over the kept keys alone, one by one
+#: (``cpu/few_queries.py``). Its time with every cell kept, over that of torch's attention under the mask, by build:
+#: where each head has keys of its own, and where four share them. The factor of the largest number that is not above
+#: that of the queries.
 FEW = 8
 KEPT_KEYS_COSTS = {
-    "avx512": ({1: 0.8, 4: 0.8, 8: 0.8}, {1: 0.8, 4: 0.8, 8: 0.8}),
-    "avx2": ({1: 0.8, 4: 0.8, 8: 0.8}, {1: 0.8, 4: 0.8, 8: 0.8}),
-    "portable": ({1: 0.8, 4: 0.8, 8: 0.8}, {1: 0.8, 4: 0.8, 8: 0.8}),
+    "avx512": ({1: 0.95, 4: 0.75, 8: 1.1}, {1: 0.6, 4: 1.05, 8: 1.25}),
+    "avx2": ({1: 1.1, 4: 1.15, 8: 1.4}, {1: 0.9, 4: 1.3, 8: 1.4}),
+    "portable": ({1: 0.9, 4: 0.85, 8: 0.95}, {1: 0.85, 4: 1.05, 8: 1.05}),
 }
 #: The same two tables for scores with a relative term, which torch's attention takes as a bias: made for all distances,
 #: with a gradient for all scores. Of these, half are of queries and keys; causality hides a quarter, and the kernel's
