@@ -1,8 +1,9 @@
 """Measure the table by which ``backend="auto"`` chooses on a CPU: ``attention_pruning/ops/choice.py`` takes it over.
 
 For every build of the kernel that this processor runs: its time with every block kept over that of torch's dense
-attention, for whole blocks and for blocks of single cells; what few queries cost beside that; and from how many keys on
-a mask of cells gains. The same with a relative term, over torch's attention with the term as a bias: half as many
+attention, for whole blocks and for blocks of single cells; what few queries cost beside that; from how many keys on a
+mask of cells gains; and the kernel of few queries, which goes over kept keys one by one, over torch's attention under a
+mask that keeps nearly all. The same with a relative term, over torch's attention with the term as a bias: half as many
 queries as keys, causal, as a language model with a memory has them. One thread, interleaved, medians. A build is
 measured in a process whose torch is held to the same instructions, as on the processors that the build is for.
 
@@ -35,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attention_pruning import LayerMask
 from attention_pruning.ops import fused
 from attention_pruning.ops.call import Call
-from attention_pruning.ops.cpu import native, op
+from attention_pruning.ops.cpu import few_queries, native, op
 from attention_pruning.ops.layout import BLOCK_SIZES
 
 #: What holds torch, MKL and oneDNN to the instructions of a build.
@@ -46,6 +47,10 @@ INSTRUCTIONS = {
 }
 SEED, HEADS, SIZE, LENGTH = 1, 12, 64, 1024
 QUERIES = (1, 4, 16, 64)
+#: Of calls without a gradient, which go over kept keys one by one.
+FEW_QUERIES = (1, 4, 8)
+#: And of these, query heads that share keys.
+GROUPS = 4
 KEYS = (32, 64, 96, 128, 192, 256)
 #: Of single cells these many are kept: blocks are full of them, each in part.
 KEPT = 0.5
@@ -127,10 +132,33 @@ def some_cells(side: int, memory: bool = False) -> LayerMask:
 
 def measure(build: str, rounds: int, only: str | None) -> Iterator[dict[str, object]]:
     """Rows of the csv for the build that the environment names, as they are measured."""
-    if only != "relative":
+    if only in (None, "plain"):
         yield from measure_plain(build, rounds)
-    if only != "plain":
+    if only in (None, "plain", "kept-keys"):
+        yield from measure_kept_keys(build, rounds)
+    if only in (None, "relative"):
         yield from measure_relative(build, rounds)
+
+
+def measure_kept_keys(build: str, rounds: int) -> Iterator[dict[str, object]]:
+    """Of few queries without a gradient."""
+    pruned = torch.zeros(HEADS, LENGTH, LENGTH, dtype=torch.bool)
+    pruned[:, :, 0] = True
+    mask = LayerMask(pruned, 1, LENGTH, LENGTH)
+    for queries in FEW_QUERIES:
+        offset = LENGTH - queries
+
+        def own(q: Tensor, k: Tensor, v: Tensor, offset: int = offset) -> Tensor:
+            return few_queries.few_queries(q, k, v, mask, causal=False, query_offset=offset, scale=SIZE**-0.5)
+
+        def other(q: Tensor, k: Tensor, v: Tensor, offset: int = offset) -> Tensor:
+            return fused.attend(Call.check(q, k, v, mask, query_offset=offset, enable_gqa=True))
+
+        for what, groups in (("kept keys", 1), ("kept keys, shared", GROUPS)):
+            q, k, v = inputs(4, queries, LENGTH, False)
+            tensors = [q, *(x[:, ::groups].contiguous() for x in (k, v))]
+            found = ratio(own, other, tensors, max(31, rounds))
+            yield {"build": build, "what": what, "at": queries, "gradients": 0, "ratio": found}
 
 
 def measure_relative(build: str, rounds: int) -> Iterator[dict[str, object]]:
@@ -206,7 +234,7 @@ def main() -> int:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds")
-    parser.add_argument("--only", choices=("plain", "relative"), help="the rows without, or with, a relative term")
+    parser.add_argument("--only", choices=("plain", "kept-keys", "relative"), help="some of the rows alone")
     parser.add_argument("--out", type=Path, default=None, help="folder to write backend_costs-DATE.csv into")
     parser.add_argument("--build", choices=native.BUILDS, help=argparse.SUPPRESS)
     args = parser.parse_args()

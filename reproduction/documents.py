@@ -239,6 +239,22 @@ def kernel_block(name: str) -> str:
     return "\n".join([*lines, "", measured_with(table)]) + "\n"
 
 
+def generation_block(name: str) -> str:
+    """Prefill, time of a token and memory of the cache, a row for each context, mask and cache."""
+    table = read_benchmark(name)
+    lines = [
+        "| context | mask | cache | prefill, ms | ms a token | times dense | cache, MB |",
+        "|---:|---|---|" + "---:|" * 4,
+    ]
+    for row in table.itertuples():
+        dense = "" if row.mask == "dense" else f"{row.times_dense:.2f} ({row.low_dense:.2f} to {row.high_dense:.2f})"
+        lines.append(
+            f"| {row.context} | {row.mask} | {row.cache} | {row.prefill_ms:.0f} | {row.ms_a_token:.2f} | {dense} "
+            f"| {row.cache_mb:.2f} |"
+        )
+    return "\n".join([*lines, "", measured_with(table)]) + "\n"
+
+
 def costs_block(name: str) -> str:
     """The kernel's time over that of torch's attention, a row for each build: forward, forward and backward."""
     table = read_benchmark(name)
@@ -247,6 +263,8 @@ def costs_block(name: str) -> str:
         "cells": "cells in blocks of {}",
         "queries": "queries: {}",
         "keys": "cells, {} keys",
+        "kept keys": "kept keys, queries: {}",
+        "kept keys, shared": "kept keys of four heads, queries: {}",
         "relative whole": "relative, blocks of {}",
         "relative cells": "relative, cells in blocks of {}",
         "relative keys": "relative, cells, {} keys",
@@ -314,6 +332,7 @@ BLOCKS = {
     "speedups": speedups_block,
     "kernel": kernel_block,
     "costs": costs_block,
+    "generation": generation_block,
     "scores": scores_block,
 }
 

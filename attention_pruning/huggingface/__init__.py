@@ -7,6 +7,7 @@ only part of the library that needs transformers. How to use it, and what is sup
 
 from ..ops.choice import BACKENDS
 from .agreement import Agreement, mask_agreement
+from .cache import PrunedCache
 from .calibrate import Calibration, calibrate
 from .collect import collect_patterns
 from .forward import IMPLEMENTATION, register
@@ -20,6 +21,7 @@ __all__ = [
     "Agreement",
     "AttentionStack",
     "Calibration",
+    "PrunedCache",
     "calibrate",
     "collect_patterns",
     "find_stacks",

@@ -181,8 +181,7 @@ class AttentionSite(nn.Module):
             pruned = self.mask.pruned(self.layer, query.index[..., :, None], key.index[..., None, :])
             return pruned.transpose(0, 1) if pruned.ndim == 4 else pruned
         rows, columns, size = self.mask.query_length, self.mask.key_length, self.mask.block_size
-        if query.bound > rows or key.bound > columns:
-            self._check_lengths(query, key)
+        self.check_lengths(query, key)
         if not self.prunes:
             return None
         row, column = query.index.clamp(max=rows - 1) // size, key.index.clamp(max=columns - 1) // size
@@ -196,10 +195,17 @@ class AttentionSite(nn.Module):
             pruned = pruned & (inside if inside.ndim == 2 else inside[:, None])
         return pruned
 
-    def _check_lengths(self, query: Axis, key: Axis) -> None:
+    def reaches(self, query: Axis, key: Axis) -> bool:
+        """Whether the positions of real tokens lie within the mask; that of padding may be beyond. Looks at them."""
+        return int(query.last()) < self.mask.query_length and int(key.last()) < self.mask.key_length
+
+    def check_lengths(self, query: Axis, key: Axis) -> None:
+        """Refuse, with InputError, positions beyond the mask, unless that region is to stay dense."""
+        rows, columns = self.mask.query_length, self.mask.key_length
+        if query.bound <= rows and key.bound <= columns:
+            return
         if self.beyond == "dense" or query.index.is_meta:
             return
-        rows, columns = self.mask.query_length, self.mask.key_length
         expected = f"expected at most {rows} queries and {columns} keys, the lengths of the mask"
         if torch.compiler.is_compiling():  # numbers are not known yet: checked when the graph runs
             within = (query.last() < rows) & (key.last() < columns)

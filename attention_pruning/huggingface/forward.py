@@ -18,12 +18,13 @@ from transformers.masking_utils import sdpa_mask
 from ..errors import InputError
 from ..ops.attention import attend as attend_call
 from ..ops.call import Call
-from ..ops.choice import Choice, choose
+from ..ops.choice import FEW, Choice, choice_of_few, choose
 from ..ops.eager import ScoreMask, attend
 from ..ops.layer_mask import LayerMask
 from ..ops.reasons import record
 from .attention_site import SITE_ATTRIBUTE, AttentionSite
-from .positions import Places, can_look
+from .held_keys import HELD, Held, by_kept_keys, over_held_keys, reason_against
+from .positions import HIDES_MORE, Places, can_look
 from .sites import is_causal as module_is_causal
 
 IMPLEMENTATION = "attention_pruning"
@@ -83,25 +84,59 @@ def attention_pruning_forward(
     if site.is_dense(query.shape[2], key.shape[2]):
         record(site.site, site.layer, site.layer_mask, Choice("sdpa", "nothing is pruned"))
         return sdpa_attention_forward(*call, **options)
-    _refuse_foreign(site, module, key.shape[2], is_causal, kwargs)
+    held = None if torch.compiler.is_compiling() else HELD.get(key)
+    keys = key.shape[2] if held is None else held.length
+    _refuse_foreign(site, module, keys, is_causal, kwargs)
     visible, bias = _split_mask(attention_mask)
-    places = site.places(visible, query.shape[2], key.shape[2], query.device, kwargs.get("position_ids"))
+    places = site.places(visible, query.shape[2], keys, query.device, kwargs.get("position_ids"))
+    if held is not None:
+        _place_held(held, site, places, bias if position_bias is None else position_bias)
+    if held is not None and held.length > query.shape[2]:
+        columns = held.held_columns
+        out_BHQD = over_held_keys(site, query, key, value, places, scaling, dropout, columns)
+        held.forget(query.shape[2])
+        return out_BHQD.transpose(1, 2).contiguous(), None
+    arguments = (site, query, key, value, places, visible, bias, position_bias, scaling, dropout)
+    out_BHQD = _attend(*arguments)
+    if held is not None:
+        held.forget(query.shape[2])
+    if out_BHQD is None:
+        return sdpa_attention_forward(*call, **options)
+    return out_BHQD.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    site: AttentionSite,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Places,
+    visible: Tensor | None,
+    bias: Tensor | None,
+    position_bias: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor | None:
+    """[B, H, Q, D] of the keys of whole sequences; None where transformers' own SDPA gives the answer."""
     if position_bias is not None:
         position_bias = position_bias[..., : places.keys]
     reason = _reason_for_cells(site, bias, places)
+    mask = None if site.layer_mask is None else site.layer_mask_for(places)
+    if bias is None and position_bias is None:
+        choice = _choose_few(site, mask, query, key, value, places, dropout)
+        if choice is not None:
+            record(site.site, site.layer, mask, choice)
+            return by_kept_keys(mask, query, key, value, places, scaling)
     if reason is None:
-        layer_mask = site.layer_mask_for(places)
-        out_BHQD = _by_operator(site, layer_mask, query, key, value, places, position_bias, scaling, dropout)
-    elif not site.prunes and site.observer is None and site.backend != "reference" and _within(site, places):
+        return _by_operator(site, mask, query, key, value, places, position_bias, scaling, dropout)
+    if not site.prunes and site.observer is None and site.backend != "reference" and _within(site, places):
         # such as a decoder's dense self-attention, which only tells its cross attention where the queries stand
-        return sdpa_attention_forward(*call, **options)
-    else:
-        if site.layer_mask is not None:
-            record(site.site, site.layer, site.layer_mask_for(places), _choice_by_cells(site, reason))
-        if position_bias is not None:
-            bias = position_bias if bias is None else bias + position_bias
-        out_BHQD = _by_cells(site, query, key, value, visible, places, bias, scaling, dropout)
-    return out_BHQD.transpose(1, 2).contiguous(), None
+        return None
+    if site.layer_mask is not None:
+        record(site.site, site.layer, mask, _choice_by_cells(site, reason))
+    if position_bias is not None:
+        bias = position_bias if bias is None else bias + position_bias
+    return _by_cells(site, query, key, value, visible, places, bias, scaling, dropout)
 
 
 def _reason_for_cells(site: AttentionSite, bias: Tensor | None, places: Places) -> str | None:
@@ -117,6 +152,55 @@ def _reason_for_cells(site: AttentionSite, bias: Tensor | None, places: Places) 
     if not site.covers(places):
         return "positions beyond the mask are computed, too"
     return site.reason_of_window(places)
+
+
+def _choose_few(
+    site: AttentionSite,
+    mask: LayerMask | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Places,
+    dropout: float,
+) -> Choice | None:
+    """The choice of the kernel of few queries for a step of decoding, without what the operator does for any call, or
+    of sequences that are padded on the left, which the operator does not know; None for the rest."""
+    queries = query.shape[2]
+    if queries > FEW or site.cross or not site.causal or not site.prunes or site.observer is not None:
+        return None
+    if site.beyond_window(places):
+        return None
+    if places.starts is None and (places.offset is None or places.padding is not None):
+        return None
+    if places.offset == 0 and queries > 1:
+        return None  # no step: a short sequence as a whole
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(query.device.type):
+        return None
+    if not site.covers(places) and not site.reaches(places.query, places.key):
+        return None
+    if reason_against(site, mask, query, key, value, places, dropout) is not None:
+        return None
+    choice = choice_of_few(mask, queries, query.shape[1] // key.shape[1])
+    return choice if choice.kept_keys else None
+
+
+def _place_held(held: Held, site: AttentionSite, places: Places, bias: Tensor | None) -> None:
+    """Note where the new keys of a PrunedCache stand.
+
+    Raises
+    ------
+    InputError
+        For a call that it cannot serve.
+    """
+    if held.mask is not site.layer_mask:
+        raise InputError(f"PrunedCache: expected the masks that it was made for in {site.name}, found others")
+    if site.observer is not None or bias is not None or places.reason == HIDES_MORE:
+        raise InputError(
+            f"PrunedCache: expected {site.name} to hide padding and the future alone, found a bias, an observer or "
+            "a mask of another kind"
+        )
+    site.check_lengths(places.query, places.key)
+    held.place(places)
 
 
 def _choice_by_cells(site: AttentionSite, reason: str) -> Choice:

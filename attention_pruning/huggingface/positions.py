@@ -11,6 +11,7 @@ Letters in names: B batch, Q queries, S keys.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ from ..structure import window_cells
 
 #: Mask of a call -> what was read from it, as long as the mask lives.
 _READ = WeakTensorKeyDictionary()
+#: Why a call has no offset, if what it hides tells no positions.
+HIDES_MORE = "the mask hides more than padding and the future"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Places:
         bool [B, keys], True = padding; None for none. Told only with an offset.
     reason : str
         Why there is no offset.
+    starts : Tensor or None
+        int64 [B]: how much padding stands on the left of each sequence of a causal call without an offset, if there is
+        no other.
     """
 
     query: Axis
@@ -78,6 +84,7 @@ class Places:
     offset: int | None = None
     padding: Tensor | None = None
     reason: str = ""
+    starts: Tensor | None = None
 
 
 def can_look(tensor: Tensor) -> bool:
@@ -87,6 +94,18 @@ def can_look(tensor: Tensor) -> bool:
 
 def from_lengths(queries: int, keys: int, causal: bool, device: torch.device) -> Places:
     """Positions where no mask was made, so that there is no padding; a single causal query is the last token."""
+    if torch.compiler.is_compiling():
+        return _from_lengths(queries, keys, causal, device)
+    return _known_from_lengths(queries, keys, causal, device, torch.is_inference_mode_enabled())
+
+
+@functools.lru_cache(maxsize=8)
+def _known_from_lengths(queries: int, keys: int, causal: bool, device: torch.device, _: bool) -> Places:
+    """The layers of a model ask for the same; tensors of inference mode serve within it alone."""
+    return _from_lengths(queries, keys, causal, device)
+
+
+def _from_lengths(queries: int, keys: int, causal: bool, device: torch.device) -> Places:
     if causal and queries > 1:
         keys = queries  # as in transformers' own: what follows is a cache not filled yet
     offset = keys - 1 if causal and queries == 1 else 0
@@ -154,7 +173,10 @@ def _read(visible_BhQS: Tensor, causal: bool, window: int | None) -> Places | No
         if not causal:
             return Places(key, key, number, reason="sequences are padded on the left")
         query = key if queries == number else Axis(index_BS[:, first:], number)
-        return Places(query, key, number, reason="padding stands before real tokens")
+        starts_B = number - real_BS.sum(1)
+        if not torch.equal(real_BS, place_S >= starts_B[:, None]):
+            starts_B = None
+        return Places(query, key, number, reason="padding stands before real tokens", starts=starts_B)
     padding = None if real_BS.all() else ~real_BS
     key = Axis(place_S, number, real_BS)
     if not causal or queries == number:
@@ -196,11 +218,10 @@ def _unseen(visible_BhQS: Tensor, causal: bool) -> Places:
 
 def _from_position_ids(visible_BhQS: Tensor, causal: bool, position_ids: Tensor | None, name: str) -> Places:
     queries, keys = visible_BhQS.shape[-2:]
-    reason = "the mask hides more than padding and the future"
     if not causal and position_ids is None:  # such a model counts its rows from the first column
         real_BS = visible_BhQS.any(2).any(1)
         key = Axis(_count_before(real_BS), keys, real_BS)
-        return Places(key, key, keys, reason=reason)
+        return Places(key, key, keys, reason=HIDES_MORE)
     if position_ids is None or queries != keys or list(position_ids.shape[-1:]) != [queries]:
         raise InputError(
             f"{name}: expected a mask that hides padding and the future alone, or position_ids for all {keys} keys, "
@@ -209,7 +230,7 @@ def _from_position_ids(visible_BhQS: Tensor, causal: bool, position_ids: Tensor 
     real_BS = visible_BhQS.any(2).any(1)
     index = position_ids.expand(len(real_BS), -1)
     key = Axis(index, int(index.max()) + 1, real_BS)
-    return Places(key, key, keys, reason=reason)
+    return Places(key, key, keys, reason=HIDES_MORE)
 
 
 def _count_before(real_BN: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ..errors import InputError
 from . import fused, reference
 from .call import Call
 from .choice import BACKENDS, Choice, choose
-from .cpu import op
+from .cpu import few_queries, op
 from .layer_mask import LayerMask
 from .layout import BlockLayout
 from .reasons import record
@@ -122,6 +122,19 @@ def attend(call: Call, choice: Choice) -> Tensor:
         from . import flex
 
         return flex.attend(call, choice.layout)
+    if choice.kept_keys:
+        return few_queries.few_queries(
+            call.q,
+            call.k,
+            call.v,
+            call.mask,
+            causal=call.causal,
+            query_offset=call.query_offset,
+            key_padding_mask=call.key_padding_mask,
+            bias=call.bias,
+            relative=call.relative,
+            scale=call.scale,
+        )
     return op.block_sparse(
         call.q,
         call.k,

@@ -20,12 +20,22 @@ COSTS = {
     "avx2": ({16: 1.15, 32: 1.15, 64: 1.05, 128: 1.05}, {16: 1.4, 32: 1.25, 64: 1.15, 128: 1.15}),
     "portable": ({16: 1.0, 32: 1.0, 64: 0.9, 128: 1.0}, {16: 1.05, 32: 1.05, 64: 0.9, 128: 0.95}),
 }
-#: What a call of few queries costs beside that: they share the reading of keys among fewer rows. The
-#: factor of the largest number that is not above that of the queries.
+#: What a call of few queries costs beside that, if it has a gradient or more of them than ``FEW``: they share the
+#: reading of keys among fewer rows. The factor of the largest number that is not above that of the queries.
 FEW_QUERIES = {1: 2.05, 4: 1.65, 16: 1.1, 64: 1.0}
 #: From so many keys the kernel takes at most 1.1 times as long as torch's attention under a mask of cells, by build:
 #: measured as the above, without padding, which makes torch's slower.
 LEAST_KEYS_CELLS = {"avx512": 64, "avx2": 96, "portable": 32}
+#: So few queries over a cache, without a gradient, go over the kept keys alone, one by one
+#: (``cpu/few_queries.py``). Its time with every cell kept, over that of torch's attention under the mask, by build:
+#: where each head has keys of its own, and where four share them. The factor of the largest number that is not above
+#: that of the queries.
+FEW = 8
+KEPT_KEYS_COSTS = {
+    "avx512": ({1: 0.95, 4: 0.75, 8: 1.1}, {1: 0.6, 4: 1.05, 8: 1.25}),
+    "avx2": ({1: 1.1, 4: 1.15, 8: 1.4}, {1: 0.9, 4: 1.3, 8: 1.4}),
+    "portable": ({1: 0.9, 4: 0.85, 8: 0.95}, {1: 0.85, 4: 1.05, 8: 1.05}),
+}
 #: The same two tables for scores with a relative term, which torch's attention takes as a bias: made for all distances,
 #: with a gradient for all scores. Of these, half are of queries and keys; causality hides a quarter, and the kernel's
 #: costs count what it shows.
@@ -63,7 +73,9 @@ class Choice:
     reason : str
         Why this one, in a few words.
     layout : BlockLayout or None
-        The blocks that are computed; None where all scores are.
+        The blocks that are computed; None where all scores are, and where kept keys are read one by one.
+    kept_keys : bool
+        Whether the kernel of few queries computes it, by the kept keys of their rows alone.
     refused : bool
         Whether something stands in the way of the backend that was asked for, or that would save time.
     """
@@ -72,6 +84,7 @@ class Choice:
     reason: str
     layout: BlockLayout | None = None
     refused: bool = False
+    kept_keys: bool = False
 
 
 def choose(call: Call, backend: str = "auto") -> Choice:
@@ -83,7 +96,16 @@ def choose(call: Call, backend: str = "auto") -> Choice:
     reason = _reason_against(call, backend)
     if reason:
         return Choice("sdpa", reason, refused=True)
+    if backend == "block_sparse" and is_few(call):
+        return Choice(backend, "asked for", kept_keys=True)
     return Choice(backend, "asked for", kernel_layout(call.mask, call.relative is not None)[0])
+
+
+def is_few(call: Call) -> bool:
+    """Whether a call is one of few queries over the keys of a cache, of a kind that their kernel knows. Short sequences
+    as a whole are none."""
+    over_cache = call.queries == 1 or (call.queries <= FEW and call.query_offset > 0)
+    return over_cache and call.dropout_p == 0.0 and not call.needs_gradient
 
 
 def _reason_against(call: Call, backend: str) -> str | None:
@@ -106,6 +128,8 @@ def _fastest_cpu(call: Call) -> Choice:
     reason = _reason_against(call, "block_sparse")
     if reason:  # also what a user chose: to do without the kernel is nothing to warn of
         return Choice("sdpa", reason, refused=mask.prunes and os.environ.get(native.VARIABLE) != "none")
+    if is_few(call):
+        return choice_of_few(mask, call.queries, call.groups)
     least, relative = LEAST_KEYS_CELLS[native.build() or "portable"], call.relative is not None
     if not relative and not mask.has_whole_blocks and mask.given_layout is None and call.keys < least:
         return Choice("sdpa", f"single cells of fewer than {least} keys: measured to be faster")
@@ -120,16 +144,18 @@ def _fastest_cpu(call: Call) -> Choice:
 def _factor_of_few(call: Call) -> tuple[float, str]:
     """What few queries, or with a relative term few keys, cost beside many; and what to say of it."""
 
-    def of_largest(factors: dict[int, float], count: int) -> float:
-        return next(
-            (factor for number, factor in reversed(factors.items()) if number <= count), next(iter(factors.values()))
-        )
-
-    factor, few = of_largest(FEW_QUERIES, call.queries), f" for {call.queries} queries"
+    factor, few = _of_largest(FEW_QUERIES, call.queries), f" for {call.queries} queries"
     if call.relative is not None:
-        by_keys = of_largest(RELATIVE_FEW_KEYS[native.build() or "portable"], call.keys)
+        by_keys = _of_largest(RELATIVE_FEW_KEYS[native.build() or "portable"], call.keys)
         factor, few = max(factor, by_keys), f"{few} and {call.keys} keys"
     return factor, few if factor > 1.0 else ""
+
+
+def _of_largest(factors: dict[int, float], count: int) -> float:
+    """The factor of the largest number that is not above a count; of the first if all are."""
+    return next(
+        (factor for number, factor in reversed(factors.items()) if number <= count), next(iter(factors.values()))
+    )
 
 
 def _fastest_gpu(call: Call) -> Choice:
@@ -160,6 +186,24 @@ def why_not_flex(call: Call) -> str | None:
 
 def _all_scores(call: Call, reason: str) -> Choice:
     return Choice("sdpa", reason, refused=call.mask.prunes)
+
+
+def choice_of_few(mask: LayerMask, queries: int, groups: int) -> Choice:
+    """What computes a call of few queries that the kernel knows; ``groups`` query heads share keys."""
+    key = ("choice_of_few", queries, groups, native.build() or "portable")
+    return mask.once(key, lambda: _make_choice_of_few(mask, *key[1:]))
+
+
+def _make_choice_of_few(mask: LayerMask, queries: int, groups: int, build: str) -> Choice:
+    share = mask.kept_count[0] / max(1, mask.kept_count[1])
+    kept = f"{share:.0%} of {'cells' if mask.block_size == 1 else f'blocks of {mask.block_size}'} are kept"
+    if share * _of_largest(KEPT_KEYS_COSTS[build][groups > 1], queries) > 1.0:
+        return Choice("sdpa", f"{kept}, for {queries} queries: measured to be faster")
+    return Choice("block_sparse", f"{kept}, and read one by one", kept_keys=True)
+
+
+# As kernel_layout below.
+choice_of_few._dynamo_marked_constant = True
 
 
 def kernel_layout(mask: LayerMask, relative: bool = False) -> tuple[BlockLayout, float]:

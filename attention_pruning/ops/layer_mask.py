@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,6 +158,25 @@ class LayerMask:
 
     def _make_cells(self, device: torch.device) -> Tensor:
         return expand_blocks(self.blocks(device), self.block_size, self.query_length, self.key_length)
+
+    @property
+    def kept_count(self) -> tuple[int, int]:
+        """How many of its own blocks with a visible cell it keeps, and how many there are, over all heads."""
+        return self.once(("kept_count",), self._count_kept)
+
+    def _count_kept(self) -> tuple[int, int]:
+        visible = visible_blocks(self.query_length, self.key_length, self.block_size, self.causal)
+        pruned = sum(int((head & visible).sum()) for head in self.pruned)
+        return self.heads * int(visible.sum()) - pruned, self.heads * int(visible.sum())
+
+    @property
+    def row_bits(self) -> Tensor:
+        """uint8 [H, q, whole words of 64 bits]: a bit for each block of keys, the lowest first, 1 = kept."""
+        return self.once(("row_bits",), self._make_row_bits)
+
+    def _make_row_bits(self) -> Tensor:
+        bits = np.packbits((~self.pruned).numpy(), axis=-1, bitorder="little")
+        return torch.from_numpy(np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[-1] % 8))))
 
     def additive(self, device: torch.device, dtype: torch.dtype, pruned_score: float = -torch.inf) -> Tensor:
         """[H, Q, K]: what is added to a score: 0 where it counts, ``pruned_score`` where pruned, -inf in the future."""

@@ -55,7 +55,17 @@ _warned: set[tuple[str, str]] = set()
 def record(site: str, layer: int | None, mask: LayerMask | None, choice: Choice, relative: bool = False) -> None:
     """Note a choice, of a call with a relative term or without, where somebody records, and warn, once for each site
     and reason, if it saves nothing though it should."""
-    _note(site, layer, mask, choice.backend, choice.reason, choice.layout is not None, relative, choice.refused)
+    _note(
+        site,
+        layer,
+        mask,
+        choice.backend,
+        choice.reason,
+        choice.kept_keys,
+        choice.layout is not None,
+        relative,
+        choice.refused,
+    )
 
 
 def _note(
@@ -64,17 +74,14 @@ def _note(
     mask: LayerMask | None,
     backend: str,
     reason: str,
+    kept_keys: bool,
     laid_out: bool,
     relative: bool,
     refused: bool,
 ) -> None:
     rows = _recording.get()
     if rows is not None:
-        layout = kernel_layout(mask, relative)[0] if laid_out else None
-        every_block = layout is None and mask is not None and mask.prunes and mask.has_whole_blocks
-        counted = mask.layout(mask.whole_block) if every_block else layout
-        blocks, size = (0, 0) if counted is None else (counted.visible_count, counted.block_size)
-        computed = blocks if layout is None else layout.column.numel()
+        computed, blocks, size = _count(mask, kept_keys, laid_out, relative)
         rows.append(Explained(site, layer, backend, reason, computed, blocks, size))
     if refused and (site, reason) not in _warned:
         _warned.add((site, reason))
@@ -84,6 +91,17 @@ def _note(
             DenseAttentionWarning,
             stacklevel=4,
         )
+
+
+def _count(mask: LayerMask | None, kept_keys: bool, laid_out: bool, relative: bool) -> tuple[int, int, int]:
+    """Blocks that are computed, of how many, and their side. Of kept keys those of the whole mask."""
+    if kept_keys:
+        return *mask.kept_count, mask.block_size
+    layout = kernel_layout(mask, relative)[0] if laid_out else None
+    every_block = layout is None and mask is not None and mask.prunes and mask.has_whole_blocks
+    counted = mask.layout(mask.whole_block) if every_block else layout
+    blocks, size = (0, 0) if counted is None else (counted.visible_count, counted.block_size)
+    return blocks if layout is None else layout.column.numel(), blocks, size
 
 
 # While torch.compile makes a graph a choice is a constant of it: noted then, instead of being traced.

@@ -103,8 +103,55 @@ static void run_one() {
     for (float x : log_sum) any_empty |= x == INFINITY;
 }
 
+/// The kernel of few queries, over keys in their order or in any, of sequences that begin anywhere.
+static void run_few() {
+    Problem p{};
+    p.batch = 1 + below(3), p.kv_heads = 1 + below(2), p.size = 1 + below(70), p.bfloat16 = below(2);
+    p.heads = p.kv_heads * (1 + below(5)), p.queries = 1 + below(9), p.keys = 1 + below(200), p.causal = below(2);
+    p.first_row = below(100), p.shift = below(250) - 50, p.scale = 0.3f, p.threads = 1 + below(3);
+    const bool relative = below(3) == 0, any_order = !relative && below(2), padded = !relative && below(2);
+    if (relative) p.heads = p.kv_heads, p.causal = 1, p.shift = p.keys - p.queries;
+    if (padded || any_order) p.causal = 1;
+    Rows q(p.batch, p.heads, p.queries, p.size, p.bfloat16), k(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16),
+        v(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16), out(p.batch, p.heads, p.queries, p.size, p.bfloat16);
+    p.q = q.array, p.k = k.array, p.v = v.array, p.out = out.array;
+    Rows q_position, position_keys;
+    if (relative) {
+        q_position = Rows(p.batch, p.heads, p.queries, p.size, p.bfloat16);
+        position_keys = Rows(1, p.heads, p.keys, p.size, p.bfloat16);
+        for (Rows* rows : {&q_position, &position_keys})
+            rows->array.data = p.bfloat16 ? (void*)rows->halves.data() : (void*)rows->floats.data();
+        p.q_position = q_position.array, p.position_keys = position_keys.array;
+    }
+    const int64_t blocks[] = {1, 1, 3, 16, 48};
+    KeptKeys kept{};
+    kept.block = blocks[below(5)];
+    kept.row_blocks = (p.first_row + p.queries + kept.block - 1) / kept.block;
+    kept.row_bytes = ((p.keys + kept.block - 1) / kept.block + 63) / 64 * 8;
+    const int keeps = below(3);  // nothing, much, everything
+    std::vector<uint8_t> bits(p.heads * kept.row_blocks * kept.row_bytes), seen(p.batch * p.keys);
+    for (uint8_t& x : bits) x = keeps == 0 ? 0 : keeps == 1 ? generator() : 255;
+    for (uint8_t& x : seen) x = below(4) != 0;
+    std::vector<int32_t> starts(p.batch), columns(p.batch * p.kv_heads * p.keys);
+    for (int32_t& x : starts) x = below(p.first_row + p.keys);
+    for (int32_t& x : columns) x = below(2 * p.keys) - 1;
+    std::vector<float> bias(p.queries * p.keys, below(8) ? 0.5f : -INFINITY);
+    kept.bits = bits.data();
+    if (padded) kept.starts = starts.data();
+    if (any_order) {
+        kept.columns = columns.data();
+        kept.columns_strides[0] = p.kv_heads * p.keys, kept.columns_strides[1] = p.keys;
+    }
+    if (below(2)) p.key_seen = seen.data();
+    if (!padded && !any_order && below(2)) p.bias = bias.data(), p.bias_strides[2] = p.keys, p.bias_strides[3] = 1;
+    if (block_sparse_few_queries(&p, &kept)) std::abort();
+    kept.row_bytes += 1;
+    if (block_sparse_few_queries(&p, &kept) != 8) std::abort();
+}
+
 int main() {
     for (int i = 0; i < 400; i++) run_one();
+    for (int i = 0; i < 2000; i++) run_few();
     if (!any_empty || !any_relative) std::abort();
-    std::printf("block_sparse: 400 problems, vectors of %d floats: clean\n", kLanes);
+    std::printf("block_sparse: 400 problems and 2000 of few queries, vectors of %d floats: clean\n", kLanes);
 }

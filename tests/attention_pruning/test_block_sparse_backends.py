@@ -36,6 +36,7 @@ def layout(share=0.4, block=32):
 def no_kernel(monkeypatch):
     """As after an installation without a compiler."""
     monkeypatch.setattr(native, "load", lambda build: None)
+    monkeypatch.setattr(native, "_named", lambda wanted: None)
     monkeypatch.delenv(native.VARIABLE, raising=False)
 
 

@@ -36,6 +36,13 @@ def test_few_queries_cost_what_was_measured():
 
 
 @pytest.mark.parametrize("build", native.BUILDS)
+def test_kept_keys_of_few_queries_cost_what_was_measured(build):
+    own, shared = choice.KEPT_KEYS_COSTS[build]
+    assert own == pytest.approx(measured(build, "kept keys"))
+    assert shared == pytest.approx(measured(build, "kept keys, shared"))
+
+
+@pytest.mark.parametrize("build", native.BUILDS)
 def test_cells_of_few_keys_are_left_to_torch_up_to_where_the_kernel_is_about_as_fast(build):
     table = pd.read_csv(MEASURED)
     rows = table[(table["build"] == build) & (table["what"] == "keys")].groupby("at")["ratio"].max()

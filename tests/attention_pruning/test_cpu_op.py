@@ -358,7 +358,7 @@ def test_a_stale_library_is_refused():
 
         return SimpleNamespace(block_sparse_abi=block_sparse_abi)
 
-    sizes = (ctypes.c_int64 * 4)()
+    sizes = (ctypes.c_int64 * 5)()
     abi = native.load("portable").block_sparse_abi(sizes)
     native.refuse_stale(answer(abi, list(sizes)), "same.so")
     message = r"compiled kernel a\.so: expected interface .*, found .*; compile it again: pip install -e \."
@@ -366,7 +366,7 @@ def test_a_stale_library_is_refused():
         native.refuse_stale(answer(abi + 1, list(sizes)), "a.so")
     assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match=message):
-        native.refuse_stale(answer(abi, [*sizes[:3], sizes[3] + 8]), "a.so")
+        native.refuse_stale(answer(abi, [*sizes[:4], sizes[4] + 8]), "a.so")
     with pytest.raises(InputError, match=re.escape("found an older one")):
         native.refuse_stale(SimpleNamespace(), "a.so")
 

@@ -23,7 +23,7 @@ from ...errors import InputError
 BUILDS = ("portable", "avx2", "avx512")
 VARIABLE = "ATTENTION_PRUNING_KERNEL"
 #: ``kAbi`` of problem.h, whose structures are those below. A library of another number is one of another version.
-ABI = 3
+ABI = 4
 
 #: What a number other than 0 from the kernel means, see ``broken_rule`` in kernel.cpp.
 _RULES = {
@@ -33,6 +33,7 @@ _RULES = {
     4: "layout: expected row_start to rise within its arrays",
     5: "layout: expected columns that rise within the row and lie inside the key blocks",
     6: "layout: expected parts that lie inside the bits",
+    8: "few queries: expected whole words of bits, starts of 0 and more, and neither with a bias or a relative term",
     7: "relative: expected causal attention whose last query sees every key, and as many heads of keys as of queries",
 }
 
@@ -73,6 +74,12 @@ class _Gradients(Structure):
         ("bias_strides", c_int64 * 4),
         *((name, _Array) for name in ("q_position", "position_keys")),
     ]
+
+
+class _KeptKeys(Structure):
+    _fields_ = [(name, c_int64) for name in ("row_blocks", "row_bytes", "block")]
+    _fields_ += [(name, c_void_p) for name in ("bits", "starts", "columns")]
+    _fields_ += [("columns_strides", c_int64 * 2)]
 
 
 class Inputs(NamedTuple):
@@ -121,6 +128,31 @@ class Settings(NamedTuple):
     dropout_p: float
 
 
+class FewSettings(NamedTuple):
+    """What a call of few queries says beside its tensors; see ``few_queries.few_queries``.
+
+    Attributes
+    ----------
+    bits : Tensor
+        uint8 [H, rows of blocks, whole words], of ``LayerMask.row_bits``.
+    starts : Tensor or None
+        int32 [B].
+    columns : Tensor or None
+        int32 [B, G, S], its last axis contiguous.
+    block_size, query_offset, shift, scale
+        As in Settings; a block has any side.
+    """
+
+    key_padding_mask: Tensor | None
+    bits: Tensor
+    starts: Tensor | None
+    columns: Tensor | None
+    block_size: int
+    query_offset: int
+    shift: int | None
+    scale: float
+
+
 @functools.cache
 def load(build: str) -> ctypes.CDLL | None:
     """One build of the kernel; None if it was not compiled.
@@ -137,16 +169,17 @@ def load(build: str) -> ctypes.CDLL | None:
             refuse_stale(library, path.name)
             library.block_sparse_forward.argtypes = [POINTER(_Problem)]
             library.block_sparse_backward.argtypes = [POINTER(_Problem), POINTER(_Gradients)]
-            for name in ("block_sparse_forward", "block_sparse_backward", "block_sparse_processor"):
-                getattr(library, name).restype = c_int64
+            library.block_sparse_few_queries.argtypes = [POINTER(_Problem), POINTER(_KeptKeys)]
+            for name in ("forward", "backward", "few_queries", "processor"):
+                getattr(library, f"block_sparse_{name}").restype = c_int64
             return library
     return None
 
 
 def refuse_stale(library: ctypes.CDLL, name: str) -> None:
     """Refuse, with InputError, a library whose structures are not those of this file."""
-    expected = [ABI, *(ctypes.sizeof(kind) for kind in (_Array, _Layout, _Problem, _Gradients))]
-    sizes, found = (c_int64 * 4)(), "an older one"
+    expected = [ABI, *(ctypes.sizeof(kind) for kind in (_Array, _Layout, _Problem, _Gradients, _KeptKeys))]
+    sizes, found = (c_int64 * 5)(), "an older one"
     if hasattr(library, "block_sparse_abi"):
         library.block_sparse_abi.restype = c_int64
         found = [library.block_sparse_abi(sizes), *sizes]
@@ -174,7 +207,12 @@ def build() -> str | None:
     InputError
         If the environment names one that is not there.
     """
-    wanted, builds = os.environ.get(VARIABLE), runnable_builds()
+    return _named(os.environ.get(VARIABLE))
+
+
+@functools.cache
+def _named(wanted: str | None) -> str | None:
+    builds = runnable_builds()
     if wanted and wanted not in (*builds, "none"):
         raise InputError(f"{VARIABLE}: expected one of {', '.join((*builds, 'none'))}, found {wanted!r}")
     return wanted if wanted in builds else None if wanted or not builds else builds[-1]
@@ -226,20 +264,53 @@ def backward(
     del alive
 
 
+def few_queries(inputs: Inputs, out: Tensor, settings: FewSettings) -> None:
+    """Fill ``out``."""
+    problem, alive = _described(inputs, out, settings)
+    bits, starts, columns = settings.bits, settings.starts, settings.columns
+    kept = _KeptKeys(
+        *bits.shape[1:],
+        settings.block_size,
+        bits.data_ptr(),
+        None if starts is None else starts.data_ptr(),
+        None if columns is None else columns.data_ptr(),
+        (c_int64 * 2)(*(() if columns is None else columns.stride()[:2])),
+    )
+    _run("few_queries", byref(problem), byref(kept))
+    del alive
+
+
 def _whole(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """A bias as [B, H, L, S], where it is broadcast with strides of 0."""
     return bias.expand(*q.shape[:3], k.shape[2])
 
 
+_NO_ARRAY = _Array(None, 0, 0, 0)
+
+
 def _array(x: Tensor | None) -> _Array:
     """[batch, head, row, size], or [head, row, size], the same for every sequence."""
     if x is None:
-        return _Array(None, 0, 0, 0)
+        return _NO_ARRAY
     return _Array(x.data_ptr(), *((0,) * (4 - x.ndim)), *x.stride()[:-1])
 
 
 def _problem(inputs: Inputs, out: Tensor, log_sum: Tensor, settings: Settings) -> tuple[_Problem, list[Tensor]]:
     """The call as the kernel reads it, and tensors that must live as long."""
+    heads, starts = settings.row_start.shape
+    described = _Layout(
+        heads, starts - 1, settings.key_blocks, settings.block_size, settings.column.numel(), len(settings.bits)
+    )
+    for name in ("row_start", "column", "part", "bits"):
+        setattr(described, name, getattr(settings, name).data_ptr())
+    problem, alive = _described(inputs, out, settings)
+    problem.log_sum, problem.layout, problem.dropout = log_sum.data_ptr(), described, settings.dropout_p
+    problem.seed = 0 if settings.dropout_seed is None else int(settings.dropout_seed) & (2**64 - 1)
+    return problem, alive
+
+
+def _described(inputs: Inputs, out: Tensor, settings: Settings | FewSettings) -> tuple[_Problem, list[Tensor]]:
+    """What every call has, and tensors that must live as long."""
     q, k, v, bias, q_position, position_keys = inputs
     alive, bias_strides, bias_data = [], (0,) * 4, None
     if bias is not None:
@@ -250,12 +321,6 @@ def _problem(inputs: Inputs, out: Tensor, log_sum: Tensor, settings: Settings) -
     if settings.key_padding_mask is not None:
         alive.append((~settings.key_padding_mask).contiguous())
         seen = alive[-1].data_ptr()
-    heads, starts = settings.row_start.shape
-    described = _Layout(
-        heads, starts - 1, settings.key_blocks, settings.block_size, settings.column.numel(), len(settings.bits)
-    )
-    for name in ("row_start", "column", "part", "bits"):
-        setattr(described, name, getattr(settings, name).data_ptr())
     problem = _Problem(
         *q.shape[:2],
         k.shape[1],
@@ -263,19 +328,15 @@ def _problem(inputs: Inputs, out: Tensor, log_sum: Tensor, settings: Settings) -
         k.shape[2],
         q.shape[3],
         *(_array(x) for x in (q, k, v, out, q_position, position_keys)),
-        log_sum.data_ptr(),
-        described,
-        settings.query_offset,
-        seen,
-        int(settings.shift is not None),
-        settings.shift or 0,
-        bias_data,
-        (c_int64 * 4)(*bias_strides),
-        settings.scale,
-        settings.dropout_p,
-        0 if settings.dropout_seed is None else int(settings.dropout_seed) & (2**64 - 1),
-        torch.get_num_threads(),
-        int(q.dtype == torch.bfloat16),
+        first_row=settings.query_offset,
+        key_seen=seen,
+        causal=int(settings.shift is not None),
+        shift=settings.shift or 0,
+        bias=bias_data,
+        bias_strides=(c_int64 * 4)(*bias_strides),
+        scale=settings.scale,
+        threads=torch.get_num_threads(),
+        bfloat16=int(q.dtype == torch.bfloat16),
     )
     return problem, alive
 

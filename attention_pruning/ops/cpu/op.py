@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..layout import BlockLayout
 from . import native
-from .native import Inputs, Settings
+from .native import FewSettings, Inputs, Settings
 
 DTYPES = (torch.float32, torch.bfloat16)
 LARGEST_HEAD = 256
@@ -131,9 +131,9 @@ _CALL = """
 """
 #: How many arguments of a call are tensors: they come first.
 _TENSORS = len(Inputs._fields) + Settings._fields.index("block_size")
-_LIBRARY = torch.library.Library("attention_pruning", "FRAGMENT")
-_LIBRARY.define(f"block_sparse({_CALL}) -> (Tensor out, Tensor log_sum)")
-_LIBRARY.define(
+LIBRARY = torch.library.Library("attention_pruning", "FRAGMENT")
+LIBRARY.define(f"block_sparse({_CALL}) -> (Tensor out, Tensor log_sum)")
+LIBRARY.define(
     f"block_sparse_backward(Tensor gradient, Tensor out, Tensor log_sum, bool bias_too, {_CALL}) "
     "-> (Tensor q, Tensor k, Tensor v, Tensor bias, Tensor q_position, Tensor position_keys)"
 )
@@ -141,8 +141,8 @@ _LIBRARY.define(
 
 def _outputs(q: Tensor, *_) -> tuple[Tensor, Tensor]:
     """What forward fills: the output, and the log-sum-exp [B, H, L], +inf for empty rows."""
-    q = _rows_dense(q)
-    return _empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    q = rows_dense(q)
+    return empty_like_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def _split(arguments: tuple[Tensor | float | None, ...]) -> tuple[Inputs, Settings]:
@@ -151,7 +151,7 @@ def _split(arguments: tuple[Tensor | float | None, ...]) -> tuple[Inputs, Settin
     inputs, settings = Inputs(*arguments[:count]), Settings(*arguments[count:])
     _check(inputs, settings)
     return Inputs(
-        *(x if x is None or name == "bias" else _rows_dense(x) for name, x in inputs._asdict().items())
+        *(x if x is None or name == "bias" else rows_dense(x) for name, x in inputs._asdict().items())
     ), settings
 
 
@@ -170,10 +170,10 @@ def _gradients(_: Tensor, __: Tensor, ___: Tensor, bias_too: bool, *arguments: T
     to_relative = q.new_empty(0), q.new_empty(0)
     if q_position is not None:
         to_relative = (
-            _empty_like(_rows_dense(q_position)),
+            empty_like_rows(rows_dense(q_position)),
             torch.empty_like(position_keys, memory_format=torch.contiguous_format),
         )
-    return Inputs(*(_empty_like(_rows_dense(x)) for x in (q, k, v)), to_bias, *to_relative)
+    return Inputs(*(empty_like_rows(rows_dense(x)) for x in (q, k, v)), to_bias, *to_relative)
 
 
 def _backward(
@@ -185,7 +185,7 @@ def _backward(
         asked = to._replace(bias=to.bias if bias_too else None)
         if inputs.q_position is None:
             asked = asked._replace(q_position=None, position_keys=None)
-        native.backward(inputs, out, log_sum, _rows_dense(gradient), asked, settings)
+        native.backward(inputs, out, log_sum, rows_dense(gradient), asked, settings)
     else:
         for x in to:
             x.zero_()
@@ -216,17 +216,17 @@ for _name, _kernel, _fake, _derivative, _saved in (
     ("block_sparse", _forward, _outputs, _differentiate, _save),
     ("block_sparse_backward", _backward, _gradients, _refuse_to_differentiate_twice, None),
 ):
-    _LIBRARY.impl(_name, _kernel, "CPU")
-    torch.library.register_fake(f"attention_pruning::{_name}", _fake, lib=_LIBRARY)
-    torch.library.register_autograd(f"attention_pruning::{_name}", _derivative, setup_context=_saved, lib=_LIBRARY)
+    LIBRARY.impl(_name, _kernel, "CPU")
+    torch.library.register_fake(f"attention_pruning::{_name}", _fake, lib=LIBRARY)
+    torch.library.register_autograd(f"attention_pruning::{_name}", _derivative, setup_context=_saved, lib=LIBRARY)
 
 
-def _rows_dense(x: Tensor) -> Tensor:
+def rows_dense(x: Tensor) -> Tensor:
     """A tensor whose last axis is contiguous: itself, whatever its other strides, wherever possible."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _empty_like(x_BHLD: Tensor) -> Tensor:
+def empty_like_rows(x_BHLD: Tensor) -> Tensor:
     """In the order of memory that the input has: (B, L, H, D) makes the merging of heads free."""
     batch, heads, length, size = x_BHLD.shape
     if x_BHLD.stride(1) < x_BHLD.stride(2):
@@ -236,6 +236,26 @@ def _empty_like(x_BHLD: Tensor) -> Tensor:
 
 def _check(inputs: Inputs, settings: Settings) -> None:
     """Refuse what would lead the kernel out of its arrays; it looks at the numbers of the layout itself."""
+    check_call(inputs, settings)
+    if not 0.0 <= settings.dropout_p < 1.0:
+        raise InputError(f"dropout_p: expected at least 0 and less than 1, found {settings.dropout_p}")
+    if settings.dropout_p > 0.0 and settings.dropout_seed is None:
+        raise InputError(f"dropout_seed: expected an int64 tensor for dropout_p {settings.dropout_p}, found none")
+    column, part = settings.column, settings.part
+    if settings.row_start.ndim != 2 or column.shape != part.shape or settings.row_start.shape[1] < 1:
+        raise InputError("layout: expected row_start [head, row] and as many parts as columns, found otherwise")
+    side = settings.block_size
+    expected = {"row_start": torch.int32, "column": torch.int32, "part": torch.int32, "bits": torch.uint8}
+    for name, dtype in expected.items():
+        tensor = getattr(settings, name)
+        if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise InputError(f"layout: expected {name} to be contiguous {dtype} on the CPU, found {tensor.dtype}")
+    if list(settings.bits.shape[1:]) != [side, side // 8]:
+        raise InputError(f"layout: expected bits [parts, {side}, {side // 8}], found {list(settings.bits.shape)}")
+
+
+def check_call(inputs: Inputs, settings: Settings | FewSettings) -> None:
+    """Refuse tensors and an offset that do not go together."""
     q, k, v, bias, *relative = inputs
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or k.shape[::3] != q.shape[::3]:
         raise InputError(
@@ -259,21 +279,6 @@ def _check(inputs: Inputs, settings: Settings) -> None:
     _check_relative(*relative, q, k, settings.shift)
     if settings.query_offset < 0:
         raise InputError(f"query_offset: expected at least 0, found {settings.query_offset}")
-    if not 0.0 <= settings.dropout_p < 1.0:
-        raise InputError(f"dropout_p: expected at least 0 and less than 1, found {settings.dropout_p}")
-    if settings.dropout_p > 0.0 and settings.dropout_seed is None:
-        raise InputError(f"dropout_seed: expected an int64 tensor for dropout_p {settings.dropout_p}, found none")
-    column, part = settings.column, settings.part
-    if settings.row_start.ndim != 2 or column.shape != part.shape or settings.row_start.shape[1] < 1:
-        raise InputError("layout: expected row_start [head, row] and as many parts as columns, found otherwise")
-    side = settings.block_size
-    expected = {"row_start": torch.int32, "column": torch.int32, "part": torch.int32, "bits": torch.uint8}
-    for name, dtype in expected.items():
-        tensor = getattr(settings, name)
-        if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise InputError(f"layout: expected {name} to be contiguous {dtype} on the CPU, found {tensor.dtype}")
-    if list(settings.bits.shape[1:]) != [side, side // 8]:
-        raise InputError(f"layout: expected bits [parts, {side}, {side // 8}], found {list(settings.bits.shape)}")
 
 
 def _check_relative(

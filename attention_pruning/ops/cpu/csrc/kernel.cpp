@@ -1,7 +1,7 @@
 // Block-sparse attention on the CPU: what the shared library offers, by plain C names for ctypes.
 //
 // Reading order: problem.h (what comes in), scores.h, relative.h and forward.h (the algorithm), backward.h and backward_tasks.h,
-// empty_rows.h; beneath them vector.h (one vector width), products.h with matmul.h, pairs.h and tiles.h (the products),
+// empty_rows.h; few_queries.h (steps of decoding); beneath them vector.h (one vector width), products.h with matmul.h, pairs.h and tiles.h (the products),
 // rows.h (memory), visibility.h (masks) and dropout.h.
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "backward_tasks.h"
+#include "few_queries.h"
 #include "forward.h"
 
 /// 0 if every number of a call stays inside its arrays, else the rule that it breaks. Before anything else is read.
@@ -37,9 +38,23 @@ static int64_t broken_rule(const Problem& p) {
     return 0;
 }
 
+/// The same of few queries, whose layout is not read.
+static int64_t broken_rule(const Problem& p, const KeptKeys& kept) {
+    if (p.kv_heads < 1 || p.heads % p.kv_heads != 0) return 2;
+    if (kept.block < 1 || kept.row_bytes % 8 != 0) return 8;
+    if (kept.row_blocks * kept.block < p.first_row + p.queries) return 3;
+    if (!kept.columns && kept.row_bytes * 8 * kept.block < p.keys) return 3;
+    if (is_relative(p) && (!p.causal || p.kv_heads != p.heads || p.queries + p.shift != p.keys)) return 7;
+    if (kept.columns && (is_relative(p) || p.bias)) return 8;
+    if (kept.starts && (is_relative(p) || p.bias || !p.causal)) return 8;
+    if (kept.starts)
+        for (int64_t batch = 0; batch < p.batch; batch++)
+            if (kept.starts[batch] < 0) return 8;
+    return 0;
+}
+
 template <typename Run>
-static int64_t guarded(const Problem& p, const Run& run) {
-    const int64_t rule = broken_rule(p);
+static int64_t guarded(int64_t rule, const Run& run) {
     if (rule) return rule;
     try {
         run();
@@ -53,9 +68,9 @@ static int64_t guarded(const Problem& p, const Run& run) {
 extern "C" {
 
 /// The number of this interface, and the bytes of its structures in the order of problem.h.
-int64_t block_sparse_abi(int64_t sizes[4]) {
-    const int64_t here[] = {sizeof(Array), sizeof(Layout), sizeof(Problem), sizeof(Gradients)};
-    std::copy(here, here + 4, sizes);
+int64_t block_sparse_abi(int64_t sizes[5]) {
+    const int64_t here[] = {sizeof(Array), sizeof(Layout), sizeof(Problem), sizeof(Gradients), sizeof(KeptKeys)};
+    std::copy(here, here + 5, sizes);
     return kAbi;
 }
 
@@ -76,12 +91,19 @@ int64_t block_sparse_processor() {
 
 /// Fill out and log_sum. 0, or the rule of the layout that is broken, or -1 when memory ran out.
 int64_t block_sparse_forward(const Problem* p) {
-    return guarded(*p, [&] { p->bfloat16 ? forward<BFloat16>(*p) : forward<float>(*p); });
+    return guarded(broken_rule(*p), [&] { p->bfloat16 ? forward<BFloat16>(*p) : forward<float>(*p); });
+}
+
+/// Fill out, without log_sum and dropout, by the kept keys of a mask alone.
+int64_t block_sparse_few_queries(const Problem* p, const KeptKeys* kept) {
+    return guarded(broken_rule(*p, *kept), [&] {
+        p->bfloat16 ? few_queries<BFloat16>(*p, *kept) : few_queries<float>(*p, *kept);
+    });
 }
 
 /// Fill the gradients from out and log_sum.
 int64_t block_sparse_backward(const Problem* p, const Gradients* to) {
-    return guarded(*p, [&] { p->bfloat16 ? Backward<BFloat16>(*p, *to).run() : Backward<float>(*p, *to).run(); });
+    return guarded(broken_rule(*p), [&] { p->bfloat16 ? Backward<BFloat16>(*p, *to).run() : Backward<float>(*p, *to).run(); });
 }
 }
 #pragma GCC visibility pop

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 /// Raised with every change of a structure or of its meaning; native.py refuses a library of another number.
-constexpr int64_t kAbi = 3;
+constexpr int64_t kAbi = 4;
 
 /// [batch, head, row, D] in elements; the last axis is contiguous.
 struct Array {
@@ -45,6 +45,15 @@ struct Gradients {
     float* bias;              // gradient of the bias, zeros that are added to; or null
     int64_t bias_strides[4];  // 0 where it is broadcast
     Array q_position, position_keys;
+};
+
+/// What a mask keeps, by its own rows and columns, and where the keys of a cache stand in it: few_queries.h.
+struct KeptKeys {
+    int64_t row_blocks, row_bytes, block;  // block: side of the mask's blocks, any number; row_bytes: whole words
+    const uint8_t* bits;      // [heads, row_blocks, row_bytes], one bit for a block of keys, the lowest first: 1 = kept
+    const int32_t* starts;    // [batch]: the key that stands in column 0, and the query in row 0; or null for 0
+    const int32_t* columns;   // [batch, kv_heads, keys]: where each key stands, -1: nowhere; or null: one after the other
+    int64_t columns_strides[2];  // batch, head
 };
 
 /// Whether scores have a relative term. Attention is then causal, no heads share keys, and the last query is the last key.
