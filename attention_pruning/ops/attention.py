@@ -122,6 +122,10 @@ def attend(call: Call, choice: Choice) -> Tensor:
         from . import flex
 
         return flex.attend(call, choice.layout)
+    if choice.backend == "triton":
+        from .triton import op as triton_op
+
+        return triton_op.attend(call, choice.layout)
     return op.block_sparse(
         call.q,
         call.k,

@@ -9,8 +9,9 @@ from .call import Call
 from .cpu import native, op
 from .layer_mask import LayerMask
 from .layout import BlockLayout
+from .triton import availability
 
-BACKENDS = ("auto", "block_sparse", "flex", "reference")
+BACKENDS = ("auto", "block_sparse", "flex", "triton", "reference")
 
 #: The compiled kernel's time with every block kept, over that of torch's fused attention without a mask, by build: for
 #: whole blocks, and for blocks of single cells, each of which has its bits looked at. ``benchmarks/backend_costs.py``
@@ -92,6 +93,10 @@ def _reason_against(call: Call, backend: str) -> str | None:
         from . import flex  # slow to import, and needed on a GPU alone
 
         refusal = flex.refusal(call)
+    elif backend == "triton":
+        if availability.missing():
+            return availability.missing()
+        refusal = availability.refusal(call)
     else:
         if native.missing():
             return native.missing()

@@ -1,0 +1,40 @@
+"""Whether the Triton kernels can compute a call: asked without importing Triton, which takes a second."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+from ..call import Call
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST_HEAD = 256
+#: Whether kernels are interpreted, on CPU tensors: Triton decides it once for a process, by this variable.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def missing() -> str | None:
+    """What is to be said where Triton is not installed; None where it is."""
+    return None if importlib.util.find_spec("triton") else "Triton is not installed: pip install triton"
+
+
+def refusal(call: Call) -> str | None:
+    """What the kernels would need to compute a call, or None."""
+    q, v = call.q, call.v
+    if q.device.type != "cuda" and not (INTERPRETED and q.device.type == "cpu"):
+        return f"tensors on a GPU, found {q.device}"
+    if q.dtype not in DTYPES:
+        return f"float32, bfloat16 or float16, found {q.dtype}"
+    if INTERPRETED and q.dtype == torch.bfloat16:
+        return "float32 or float16 in Triton's interpreter, found torch.bfloat16"
+    if v.shape[-1] != q.shape[-1]:
+        return f"values of the size of the queries, {q.shape[-1]}, found {v.shape[-1]}"
+    if q.shape[-1] > LARGEST_HEAD:
+        return f"a head size of at most {LARGEST_HEAD}, found {q.shape[-1]}"
+    if call.relative is not None:
+        return "scores without a relative term, found one"
+    return None

@@ -1,0 +1,205 @@
+"""What each kernel is given: from the arguments of the operator to launches.
+
+Letters in names: B batch, H heads, G heads of keys and values, L queries, S keys, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...structure import block_count
+from .backward_keys import backward_keys
+from .backward_queries import backward_queries
+from .configurations import Configuration, configuration
+from .forward import forward
+from .launch import Launch, alike, launch_of, on_device_of
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call that have gradients. Their last axes are contiguous, but for that of the bias."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+
+
+class Settings(NamedTuple):
+    """What a call says beside, all tensors on the device of the queries.
+
+    Attributes
+    ----------
+    key_padding_mask : Tensor or None
+        bool [B, S], contiguous.
+    dropout_seed : Tensor or None
+        int64 ().
+    row_bounds, columns, row_parts, column_bounds, rows, column_parts, bits : Tensor
+        See ``block_lists``.
+    block_size : int
+    in_part : bool
+        Whether there are bits.
+    may_be_empty : bool
+        Whether a row may keep nothing that it sees.
+    query_offset : int
+        The row of the layout that query 0 is.
+    shift : int or None
+        Query i sees key j <= i + shift; None: it sees all.
+    """
+
+    key_padding_mask: Tensor | None
+    dropout_seed: Tensor | None
+    row_bounds: Tensor
+    columns: Tensor
+    row_parts: Tensor
+    column_bounds: Tensor
+    rows: Tensor
+    column_parts: Tensor
+    bits: Tensor
+    block_size: int
+    in_part: bool
+    may_be_empty: bool
+    query_offset: int
+    shift: int | None
+    scale: float
+    dropout_p: float
+
+
+class Gradients(NamedTuple):
+    """Where gradients go: as the inputs; of the bias float32 in its shape, zeros, or None."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+
+
+def run_forward(inputs: Inputs, settings: Settings, out: Tensor, log_sum: Tensor) -> None:
+    """Fill the output, in the shape of the queries, and the log-sum-exp, float32 [B, H, L]."""
+    q, k, v, bias = inputs
+    precision = _precision(q)
+    key = ("forward", *alike(q, k, v, bias, settings.key_padding_mask, out), *_options(settings), precision)
+    launch = launch_of(key, lambda: _make_forward(inputs, settings, precision))
+    with on_device_of(q):
+        launch(
+            *(q, k, v, out, log_sum, bias, settings.key_padding_mask, settings.dropout_seed),
+            *(settings.row_bounds, settings.columns, settings.row_parts, settings.bits),
+            *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_bias_strides(bias)),
+            *_numbers(inputs, settings, settings.row_bounds),
+        )
+
+
+def run_backward(
+    inputs: Inputs, settings: Settings, gradient: Tensor, out: Tensor, log_sum: Tensor, to: Gradients
+) -> None:
+    """Fill the gradients. The second kernel needs what the first has found for each row."""
+    q, k, v, bias = inputs
+    row_term = torch.empty_like(log_sum)
+    precision = _precision(q)
+    key = (*alike(q, k, v, bias, settings.key_padding_mask, gradient, out, *to), *_options(settings), precision)
+    of_queries = launch_of(("queries", *key), lambda: _make_queries(inputs, settings, to.bias, precision))
+    of_keys = launch_of(("keys", *key), lambda: _make_keys(inputs, settings, precision))
+    masks = settings.key_padding_mask, settings.dropout_seed
+    with on_device_of(q):
+        of_queries(
+            *(q, k, v, out, gradient, log_sum, row_term, to.q, to.bias, bias, *masks),
+            *(settings.row_bounds, settings.columns, settings.row_parts, settings.bits),
+            *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_strides(gradient), *_strides(to.q)),
+            *(*_bias_strides(bias), *_bias_strides(to.bias)),
+            *_numbers(inputs, settings, settings.row_bounds),
+        )
+        of_keys(
+            *(q, k, v, gradient, log_sum, row_term, to.k, to.v, bias, *masks),
+            *(settings.column_bounds, settings.rows, settings.column_parts, settings.bits),
+            *(*_strides(q), *_strides(k), *_strides(v), *_strides(gradient), *_strides(to.k), *_strides(to.v)),
+            *_bias_strides(bias),
+            *_numbers(inputs, settings, settings.column_bounds),
+        )
+
+
+def _make_forward(inputs: Inputs, settings: Settings, precision: str) -> Launch:
+    chosen = _chosen("forward", inputs, settings)
+    constants = (*_shape(inputs, settings), chosen.queries, chosen.keys, *_kinds(inputs, settings))
+    constants += (*_row_kinds(settings), precision)
+    return Launch(forward, _query_programs(inputs, settings, chosen.queries), constants, chosen.warps, chosen.stages)
+
+
+def _make_queries(inputs: Inputs, settings: Settings, to_bias: Tensor | None, precision: str) -> Launch:
+    chosen = _chosen("queries", inputs, settings)
+    constants = (*_shape(inputs, settings), chosen.queries, chosen.keys, *_kinds(inputs, settings))
+    by = (False, False) if to_bias is None else (to_bias.shape[2] > 1, to_bias.shape[3] > 1)
+    constants += (to_bias is not None, *by, *_row_kinds(settings), precision)
+    programs = _query_programs(inputs, settings, chosen.queries)
+    return Launch(backward_queries, programs, constants, chosen.warps, chosen.stages)
+
+
+def _make_keys(inputs: Inputs, settings: Settings, precision: str) -> Launch:
+    chosen = _chosen("keys", inputs, settings)
+    constants = (*_shape(inputs, settings), chosen.queries, chosen.keys, *_kinds(inputs, settings))
+    constants += (*_row_kinds(settings), precision)
+    batch, kv_heads, keys, _ = inputs.k.shape
+    programs = batch * kv_heads * block_count(keys, chosen.keys)
+    return Launch(backward_keys, programs, constants, chosen.warps, chosen.stages)
+
+
+def _chosen(kernel: str, inputs: Inputs, settings: Settings) -> Configuration:
+    q = inputs.q
+    return configuration(kernel, q.dtype, _width(q.shape[-1]), settings.block_size, q.device)
+
+
+def _query_programs(inputs: Inputs, settings: Settings, tile: int) -> int:
+    batch, heads, queries, _ = inputs.q.shape
+    first = settings.query_offset // tile
+    return batch * heads * (block_count(settings.query_offset + queries, tile) - first)
+
+
+def _width(size: int) -> int:
+    """Numbers of a head in a tile: a power of two, and enough for a product."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _shape(inputs: Inputs, settings: Settings) -> tuple[int, ...]:
+    """HEADS, GROUP, SIZE, WIDE, BLOCK of a kernel's signature."""
+    heads, size = inputs.q.shape[1], inputs.q.shape[3]
+    return heads, heads // inputs.k.shape[1], size, _width(size), settings.block_size
+
+
+def _kinds(inputs: Inputs, settings: Settings) -> tuple[bool, ...]:
+    """CAUSAL, PADDED, BIASED."""
+    return settings.shift is not None, settings.key_padding_mask is not None, inputs.bias is not None
+
+
+def _row_kinds(settings: Settings) -> tuple[bool, ...]:
+    """IN_PART, DROPS, MAY_BE_EMPTY."""
+    return settings.in_part, settings.dropout_p > 0.0, settings.may_be_empty
+
+
+def _options(settings: Settings) -> tuple:
+    """What beside the tensors decides how a kernel is compiled, and how many programs it has."""
+    causal, padded = settings.shift is not None, settings.key_padding_mask is not None
+    return settings.block_size, settings.query_offset, causal, padded, *_row_kinds(settings)
+
+
+def _numbers(inputs: Inputs, settings: Settings, bounds: Tensor) -> tuple[float, ...]:
+    """queries, keys, first_row, row_blocks (or key_blocks), shift, scale, dropout of a kernel's signature."""
+    lengths = inputs.q.shape[2], inputs.k.shape[2]
+    return *lengths, settings.query_offset, bounds.shape[1], settings.shift or 0, settings.scale, settings.dropout_p
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    return x.stride()[:3]
+
+
+def _bias_strides(bias: Tensor | None) -> tuple[int, ...]:
+    """0 for an axis along which it is broadcast."""
+    if bias is None:
+        return 0, 0, 0, 0
+    return tuple(0 if size == 1 else stride for size, stride in zip(bias.shape, bias.stride(), strict=True))
+
+
+def _precision(q: Tensor) -> str:
+    """How products of float32 are computed: as torch is told to."""
+    tf32 = q.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if tf32 else "ieee"
