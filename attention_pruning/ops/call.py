@@ -122,9 +122,9 @@ class Call:
         return slice(self.query_offset, self.query_offset + self.queries)
 
     def dropout_seed(self, device: torch.device | str = "cpu") -> Tensor | None:
-        """What dropout is a hash of, on the device of the kernel; None without dropout. Whoever drops by it asks once: a
-        seed that was not given is drawn from torch's generator of that device, which ``torch.manual_seed`` decides, and
-        which others use in their own way."""
+        """What dropout is a hash of, on the device of the kernel; None without dropout. Whoever drops by it asks once:
+        a seed that was not given is drawn from torch's generator of that device, which ``torch.manual_seed`` decides,
+        and which others use in their own way."""
         if self.dropout_p == 0.0:
             return None
         if self.given_seed is not None:

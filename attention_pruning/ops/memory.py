@@ -1,4 +1,4 @@
-"""Tensors as kernels want them in memory: last axes contiguous, results in the order of their inputs, biases of four axes."""
+"""Tensors as kernels want them: last axes contiguous, results in the memory order of inputs, biases of four axes."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 
@@ -16,10 +15,12 @@ LARGEST_HEAD = 256
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
+INSTALLED = importlib.util.find_spec("triton") is not None
+
+
 def missing() -> str | None:
     """What is to be said where Triton is not installed; None where it is."""
-    return None if importlib.util.find_spec("triton") else "Triton is not installed: pip install triton"
+    return None if INSTALLED else "Triton is not installed: pip install triton"
 
 
 def refusal(call: Call) -> str | None:

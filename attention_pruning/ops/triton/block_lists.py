@@ -95,9 +95,7 @@ def _by_row(layout: BlockLayout, device: torch.device, causal: bool, keys: int) 
     return _listed(head * rows + row, column, part, cut, layout.heads, rows, device)
 
 
-def _by_column(
-    layout: BlockLayout, device: torch.device, causal: bool, keys: int, rows: tuple[int, int]
-) -> BlockList:
+def _by_column(layout: BlockLayout, device: torch.device, causal: bool, keys: int, rows: tuple[int, int]) -> BlockList:
     found = _blocks(layout, causal, keys)
     called = (found[1] >= rows[0]) & (found[1] < rows[1])
     head, row, column, part, cut = (x[called] for x in found)

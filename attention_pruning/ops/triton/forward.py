@@ -107,7 +107,7 @@ def forward(
 
     empty_M = total_M == 0.0
     out_MD = sum_MD / (tl.where(empty_M, 1.0, total_M) * (1.0 - dropout))[:, None]
-    if MAY_BE_EMPTY:
+    if MAY_BE_EMPTY:  # noqa: SIM102 (known when it is compiled, unlike what follows)
         if tl.max((empty_M & real_M).to(tl.int32), 0) != 0:
             mean_MD = mean_visible(
                 row_M, v, v_row, padding, batch, keys, shift, M, N, SIZE, WIDE, CAUSAL, PADDED, PRECISION

@@ -57,7 +57,7 @@ def launch_of(key: Hashable, make: Callable[[], Launch]) -> Launch:
 
 
 def alike(*tensors: Tensor | None) -> tuple:
-    """What compiled code may rely on: format, shape, strides, and whether the numbers begin at a multiple of 16 bytes."""
+    """What compiled code may rely on: format, shape, strides, and whether they begin at a multiple of 16 bytes."""
     return tuple(
         None if x is None else (x.dtype, x.shape, x.stride(), x.data_ptr() % 16, x.device.index) for x in tensors
     )

@@ -1,4 +1,4 @@
-"""What all kernels do with a tile of scores: rows are loaded, cells that do not count are hidden, probabilities dropped.
+"""What all kernels do with a tile of scores: load rows, hide cells that do not count, drop probabilities.
 
 A kernel works on tiles: M queries by N keys of one block of the layout, D numbers a head. `row` numbers the queries of
 the call and `key` its keys, one along each axis of the tile, so that all of this serves tiles that lie on their side.
