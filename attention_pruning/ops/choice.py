@@ -45,10 +45,10 @@ RELATIVE_FEW_KEYS = {
 
 #: On a GPU Triton's kernels are taken where they can compute a call, else the choice is between FlexAttention and
 #: torch's fused attention under a mask. The greatest share of kept blocks that Triton is taken for, by bytes of a
-#: number, whether there are gradients, and block. **Estimated, not measured**: under a mask torch takes about 2.2 times as long
-#: on an H100 as without (1.3 in float32; block_sparse_gpu.csv); the kernels are expected to take 1.25 times as long as
-#: torch without a mask in blocks of 64 and more (2 in float32, which tensor cores do not multiply), twice as long in
-#: those of 32 and five times in those of 16. ``benchmarks/block_sparse_gpu.py`` measures all three.
+#: number, whether there are gradients, and block. **Estimated, not measured**: under a mask torch takes about 2.2 times
+#: as long on an H100 as without (1.3 in float32; block_sparse_gpu.csv); the kernels are expected to take 1.25 times as
+#: long as torch without a mask in blocks of 64 and more (2 in float32, which tensor cores do not multiply), twice as
+#: long in those of 32 and five times in those of 16. ``benchmarks/block_sparse_gpu.py`` measures all three.
 DENSEST_TRITON = {
     (2, False): {16: 0.35, 32: 0.85, 64: 1.0, 128: 1.0},
     (2, True): {16: 0.35, 32: 0.85, 64: 1.0, 128: 1.0},
