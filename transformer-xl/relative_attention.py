@@ -168,7 +168,7 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
                 scale=self.d_head**-0.5,
             )
             choice = choose(call, self.backend)
-            record("self", self.index, mask.layer, choice)
+            record("self", self.index, mask.layer, choice, relative=True)
             if choice.backend != "sdpa":
                 return attend_kept(call, choice)
         elif mask.pruned_HTK is not None:

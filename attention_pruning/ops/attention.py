@@ -109,7 +109,7 @@ def pruned_attention(
     choice = choose(call, backend)
     if choice.refused and backend != "auto":
         raise InputError(f"backend {backend}: expected another call or backend, found that {choice.reason}")
-    record("attention", None, call.mask, choice)
+    record("attention", None, call.mask, choice, call.relative is not None)
     return attend(call, choice)
 
 

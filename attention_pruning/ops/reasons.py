@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .choice import Choice
+from .choice import Choice, kernel_layout, triton_layout
 from .layer_mask import LayerMask
 
 
@@ -52,11 +52,10 @@ _recording: ContextVar[list[Explained] | None] = ContextVar("attention_pruning_r
 _warned: set[tuple[str, str]] = set()
 
 
-def record(site: str, layer: int | None, mask: LayerMask | None, choice: Choice) -> None:
-    """Note a choice where somebody records, and warn, once for each site and reason, if it saves nothing though it
-    should."""
-    block_size = None if choice.layout is None else choice.layout.block_size
-    _note(site, layer, mask, choice.backend, choice.reason, block_size, choice.refused)
+def record(site: str, layer: int | None, mask: LayerMask | None, choice: Choice, relative: bool = False) -> None:
+    """Note a choice, of a call with a relative term or without, where somebody records, and warn, once for each site
+    and reason, if it saves nothing though it should."""
+    _note(site, layer, mask, choice.backend, choice.reason, choice.layout is not None, relative, choice.refused)
 
 
 def _note(
@@ -65,12 +64,15 @@ def _note(
     mask: LayerMask | None,
     backend: str,
     reason: str,
-    block_size: int | None,
+    laid_out: bool,
+    relative: bool,
     refused: bool,
 ) -> None:
     rows = _recording.get()
     if rows is not None:
-        layout = None if block_size is None else mask.layout(block_size)
+        layout = None
+        if laid_out:
+            layout = triton_layout(mask) if backend == "triton" else kernel_layout(mask, relative)[0]
         every_block = layout is None and mask is not None and mask.prunes and mask.has_whole_blocks
         counted = mask.layout(mask.whole_block) if every_block else layout
         blocks, size = (0, 0) if counted is None else (counted.visible_count, counted.block_size)

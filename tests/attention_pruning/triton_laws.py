@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from attention_pruning import BlockLayout, LayerMask, pruned_attention
 from attention_pruning.ops.dropout import keep_mask
 from attention_pruning.ops.reasons import recorded
+from attention_pruning.ops.triton import op  # noqa: F401 (registers the operators)
 from attention_pruning.ops.triton.block_lists import block_lists
 
 GPU = torch.cuda.is_available()
@@ -235,20 +236,41 @@ def test_nothing_to_compute(shape):
     assert all(x.grad is None or not x.grad.any() for x in (q, k, v))
 
 
-def test_a_compiled_function_is_one_graph():
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compiled_function_is_one_graph(dynamic):
+    """By the operator, which calls outside of a graph pass by."""
     mask = random_blocks(1, 20, 20, 16, 0.8)
+    torch.compiler.reset()
 
     def attended(q, k, v):
         return 3 * pruned_attention(2 * q, k, v, mask, backend="triton", dropout_p=0.2, dropout_seed=4)
 
     found = []
-    for function in (attended, torch.compile(attended, backend="aot_eager", fullgraph=True)):
+    for function in (attended, torch.compile(attended, backend="aot_eager", fullgraph=True, dynamic=dynamic)):
         leaves = [x.to(DEVICE).requires_grad_() for x in a_problem(mask)[0][:3]]
         out = function(*leaves)
         out.sum().backward()
         found.append([out, *(x.grad for x in leaves)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_finds_nothing(requires_grad):
+    layout = random_blocks(1, 20, 20, 16, 0.8)
+    q, k, v, g = (x.to(DEVICE) for x in (*a_problem(layout)[0][:3], a_problem(layout)[3]))
+    lists = block_lists(layout, DEVICE, True, 0, 20, 20)
+    bias = torch.zeros(1, 1, 1, 20, device=DEVICE)
+    tensors = [x.requires_grad_(requires_grad) for x in (q, k, v, bias)]
+    arguments = [
+        *tensors, None, None, *lists.rows, *lists.columns, lists.bits, 16, False, True, 0, 0, 0.3, 0.0
+    ]  # fmt: skip
+    operator = torch.ops.attention_pruning.triton_attention.default
+    if not requires_grad:
+        out, log_sum = operator(*arguments)
+        arguments = [g, out, log_sum, True, *arguments]
+        operator = torch.ops.attention_pruning.triton_attention_backward.default
+    torch.library.opcheck(operator, tuple(arguments))
 
 
 def test_a_whole_layer_says_what_computed_it():

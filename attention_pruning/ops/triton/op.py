@@ -6,8 +6,11 @@ Letters in names: B batch, H heads, L queries, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..call import Call
 from ..layout import BlockLayout
@@ -18,9 +21,10 @@ from .kernel_calls import Gradients, Inputs, Settings, run_backward, run_forward
 
 def attend(call: Call, layout: BlockLayout) -> Tensor:
     """[B, H, L, D], in the order of memory of the queries; rows left empty attend uniformly."""
-    lists = block_lists(layout, call.q.device, call.causal, call.query_offset, call.queries, call.keys)
+    queries, keys = (len(range(n)) for n in (call.queries, call.keys))  # numbers, where torch.compile has symbols
+    lists = block_lists(layout, call.q.device, call.causal, call.query_offset, queries, keys)
     padding = call.key_padding_mask
-    out, _ = torch.ops.attention_pruning.triton_attention(
+    out, _ = _way_to_kernels(call)(
         call.q,
         call.k,
         call.v,
@@ -39,6 +43,14 @@ def attend(call: Call, layout: BlockLayout) -> Tensor:
         call.dropout_p,
     )
     return out
+
+
+def _way_to_kernels(call: Call) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The operator while torch makes a graph and for tensors of other kinds, else what it does, without torch's
+    dispatcher: its way through Python takes longer than a short sequence."""
+    if torch.compiler.is_compiling() or type(call.q) is not Tensor:
+        return torch.ops.attention_pruning.triton_attention
+    return _Attention.apply if call.needs_gradient else _forward
 
 
 # The operators. torch.library.custom_op would load torch's compiler, a second, at the first call.
@@ -110,14 +122,30 @@ def _save(ctx, inputs, output) -> None:
     ctx.mark_non_differentiable(log_sum)
 
 
-def _differentiate(ctx, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx, gradient: Tensor, _: Tensor | None, backward: Callable[..., tuple[Tensor, ...]] | None = None
+) -> tuple[Tensor | None, ...]:
     *tensors, out, log_sum = ctx.saved_tensors
     bias_too = ctx.needs_input_grad[3]
-    found = torch.ops.attention_pruning.triton_attention_backward(
-        gradient, out, log_sum, bias_too, *tensors, *ctx.numbers
-    )
+    backward = backward or torch.ops.attention_pruning.triton_attention_backward
+    found = backward(gradient, out, log_sum, bias_too, *tensors, *ctx.numbers)
     to_bias = found[3].to(tensors[3].dtype) if bias_too else None
     return (*found[:3], to_bias, *(None,) * len(Settings._fields))
+
+
+class _Attention(torch.autograd.Function):
+    """What the operator does, for :func:`_way_to_kernels`."""
+
+    @staticmethod
+    def forward(ctx, *arguments: Tensor | float | None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        output = _forward(*arguments)
+        _save(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+        return _differentiate(ctx, gradient, _, _backward)
 
 
 def _refuse_to_differentiate_twice(*_) -> None:
