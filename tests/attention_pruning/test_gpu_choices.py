@@ -81,7 +81,8 @@ def measured():
     shape = ["dtype", "kind", "length"]
     masked = table[table["model"] == "masked"].groupby(shape)["milliseconds"].median()
     dense = table[table["model"] == "dense"].set_index([*shape, "block", "sparsity"])["milliseconds"]
-    for row in table[table["model"] == "ours"].to_dict("records"):
+    flexible = "flex" if (table["model"] == "triton").any() else "ours"
+    for row in table[table["model"] == flexible].to_dict("records"):
         at = tuple(row[name] for name in shape)
         if row["sparsity"] == 0.0:
             yield row, dense[(*at, row["block"], 0.0)]
