@@ -181,18 +181,16 @@ def test_triton_leaves_to_torch_what_it_is_expected_to_lose(monkeypatch):
 
 
 def test_what_triton_refuses_is_left_to_what_there_was_before(monkeypatch):
-    """A relative term, which FlexAttention refuses too: with a reason that names both."""
+    """Values of another size, which FlexAttention refuses too: with a reason that names both."""
     monkeypatch.setattr(choice, "why_not_flex", lambda call: None)
-    call = a_call(384, 64, torch.bfloat16, 0.5, is_causal=True)
-    object.__setattr__(call, "relative", (None, None))
-    for installed, reason in (
-        (True, "triton needs scores without a relative term"),
-        (False, "Triton is not installed"),
-    ):
+    call = a_call(384, 64, torch.bfloat16, 0.5)
+    object.__setattr__(call, "v", call.v[..., :32])
+    reasons = {True: "triton needs values of the size of the queries", False: "Triton is not installed"}
+    for installed, reason in reasons.items():
         monkeypatch.setattr(availability, "INSTALLED", installed)
         found = choose_on_gpu(call)
         assert found.backend == "sdpa" and found.refused
-        assert found.reason.startswith(reason) and "flex needs scores without a relative term" in found.reason
+        assert found.reason.startswith(reason) and "flex needs values of the size of the queries" in found.reason
 
 
 @pytest.mark.parametrize("pays", [True, False])

@@ -59,5 +59,3 @@ def test_what_the_kernels_cannot_compute_is_refused(monkeypatch):
     q, k, v = inputs()
     with pytest.raises(InputError, match="values of the size of the queries, 16, found 8"):
         pruned_attention(q, k, v[..., :8], LAYOUT, backend="triton")
-    with pytest.raises(InputError, match="scores without a relative term"):
-        pruned_attention(q, k, v, LAYOUT, is_causal=True, relative=(q, k[0]), backend="triton")

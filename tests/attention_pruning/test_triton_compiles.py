@@ -70,8 +70,9 @@ def test_all_kernels_compile_and_fit(block, size, everything, monkeypatch, tmp_p
     leaves, options = [q, k, v], {}
     if everything:
         bias = torch.zeros(1, 2, 4 * block, 4 * block, requires_grad=True)
-        leaves.append(bias)
-        options = {"is_causal": True, "dropout_p": 0.1, "attn_bias": bias}
+        relative = g.detach().requires_grad_(), g[0].detach().requires_grad_()
+        leaves += [bias, *relative]
+        options = {"is_causal": True, "dropout_p": 0.1, "attn_bias": bias, "relative": relative}
         options["key_padding_mask"] = torch.zeros(1, 4 * block, dtype=torch.bool)
     out = op.attend(Call.check(q, k, v, layout, **options), layout)
     torch.autograd.grad(out, leaves, g)

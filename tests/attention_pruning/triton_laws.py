@@ -41,7 +41,8 @@ def draw_tensor(generator, shape, order="heads first"):
 
 @st.composite
 def problems(draw):
-    """Tensors (q, k, v and a bias or None), arguments of ``pruned_attention``, and a gradient of its output."""
+    """Tensors (q, k, v, a bias, positions of queries and of keys, or None), a mask, other arguments of
+    ``pruned_attention``, and a gradient of its output."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     longest = 300 if GPU else 45
     batch, kv_heads, group = draw(st.sampled_from([(1, 1, 1), (1, 1, 2), (2, 1, 1), (1, 2, 1)]))
@@ -74,6 +75,13 @@ def problems(draw):
         "key_padding_mask": torch.rand(batch, keys, generator=generator) < 0.4 if draw(st.booleans()) else None,
     }
     tensors.append(None if bias is None else torch.randn(bias, generator=generator))
+    relative = [None, None]
+    if causal and group == 1 and draw(st.booleans()):
+        relative = [
+            draw_tensor(generator, shapes[0], draw(orders)),
+            torch.randn(heads, keys, size, generator=generator),
+        ]
+    tensors += relative
     return tensors, mask, arguments, draw_tensor(generator, shapes[0], draw(orders))
 
 
@@ -82,7 +90,8 @@ def run(backend, problem, dtype):
     tensors, mask, arguments, g = problem
     arguments = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
     leaves = [None if x is None else x.detach().to(DEVICE, dtype).requires_grad_() for x in tensors]
-    out = pruned_attention(*leaves[:3], mask, attn_bias=leaves[3], backend=backend, **arguments)
+    relative = None if leaves[4] is None else tuple(leaves[4:])
+    out = pruned_attention(*leaves[:3], mask, attn_bias=leaves[3], relative=relative, backend=backend, **arguments)
     there = [x for x in leaves if x is not None]
     found = torch.autograd.grad(out, there, g.to(DEVICE, dtype), allow_unused=True)
     found = [torch.zeros_like(x) if y is None else y for x, y in zip(there, found, strict=True)]
@@ -105,14 +114,17 @@ def test_values_and_gradients_are_those_of_the_reference(problem):
     assert_law(problem)
 
 
-def a_problem(mask, size=16, batch=1, heads=None, kv_heads=None, **arguments):
+def a_problem(mask, size=16, batch=1, heads=None, kv_heads=None, relative=False, **arguments):
     """One of random numbers, as long as the mask."""
     generator = torch.Generator().manual_seed(2)
     heads = mask.heads if heads is None else heads
     here = (batch, heads, mask.query_length, size)
     there = (batch, heads if kv_heads is None else kv_heads, mask.key_length, size)
     q, k, v, g = (torch.randn(shape, generator=generator) for shape in (here, there, there, here))
-    return [q, k, v, None], mask, {"enable_gqa": True, **arguments}, g
+    positions = [None, None]
+    if relative:
+        positions = [torch.randn(here, generator=generator), torch.randn(heads, *there[2:], generator=generator)]
+    return [q, k, v, None, *positions], mask, {"enable_gqa": True, **arguments}, g
 
 
 def random_blocks(heads, queries, keys, block, share, seed=3, **options):
@@ -137,6 +149,13 @@ def test_16_bits_sum_in_float32(dtype, dropout_p):
 def test_blocks_larger_than_a_tile(causal):
     mask = random_blocks(1, 150, 200, 128, 0.6, causal=causal)
     assert_law(a_problem(mask))
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_a_relative_term_with_memory_and_dropout(block):
+    """Two sequences add to the gradient of the same position keys."""
+    mask = random_blocks(2, 40, 70, block, 0.8, causal=True)
+    assert_law(a_problem(mask, batch=2, relative=True, dropout_p=0.25, dropout_seed=5))
 
 
 def test_sequences_whose_padding_hides_what_is_kept():
@@ -164,7 +183,7 @@ def test_a_checkerboard_of_small_blocks(length):
     mask = BlockLayout.from_blocks(((side[:, None] + side) % 2 == 0)[None], 32)
     if length == 160 or GPU:
         return assert_law(a_problem(mask))
-    (q, k, v, _), *_ = a_problem(mask)
+    (q, k, v, *_), *_ = a_problem(mask)
     found, wanted = (pruned_attention(q, k, v, mask, backend=backend) for backend in ("triton", "reference"))
     return torch.testing.assert_close(found, wanted)
 
@@ -176,7 +195,7 @@ def test_a_bias_can_hide_all_that_is_kept(low):
     bias[1, 5] = low
     bias[0, :, 7] = low
     problem[2]["attn_bias"] = bias
-    q, k, v, _ = (None if x is None else x.to(DEVICE).requires_grad_() for x in problem[0])
+    q, k, v = (x.to(DEVICE).requires_grad_() for x in problem[0][:3])
     out = pruned_attention(q, k, v, problem[1], attn_bias=bias.to(DEVICE), backend="triton")
     out.sum().backward()
     torch.testing.assert_close(out[:, 1, 5], v[:, 1].mean(1))
@@ -188,7 +207,7 @@ def test_a_bias_can_hide_all_that_is_kept(low):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_pruned_or_padding_does_not_spread(bad):
     mask = BlockLayout.from_blocks(torch.tensor([[[1, 0, 1], [0, 1, 0], [1, 0, 0]]], dtype=torch.bool), 16)
-    (q, k, v, _), *_ = a_problem(mask)
+    (q, k, v, *_), *_ = a_problem(mask)
     hidden = padding(1, 48, 40)
     k[:, :, 16:32], v[:, :, 16:32] = bad, bad
     k[:, :, 40:], v[:, :, 40:] = bad, bad
@@ -261,9 +280,11 @@ def test_opcheck_finds_nothing(requires_grad):
     q, k, v, g = (x.to(DEVICE) for x in (*a_problem(layout)[0][:3], a_problem(layout)[3]))
     lists = block_lists(layout, DEVICE, True, 0, 20, 20)
     bias = torch.zeros(1, 1, 1, 20, device=DEVICE)
+    *_, position, position_keys = (None if x is None else x.to(DEVICE) for x in a_problem(layout, relative=True)[0])
     tensors = [x.requires_grad_(requires_grad) for x in (q, k, v, bias)]
     arguments = [
-        *tensors, None, None, *lists.rows, *lists.columns, lists.bits, 16, False, True, 0, 0, 0.3, 0.0
+        *tensors, position, position_keys, None, None, *lists.rows, *lists.columns, lists.bits,
+        16, False, True, 0, 0, 0.3, 0.0,
     ]  # fmt: skip
     operator = torch.ops.attention_pruning.triton_attention.default
     if not requires_grad:

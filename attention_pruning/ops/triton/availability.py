@@ -36,6 +36,4 @@ def refusal(call: Call) -> str | None:
         return f"values of the size of the queries, {q.shape[-1]}, found {v.shape[-1]}"
     if q.shape[-1] > LARGEST_HEAD:
         return f"a head size of at most {LARGEST_HEAD}, found {q.shape[-1]}"
-    if call.relative is not None:
-        return "scores without a relative term, found one"
     return None

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .empty_rows import sees
+from .relative import load_window, relative_products, window_rows
 from .tile import finish_scores, hash_rows, load_rows, load_seen, stays, store_rows
 
 #: Rows that are asked at once whether any of them is empty.
@@ -28,6 +29,8 @@ def backward_keys(
     to_k,
     to_v,
     bias,
+    position,
+    position_keys,
     padding,
     seed,
     bounds,  # int32 [H, k, 3], of columns of blocks
@@ -56,6 +59,11 @@ def backward_keys(
     bias_head,
     bias_row,
     bias_key,
+    position_batch,
+    position_head,
+    position_row,
+    position_keys_head,
+    position_keys_row,
     queries,
     keys,
     first_row,
@@ -73,6 +81,7 @@ def backward_keys(
     CAUSAL: tl.constexpr,
     PADDED: tl.constexpr,
     BIASED: tl.constexpr,
+    RELATIVE: tl.constexpr,
     IN_PART: tl.constexpr,
     DROPS: tl.constexpr,
     MAY_BE_EMPTY: tl.constexpr,
@@ -106,19 +115,25 @@ def backward_keys(
         bias_there = bias
         if BIASED:
             bias_there = bias + batch.to(tl.int64) * bias_batch + head.to(tl.int64) * bias_head
+        position_at, position_keys_at = position, position_keys
+        if RELATIVE:
+            position_at = position + batch.to(tl.int64) * position_batch + head.to(tl.int64) * position_head
+            position_keys_at = position_keys + head.to(tl.int64) * position_keys_head
         bounds_at = bounds + (head * key_blocks + tile * N // BLOCK) * 3
         begin, cut, end = tl.load(bounds_at), tl.load(bounds_at + 1), tl.load(bounds_at + 2)
         sum_k_ND, sum_v_ND = add_blocks(
             begin, cut, sum_k_ND, sum_v_ND, k_ND, v_ND,
             q_at, gradient_at, q_row, gradient_row, log_sum, row_term, line, key_N, key_in_block_N, seen_N,
-            scale, shift, bias_there, bias_row, bias_key, queries, first_row, row, part, bits, seed, dropout,
-            SIZE, WIDE, BLOCK, M, CAUSAL, PADDED, BIASED, IN_PART, DROPS, PRECISION, CUT=False,
+            scale, shift, bias_there, bias_row, bias_key, position_at, position_keys_at, position_row,
+            position_keys_row, queries, keys, first_row, row, part, bits, seed, dropout,
+            SIZE, WIDE, BLOCK, M, N, CAUSAL, PADDED, BIASED, RELATIVE, IN_PART, DROPS, PRECISION, CUT=False,
         )  # fmt: skip
         sum_k_ND, sum_v_ND = add_blocks(
             cut, end, sum_k_ND, sum_v_ND, k_ND, v_ND,
             q_at, gradient_at, q_row, gradient_row, log_sum, row_term, line, key_N, key_in_block_N, seen_N,
-            scale, shift, bias_there, bias_row, bias_key, queries, first_row, row, part, bits, seed, dropout,
-            SIZE, WIDE, BLOCK, M, CAUSAL, PADDED, BIASED, IN_PART, DROPS, PRECISION, CUT=True,
+            scale, shift, bias_there, bias_row, bias_key, position_at, position_keys_at, position_row,
+            position_keys_row, queries, keys, first_row, row, part, bits, seed, dropout,
+            SIZE, WIDE, BLOCK, M, N, CAUSAL, PADDED, BIASED, RELATIVE, IN_PART, DROPS, PRECISION, CUT=True,
         )  # fmt: skip
         if MAY_BE_EMPTY:
             sum_v_ND = add_empty_rows(
@@ -133,23 +148,31 @@ def backward_keys(
 def add_blocks(
     begin, end, sum_k_ND, sum_v_ND, k_ND, v_ND,
     q, gradient, q_row, gradient_row, log_sum, row_term, line, key_N, key_in_block_N, seen_N,
-    scale, shift, bias, bias_row, bias_key, queries, first_row, row, part, bits, seed, dropout,
-    SIZE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, M: tl.constexpr, CAUSAL: tl.constexpr,
-    PADDED: tl.constexpr, BIASED: tl.constexpr, IN_PART: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
-    CUT: tl.constexpr,
+    scale, shift, bias, bias_row, bias_key, position, position_keys, position_row,
+    position_keys_row, queries, keys, first_row, row, part, bits, seed, dropout,
+    SIZE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, BIASED: tl.constexpr, RELATIVE: tl.constexpr, IN_PART: tl.constexpr,
+    DROPS: tl.constexpr, PRECISION: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
     """Add what the blocks from `begin` to `end` of a column give the keys, before the scale, and the values."""
     TILES: tl.constexpr = BLOCK // M
     for step in range(begin * TILES, end * TILES):
         first_in_block = step % TILES * M
-        row_M = tl.load(row + step // TILES) * BLOCK + first_in_block + tl.arange(0, M) - first_row
+        first_query = tl.load(row + step // TILES) * BLOCK + first_in_block - first_row
+        row_M = first_query + tl.arange(0, M)
         real_M = (row_M >= 0) & (row_M < queries)
         q_MD = load_rows(q, row_M, q_row, real_M, SIZE, WIDE)
         g_MD = load_rows(gradient, row_M, gradient_row, real_M, SIZE, WIDE)
         log_sum_M = tl.load(log_sum + line + row_M, mask=real_M, other=float("inf"))  # 2^(x - inf) = 0
         delta_M = tl.load(row_term + line + row_M, mask=real_M, other=0.0)
+        product_NM = tl.dot(k_ND, tl.trans(q_MD), input_precision=PRECISION)
+        if RELATIVE:
+            row_W = window_rows(first_query, tl.min(key_N, 0), queries, M, N)
+            window_WD = load_window(position_keys, position_keys_row, row_W, keys, SIZE, WIDE)
+            position_MD = load_rows(position, row_M, position_row, real_M, SIZE, WIDE)
+            product_NM += tl.trans(relative_products(position_MD, window_WD, M, N, PRECISION))
         scores_NM = finish_scores(
-            tl.dot(k_ND, tl.trans(q_MD), input_precision=PRECISION),
+            product_NM,
             row_M[None, :], key_N[:, None], seen_N[:, None], scale, shift, bias, bias_row, bias_key, queries,
             bits, tl.load(part + step // TILES), (first_in_block + tl.arange(0, M))[None, :], key_in_block_N[:, None],
             BLOCK, CAUSAL, PADDED, BIASED, IN_PART, CUT,

@@ -1,4 +1,4 @@
-"""Backward pass, its first half: gradients of queries and of a bias, and what the second half needs of each row.
+"""Backward pass, its first half: gradients of queries, a bias, a relative term, and what the second half needs.
 
 Probabilities are computed again from the log-sum-exp (Dao et al., 2022, algorithm 4). A program computes M queries of
 one head, over the same blocks in the same order as the forward pass. Letters as in ``tile``.
@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .bias_gradient import add_bias_gradient
 from .empty_rows import count_visible
+from .relative import add_window_gradient, load_window, relative_products, spread, window_rows
 from .tile import finish_scores, hash_rows, load_rows, load_seen, stays, store_rows
 
 
@@ -24,7 +25,11 @@ def backward_queries(
     row_term,  # float32 [B, H, L], written: output times its gradient; of an empty row the share of each key it sees
     to_q,
     to_bias,  # float32, in the shape of the bias, added to
+    to_position,  # as to_q
+    to_position_keys,  # float32 [H, S, SIZE], added to
     bias,
+    position,
+    position_keys,
     padding,
     seed,
     bounds,
@@ -57,6 +62,14 @@ def backward_queries(
     to_bias_head,
     to_bias_row,
     to_bias_key,
+    position_batch,
+    position_head,
+    position_row,
+    position_keys_head,
+    position_keys_row,
+    to_position_batch,
+    to_position_head,
+    to_position_row,
     queries,
     keys,
     first_row,
@@ -77,6 +90,7 @@ def backward_queries(
     BIAS_TOO: tl.constexpr,
     BIAS_BY_ROW: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr,
+    RELATIVE: tl.constexpr,
     IN_PART: tl.constexpr,
     DROPS: tl.constexpr,
     MAY_BE_EMPTY: tl.constexpr,
@@ -118,47 +132,65 @@ def backward_queries(
             term_M = tl.where(empty_M, tl.where(count_M > 0.0, 1.0 / tl.maximum(count_M, 1.0), 0.0), delta_M)
     tl.store(row_term + line + row_M, term_M, mask=real_M)
 
+    position_MD = q_MD
+    if RELATIVE:
+        position += batch.to(tl.int64) * position_batch + head.to(tl.int64) * position_head
+        position_keys += head.to(tl.int64) * position_keys_head
+        to_position += batch.to(tl.int64) * to_position_batch + head.to(tl.int64) * to_position_head
+        to_position_keys += head.to(tl.int64) * keys * SIZE
+        position_MD = load_rows(position, row_M, position_row, real_M, SIZE, WIDE)
     bounds += (head * row_blocks + tile * M // BLOCK) * 3
     begin, cut, end = tl.load(bounds), tl.load(bounds + 1), tl.load(bounds + 2)
     sum_MD = tl.zeros([M, WIDE], tl.float32)
-    sum_MD = add_blocks(
-        begin, cut, sum_MD, q_MD, g_MD, log_sum_M, delta_M,
+    position_sum_MD = tl.zeros([M, WIDE], tl.float32)
+    sum_MD, position_sum_MD = add_blocks(
+        begin, cut, sum_MD, position_sum_MD, q_MD, g_MD, log_sum_M, delta_M,
         k, v, k_row, v_row, keys, batch, padding, row_M, row_in_block_M, real_M, scale, shift, bias, bias_row, bias_key,
-        to_bias, to_bias_row, to_bias_key, queries, column, part, bits, hash_M, dropout,
-        SIZE, WIDE, BLOCK, N, CAUSAL, PADDED, BIASED, BIAS_TOO, BIAS_BY_ROW, BIAS_BY_KEY, IN_PART, DROPS, PRECISION,
-        CUT=False,
+        to_bias, to_bias_row, to_bias_key, position_MD, position_keys, position_keys_row, to_position_keys, queries,
+        column, part, bits, hash_M, dropout, SIZE, WIDE, BLOCK, M, N, CAUSAL, PADDED, BIASED, BIAS_TOO, BIAS_BY_ROW,
+        BIAS_BY_KEY, RELATIVE, IN_PART, DROPS, PRECISION, CUT=False,
     )  # fmt: skip
-    sum_MD = add_blocks(
-        cut, end, sum_MD, q_MD, g_MD, log_sum_M, delta_M,
+    sum_MD, position_sum_MD = add_blocks(
+        cut, end, sum_MD, position_sum_MD, q_MD, g_MD, log_sum_M, delta_M,
         k, v, k_row, v_row, keys, batch, padding, row_M, row_in_block_M, real_M, scale, shift, bias, bias_row, bias_key,
-        to_bias, to_bias_row, to_bias_key, queries, column, part, bits, hash_M, dropout,
-        SIZE, WIDE, BLOCK, N, CAUSAL, PADDED, BIASED, BIAS_TOO, BIAS_BY_ROW, BIAS_BY_KEY, IN_PART, DROPS, PRECISION,
-        CUT=True,
+        to_bias, to_bias_row, to_bias_key, position_MD, position_keys, position_keys_row, to_position_keys, queries,
+        column, part, bits, hash_M, dropout, SIZE, WIDE, BLOCK, M, N, CAUSAL, PADDED, BIASED, BIAS_TOO, BIAS_BY_ROW,
+        BIAS_BY_KEY, RELATIVE, IN_PART, DROPS, PRECISION, CUT=True,
     )  # fmt: skip
     store_rows(to_q, row_M, to_q_row, real_M, sum_MD * scale, SIZE, WIDE)
+    if RELATIVE:
+        store_rows(to_position, row_M, to_position_row, real_M, position_sum_MD * scale, SIZE, WIDE)
 
 
 @triton.jit
 def add_blocks(
-    begin, end, sum_MD, q_MD, g_MD, log_sum_M, delta_M,
+    begin, end, sum_MD, position_sum_MD, q_MD, g_MD, log_sum_M, delta_M,
     k, v, k_row, v_row, keys, batch, padding, row_M, row_in_block_M, real_M, scale, shift, bias, bias_row, bias_key,
-    to_bias, to_bias_row, to_bias_key, queries, column, part, bits, hash_M, dropout,
-    SIZE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr,
-    PADDED: tl.constexpr, BIASED: tl.constexpr, BIAS_TOO: tl.constexpr, BIAS_BY_ROW: tl.constexpr,
-    BIAS_BY_KEY: tl.constexpr, IN_PART: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr, CUT: tl.constexpr,
+    to_bias, to_bias_row, to_bias_key, position_MD, position_keys, position_keys_row, to_position_keys, queries,
+    column, part, bits, hash_M, dropout,
+    SIZE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, BIASED: tl.constexpr, BIAS_TOO: tl.constexpr,
+    BIAS_BY_ROW: tl.constexpr, BIAS_BY_KEY: tl.constexpr, RELATIVE: tl.constexpr, IN_PART: tl.constexpr,
+    DROPS: tl.constexpr, PRECISION: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
-    """Add what the blocks from `begin` to `end` give the queries, before the scale."""
+    """Add what the blocks from `begin` to `end` give the queries and their positions, before the scale."""
     TILES: tl.constexpr = BLOCK // N
     for step in range(begin * TILES, end * TILES):
         first_in_block = step % TILES * N
-        key_N = tl.load(column + step // TILES) * BLOCK + first_in_block + tl.arange(0, N)
+        first_key = tl.load(column + step // TILES) * BLOCK + first_in_block
+        key_N = first_key + tl.arange(0, N)
         seen_N = tl.full([N], True, tl.int1)  # a block that is not cut lies within the keys
         if CUT or PADDED:
             seen_N = load_seen(padding, batch, key_N, keys, PADDED)
         k_ND = load_rows(k, key_N, k_row, seen_N, SIZE, WIDE)
         v_ND = load_rows(v, key_N, v_row, seen_N, SIZE, WIDE)
+        product_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION)
+        if RELATIVE:
+            row_W = window_rows(tl.min(row_M, 0), first_key, queries, M, N)
+            window_WD = load_window(position_keys, position_keys_row, row_W, keys, SIZE, WIDE)
+            product_MN += relative_products(position_MD, window_WD, M, N, PRECISION)
         scores_MN = finish_scores(
-            tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION),
+            product_MN,
             row_M[:, None], key_N[None, :], seen_N[None, :], scale, shift, bias, bias_row, bias_key, queries,
             bits, tl.load(part + step // TILES), row_in_block_M[:, None], (first_in_block + tl.arange(0, N))[None, :],
             BLOCK, CAUSAL, PADDED, BIASED, IN_PART, CUT,
@@ -172,5 +204,9 @@ def add_blocks(
             add_bias_gradient(
                 to_bias, ds_MN, row_M, key_N, to_bias_row, to_bias_key, real_M, keys, BIAS_BY_ROW, BIAS_BY_KEY
             )
+        if RELATIVE:
+            ds_MW = spread(ds_MN, M, N)
+            position_sum_MD = tl.dot(ds_MW.to(window_WD.dtype), window_WD, position_sum_MD, input_precision=PRECISION)
+            add_window_gradient(to_position_keys, row_W, keys, ds_MW, position_MD, scale, SIZE, WIDE, PRECISION)
         sum_MD = tl.dot(ds_MN.to(k_ND.dtype), k_ND, sum_MD, input_precision=PRECISION)
-    return sum_MD
+    return sum_MD, position_sum_MD

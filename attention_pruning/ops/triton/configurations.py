@@ -45,14 +45,24 @@ TABLE: dict[tuple[str, int, int], Configuration] = {
     ("keys", 4, 128): Configuration(32, 32, 8, 1),
     ("keys", 4, 256): Configuration(16, 16, 4, 1),
 }
-#: What a program may take of shared memory before a GPU of Hopper (capability 9), with 227 KB; later consumer cards
-#: have 99. Where the architecture is older or smaller, nothing is fetched ahead.
+#: Cards on which a program may take less shared memory than that fetch nothing ahead: an H100 lets it have 227 KB, an
+#: A100 163, consumer cards 99.
 LARGE_SHARED_MEMORY = 160 * 1024
 
 
+#: With a relative term tiles are squares, and a window of position keys is held beside them: by bytes of a number, the
+#: widest head for tiles of 64; others are of 32.
+RELATIVE_TILE_64 = {2: 64, 4: 0}
+
+
 @functools.cache
-def configuration(kernel: str, dtype: torch.dtype, width: int, block: int, device: torch.device) -> Configuration:
+def configuration(
+    kernel: str, dtype: torch.dtype, width: int, block: int, device: torch.device, relative: bool = False
+) -> Configuration:
     """What to take for a kernel ("forward", "queries", "keys"), heads of a width, and blocks of a side."""
+    if relative:
+        tile = min(block, 64 if width <= RELATIVE_TILE_64[dtype.itemsize] else 32)
+        return Configuration(tile, tile, 8 if tile == 64 or dtype.itemsize == 4 else 4, 1)
     found = TABLE[kernel, dtype.itemsize, max(64, width)]
     stages = found.stages if _shared_memory(device) >= LARGE_SHARED_MEMORY else 1
     return Configuration(min(found.queries, block), min(found.keys, block), found.warps, stages)
@@ -62,4 +72,6 @@ def _shared_memory(device: torch.device) -> int:
     """Bytes that a program may take."""
     if device.type != "cuda":  # the interpreter
         return LARGE_SHARED_MEMORY
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    card = torch.cuda.get_device_properties(device)
+    # Not every build of torch tells more than what each card has.
+    return getattr(card, "shared_memory_per_block_optin", card.shared_memory_per_block)

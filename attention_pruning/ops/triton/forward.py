@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .empty_rows import mean_visible
+from .relative import load_window, relative_products, window_rows
 from .tile import finish_scores, hash_rows, load_rows, load_seen, stays, store_rows
 
 #: Where the running maximum begins: finite, so that a row of -inf alone gives no NaN; what lies below is hidden.
@@ -23,6 +24,8 @@ def forward(
     out,
     log_sum,  # float32 [B, H, L], base 2; +inf for an empty row
     bias,
+    position,  # of the queries, as q
+    position_keys,  # [H, S, SIZE]
     padding,  # bool [B, S]
     seed,  # int64 ()
     bounds,  # int32 [H, q, 3]: where the blocks of a row begin, those that are cut, and where all end
@@ -45,6 +48,11 @@ def forward(
     bias_head,
     bias_row,
     bias_key,
+    position_batch,
+    position_head,
+    position_row,
+    position_keys_head,
+    position_keys_row,
     queries,
     keys,
     first_row,  # the row of the layout that query 0 is
@@ -62,6 +70,7 @@ def forward(
     CAUSAL: tl.constexpr,
     PADDED: tl.constexpr,
     BIASED: tl.constexpr,
+    RELATIVE: tl.constexpr,
     IN_PART: tl.constexpr,
     DROPS: tl.constexpr,
     MAY_BE_EMPTY: tl.constexpr,
@@ -89,20 +98,25 @@ def forward(
     bounds += (head * row_blocks + tile * M // BLOCK) * 3
     begin, cut, end = tl.load(bounds), tl.load(bounds + 1), tl.load(bounds + 2)
     q_MD = load_rows(q, row_M, q_row, real_M, SIZE, WIDE)
+    position_MD = q_MD
+    if RELATIVE:
+        position += batch.to(tl.int64) * position_batch + head.to(tl.int64) * position_head
+        position_keys += head.to(tl.int64) * position_keys_head
+        position_MD = load_rows(position, row_M, position_row, real_M, SIZE, WIDE)
     top_M = tl.full([M], LOWEST, tl.float32)
     total_M = tl.zeros([M], tl.float32)
     sum_MD = tl.zeros([M, WIDE], tl.float32)
     top_M, total_M, sum_MD = add_blocks(
         begin, cut, top_M, total_M, sum_MD,
         q_MD, k, v, k_row, v_row, keys, batch, padding, row_M, row_in_block_M, scale, shift, bias, bias_row, bias_key,
-        queries, column, part, bits, hash_M, dropout,
-        SIZE, WIDE, BLOCK, N, CAUSAL, PADDED, BIASED, IN_PART, DROPS, PRECISION, CUT=False,
+        position_MD, position_keys, position_keys_row, queries, column, part, bits, hash_M, dropout,
+        SIZE, WIDE, BLOCK, M, N, CAUSAL, PADDED, BIASED, RELATIVE, IN_PART, DROPS, PRECISION, CUT=False,
     )  # fmt: skip
     top_M, total_M, sum_MD = add_blocks(
         cut, end, top_M, total_M, sum_MD,
         q_MD, k, v, k_row, v_row, keys, batch, padding, row_M, row_in_block_M, scale, shift, bias, bias_row, bias_key,
-        queries, column, part, bits, hash_M, dropout,
-        SIZE, WIDE, BLOCK, N, CAUSAL, PADDED, BIASED, IN_PART, DROPS, PRECISION, CUT=True,
+        position_MD, position_keys, position_keys_row, queries, column, part, bits, hash_M, dropout,
+        SIZE, WIDE, BLOCK, M, N, CAUSAL, PADDED, BIASED, RELATIVE, IN_PART, DROPS, PRECISION, CUT=True,
     )  # fmt: skip
 
     empty_M = total_M == 0.0
@@ -122,22 +136,28 @@ def forward(
 def add_blocks(
     begin, end, top_M, total_M, sum_MD,
     q_MD, k, v, k_row, v_row, keys, batch, padding, row_M, row_in_block_M, scale, shift, bias, bias_row, bias_key,
-    queries, column, part, bits, hash_M, dropout,
-    SIZE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr,
-    PADDED: tl.constexpr, BIASED: tl.constexpr, IN_PART: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
-    CUT: tl.constexpr,
+    position_MD, position_keys, position_keys_row, queries, column, part, bits, hash_M, dropout,
+    SIZE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr, BIASED: tl.constexpr, RELATIVE: tl.constexpr, IN_PART: tl.constexpr,
+    DROPS: tl.constexpr, PRECISION: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
     """Take the blocks from `begin` to `end` into the running maximum, the sum of numerators, and that of values."""
     TILES: tl.constexpr = BLOCK // N
     for step in range(begin * TILES, end * TILES):
         first_in_block = step % TILES * N
-        key_N = tl.load(column + step // TILES) * BLOCK + first_in_block + tl.arange(0, N)
+        first_key = tl.load(column + step // TILES) * BLOCK + first_in_block
+        key_N = first_key + tl.arange(0, N)
         seen_N = tl.full([N], True, tl.int1)  # a block that is not cut lies within the keys
         if CUT or PADDED:
             seen_N = load_seen(padding, batch, key_N, keys, PADDED)
         k_ND = load_rows(k, key_N, k_row, seen_N, SIZE, WIDE)
+        product_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION)
+        if RELATIVE:
+            row_W = window_rows(tl.min(row_M, 0), first_key, queries, M, N)
+            window_WD = load_window(position_keys, position_keys_row, row_W, keys, SIZE, WIDE)
+            product_MN += relative_products(position_MD, window_WD, M, N, PRECISION)
         scores_MN = finish_scores(
-            tl.dot(q_MD, tl.trans(k_ND), input_precision=PRECISION),
+            product_MN,
             row_M[:, None], key_N[None, :], seen_N[None, :], scale, shift, bias, bias_row, bias_key, queries,
             bits, tl.load(part + step // TILES), row_in_block_M[:, None], (first_in_block + tl.arange(0, N))[None, :],
             BLOCK, CAUSAL, PADDED, BIASED, IN_PART, CUT,

@@ -19,12 +19,20 @@ from .launch import Launch, alike, launch_of, on_device_of
 
 
 class Inputs(NamedTuple):
-    """The tensors of a call that have gradients. Their last axes are contiguous, but for that of the bias."""
+    """The tensors of a call that have gradients. Their last axes are contiguous, but for that of the bias.
+
+    Attributes
+    ----------
+    position, position_keys : Tensor or None
+        [B, H, L, D] and [H, S, D]: both, or neither without a relative term.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
     bias: Tensor | None
+    position: Tensor | None
+    position_keys: Tensor | None
 
 
 class Settings(NamedTuple):
@@ -68,25 +76,28 @@ class Settings(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Where gradients go: as the inputs; of the bias float32 in its shape, zeros, or None."""
+    """Where gradients go: as the inputs; of the bias and of position keys float32 in their shapes, zeros, or None."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     bias: Tensor | None
+    position: Tensor | None
+    position_keys: Tensor | None
 
 
 def run_forward(inputs: Inputs, settings: Settings, out: Tensor, log_sum: Tensor) -> None:
     """Fill the output, in the shape of the queries, and the log-sum-exp, float32 [B, H, L]."""
-    q, k, v, bias = inputs
+    q, k, v, bias, position, position_keys = inputs
     precision = _precision(q)
-    key = ("forward", *alike(q, k, v, bias, settings.key_padding_mask, out), *_options(settings), precision)
+    key = ("forward", *alike(*inputs, settings.key_padding_mask, out), *_options(settings), precision)
     launch = launch_of(key, lambda: _make_forward(inputs, settings, precision))
     with on_device_of(q):
         launch(
-            *(q, k, v, out, log_sum, bias, settings.key_padding_mask, settings.dropout_seed),
+            *(q, k, v, out, log_sum, bias, position, position_keys, settings.key_padding_mask, settings.dropout_seed),
             *(settings.row_bounds, settings.columns, settings.row_parts, settings.bits),
             *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_bias_strides(bias)),
+            *_position_strides(inputs),
             *_numbers(inputs, settings, settings.row_bounds),
         )
 
@@ -95,26 +106,28 @@ def run_backward(
     inputs: Inputs, settings: Settings, gradient: Tensor, out: Tensor, log_sum: Tensor, to: Gradients
 ) -> None:
     """Fill the gradients. The second kernel needs what the first has found for each row."""
-    q, k, v, bias = inputs
+    q, k, v, bias, position, position_keys = inputs
     row_term = torch.empty_like(log_sum)
     precision = _precision(q)
-    key = (*alike(q, k, v, bias, settings.key_padding_mask, gradient, out, *to), *_options(settings), precision)
+    key = (*alike(*inputs, settings.key_padding_mask, gradient, out, *to), *_options(settings), precision)
     of_queries = launch_of(("queries", *key), lambda: _make_queries(inputs, settings, to.bias, precision))
     of_keys = launch_of(("keys", *key), lambda: _make_keys(inputs, settings, precision))
     masks = settings.key_padding_mask, settings.dropout_seed
     with on_device_of(q):
         of_queries(
-            *(q, k, v, out, gradient, log_sum, row_term, to.q, to.bias, bias, *masks),
+            *(q, k, v, out, gradient, log_sum, row_term, to.q, to.bias, to.position, to.position_keys),
+            *(bias, position, position_keys, *masks),
             *(settings.row_bounds, settings.columns, settings.row_parts, settings.bits),
             *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_strides(gradient), *_strides(to.q)),
-            *(*_bias_strides(bias), *_bias_strides(to.bias)),
+            *(*_bias_strides(bias), *_bias_strides(to.bias), *_position_strides(inputs)),
+            *((0, 0, 0) if to.position is None else _strides(to.position)),
             *_numbers(inputs, settings, settings.row_bounds),
         )
         of_keys(
-            *(q, k, v, gradient, log_sum, row_term, to.k, to.v, bias, *masks),
+            *(q, k, v, gradient, log_sum, row_term, to.k, to.v, bias, position, position_keys, *masks),
             *(settings.column_bounds, settings.rows, settings.column_parts, settings.bits),
             *(*_strides(q), *_strides(k), *_strides(v), *_strides(gradient), *_strides(to.k), *_strides(to.v)),
-            *_bias_strides(bias),
+            *(*_bias_strides(bias), *_position_strides(inputs)),
             *_numbers(inputs, settings, settings.column_bounds),
         )
 
@@ -122,7 +135,7 @@ def run_backward(
 def _make_forward(inputs: Inputs, settings: Settings, precision: str) -> Launch:
     chosen = _chosen("forward", inputs, settings)
     constants = (*_shape(inputs, settings), chosen.queries, chosen.keys, *_kinds(inputs, settings))
-    constants += (*_row_kinds(settings), precision)
+    constants += (inputs.position is not None, *_row_kinds(settings), precision)
     return Launch(forward, _query_programs(inputs, settings, chosen.queries), constants, chosen.warps, chosen.stages)
 
 
@@ -130,7 +143,7 @@ def _make_queries(inputs: Inputs, settings: Settings, to_bias: Tensor | None, pr
     chosen = _chosen("queries", inputs, settings)
     constants = (*_shape(inputs, settings), chosen.queries, chosen.keys, *_kinds(inputs, settings))
     by = (False, False) if to_bias is None else (to_bias.shape[2] > 1, to_bias.shape[3] > 1)
-    constants += (to_bias is not None, *by, *_row_kinds(settings), precision)
+    constants += (to_bias is not None, *by, inputs.position is not None, *_row_kinds(settings), precision)
     programs = _query_programs(inputs, settings, chosen.queries)
     return Launch(backward_queries, programs, constants, chosen.warps, chosen.stages)
 
@@ -138,15 +151,15 @@ def _make_queries(inputs: Inputs, settings: Settings, to_bias: Tensor | None, pr
 def _make_keys(inputs: Inputs, settings: Settings, precision: str) -> Launch:
     chosen = _chosen("keys", inputs, settings)
     constants = (*_shape(inputs, settings), chosen.queries, chosen.keys, *_kinds(inputs, settings))
-    constants += (*_row_kinds(settings), precision)
+    constants += (inputs.position is not None, *_row_kinds(settings), precision)
     batch, kv_heads, keys, _ = inputs.k.shape
     programs = batch * kv_heads * block_count(keys, chosen.keys)
     return Launch(backward_keys, programs, constants, chosen.warps, chosen.stages)
 
 
 def _chosen(kernel: str, inputs: Inputs, settings: Settings) -> Configuration:
-    q = inputs.q
-    return configuration(kernel, q.dtype, _width(q.shape[-1]), settings.block_size, q.device)
+    q, relative = inputs.q, inputs.position is not None
+    return configuration(kernel, q.dtype, _width(q.shape[-1]), settings.block_size, q.device, relative)
 
 
 def _query_programs(inputs: Inputs, settings: Settings, tile: int) -> int:
@@ -190,6 +203,13 @@ def _numbers(inputs: Inputs, settings: Settings, bounds: Tensor) -> tuple[float,
 
 def _strides(x: Tensor) -> tuple[int, ...]:
     return x.stride()[:3]
+
+
+def _position_strides(inputs: Inputs) -> tuple[int, ...]:
+    """Of the positions of queries by batch, head and row; of position keys by head and row."""
+    if inputs.position is None:
+        return 0, 0, 0, 0, 0
+    return *inputs.position.stride()[:3], *inputs.position_keys.stride()[:2]
 
 
 def _bias_strides(bias: Tensor | None) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ def attend(call: Call, layout: BlockLayout) -> Tensor:
         call.k,
         call.v,
         None if call.bias is None else four_axes(call.bias),
+        *(call.relative or (None, None)),
         padding,
         call.dropout_seed(call.q.device),
         *lists.rows,
@@ -56,7 +57,8 @@ def _way_to_kernels(call: Call) -> Callable[..., tuple[Tensor, Tensor]]:
 # The operators. torch.library.custom_op would load torch's compiler, a second, at the first call.
 
 _CALL = """
-    Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? key_padding_mask, Tensor? dropout_seed,
+    Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? position, Tensor? position_keys,
+    Tensor? key_padding_mask, Tensor? dropout_seed,
     Tensor row_bounds, Tensor columns, Tensor row_parts, Tensor column_bounds, Tensor rows, Tensor column_parts,
     Tensor bits, int block_size, bool in_part, bool may_be_empty, SymInt query_offset, SymInt? shift, float scale,
     float dropout_p
@@ -67,18 +69,19 @@ _LIBRARY = torch.library.Library("attention_pruning", "FRAGMENT")
 _LIBRARY.define(f"triton_attention({_CALL}) -> (Tensor out, Tensor log_sum)")
 _LIBRARY.define(
     f"triton_attention_backward(Tensor gradient, Tensor out, Tensor log_sum, bool bias_too, {_CALL}) "
-    "-> (Tensor q, Tensor k, Tensor v, Tensor bias)"
+    "-> (Tensor q, Tensor k, Tensor v, Tensor bias, Tensor position, Tensor position_keys)"
 )
 
 
 def _split(arguments: tuple[Tensor | float | None, ...]) -> tuple[Inputs, Settings]:
     """What both operators end with, every last axis contiguous."""
     count = len(Inputs._fields)
-    q, k, v, bias = arguments[:count]
+    inputs = Inputs(*arguments[:count])
     settings = Settings(*arguments[count:])
     if settings.key_padding_mask is not None:
         settings = settings._replace(key_padding_mask=settings.key_padding_mask.contiguous())
-    return Inputs(rows_dense(q), rows_dense(k), rows_dense(v), bias), settings
+    dense = {name: x if x is None or name == "bias" else rows_dense(x) for name, x in inputs._asdict().items()}
+    return Inputs(**dense), settings
 
 
 def _outputs(q: Tensor, *_) -> tuple[Tensor, Tensor]:
@@ -95,10 +98,12 @@ def _forward(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor]:
 
 
 def _gradients(_: Tensor, __: Tensor, ___: Tensor, bias_too: bool, *arguments: Tensor | float | None) -> Gradients:
-    """What backward fills; zeros for a bias, and nothing where its gradient is not asked for."""
-    q, k, v, bias = arguments[: len(Inputs._fields)]
+    """What backward fills; zeros where tiles add to it, and nothing for what is not asked for or not there."""
+    q, k, v, bias, position, position_keys = arguments[: len(Inputs._fields)]
     to_bias = q.new_zeros(bias.shape if bias_too else (0,), dtype=torch.float32)
-    return Gradients(*(empty_like(rows_dense(x)) for x in (q, k, v)), to_bias)
+    to_position = q.new_empty(0) if position is None else empty_like(rows_dense(position))
+    to_position_keys = q.new_zeros((0,) if position is None else position_keys.shape, dtype=torch.float32)
+    return Gradients(*(empty_like(rows_dense(x)) for x in (q, k, v)), to_bias, to_position, to_position_keys)
 
 
 def _backward(
@@ -108,6 +113,8 @@ def _backward(
     to = _gradients(gradient, out, log_sum, bias_too, *inputs)
     if out.numel() and inputs.k.numel():
         asked = to._replace(bias=to.bias if bias_too else None)
+        if inputs.position is None:
+            asked = asked._replace(position=None, position_keys=None)
         run_backward(inputs, settings, rows_dense(gradient), out, log_sum, asked)
     else:
         for x in to:
@@ -130,7 +137,8 @@ def _differentiate(
     backward = backward or torch.ops.attention_pruning.triton_attention_backward
     found = backward(gradient, out, log_sum, bias_too, *tensors, *ctx.numbers)
     to_bias = found[3].to(tensors[3].dtype) if bias_too else None
-    return (*found[:3], to_bias, *(None,) * len(Settings._fields))
+    relative = (None, None) if tensors[4] is None else (found[4], found[5].to(tensors[5].dtype))
+    return (*found[:3], to_bias, *relative, *(None,) * len(Settings._fields))
 
 
 class _Attention(torch.autograd.Function):
