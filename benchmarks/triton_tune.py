@@ -58,9 +58,9 @@ def captured(chosen: Configuration | None) -> Iterator[dict[str, Callable[[], No
         before[0](self, *arguments)
         found[self.kernel.__name__] = lambda: before[0](self, *arguments)
 
-    def configuration(kernel: str, dtype: torch.dtype, width: int, block: int, device: torch.device) -> Configuration:
+    def configuration(kernel: str, dtype: torch.dtype, width: int, block: int, *others: Any) -> Configuration:
         if chosen is None:
-            return before[1](kernel, dtype, width, block, device)
+            return before[1](kernel, dtype, width, block, *others)
         return chosen._replace(queries=min(chosen.queries, block), keys=min(chosen.keys, block))
 
     launch._launches.clear()

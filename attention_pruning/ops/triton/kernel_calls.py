@@ -88,17 +88,14 @@ class Gradients(NamedTuple):
 
 def run_forward(inputs: Inputs, settings: Settings, out: Tensor, log_sum: Tensor) -> None:
     """Fill the output, in the shape of the queries, and the log-sum-exp, float32 [B, H, L]."""
-    q, k, v, bias, position, position_keys = inputs
-    precision = _precision(q)
-    key = ("forward", *alike(*inputs, settings.key_padding_mask, out), *_options(settings), precision)
-    launch = launch_of(key, lambda: _make_forward(inputs, settings, precision))
+    precision = _precision(inputs.q)
+    key = ("forward", alike(*inputs, settings.key_padding_mask, out), _fixed(settings), precision)
+    launch = launch_of(key, lambda: _make_forward(inputs, settings, out, precision))
+    q, k, v, *added = inputs
     with on_device_of(q):
         launch(
-            *(q, k, v, out, log_sum, bias, position, position_keys, settings.key_padding_mask, settings.dropout_seed),
+            *(q, k, v, out, log_sum, *added, settings.key_padding_mask, settings.dropout_seed),
             *(settings.row_bounds, settings.columns, settings.row_parts, settings.bits),
-            *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_bias_strides(bias)),
-            *_position_strides(inputs),
-            *_numbers(inputs, settings, settings.row_bounds),
         )
 
 
@@ -106,55 +103,60 @@ def run_backward(
     inputs: Inputs, settings: Settings, gradient: Tensor, out: Tensor, log_sum: Tensor, to: Gradients
 ) -> None:
     """Fill the gradients. The second kernel needs what the first has found for each row."""
-    q, k, v, bias, position, position_keys = inputs
+    precision = _precision(inputs.q)
+    key = (alike(*inputs, settings.key_padding_mask, gradient, out, *to), _fixed(settings), precision)
+    of_queries = launch_of(("queries", *key), lambda: _make_queries(inputs, settings, gradient, out, to, precision))
+    of_keys = launch_of(("keys", *key), lambda: _make_keys(inputs, settings, gradient, to, precision))
     row_term = torch.empty_like(log_sum)
-    precision = _precision(q)
-    key = (*alike(*inputs, settings.key_padding_mask, gradient, out, *to), *_options(settings), precision)
-    of_queries = launch_of(("queries", *key), lambda: _make_queries(inputs, settings, to.bias, precision))
-    of_keys = launch_of(("keys", *key), lambda: _make_keys(inputs, settings, precision))
+    q, k, v, *added = inputs
     masks = settings.key_padding_mask, settings.dropout_seed
     with on_device_of(q):
         of_queries(
-            *(q, k, v, out, gradient, log_sum, row_term, to.q, to.bias, to.position, to.position_keys),
-            *(bias, position, position_keys, *masks),
+            *(q, k, v, out, gradient, log_sum, row_term, to.q, to.bias, to.position, to.position_keys, *added, *masks),
             *(settings.row_bounds, settings.columns, settings.row_parts, settings.bits),
-            *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_strides(gradient), *_strides(to.q)),
-            *(*_bias_strides(bias), *_bias_strides(to.bias), *_position_strides(inputs)),
-            *((0, 0, 0) if to.position is None else _strides(to.position)),
-            *_numbers(inputs, settings, settings.row_bounds),
         )
         of_keys(
-            *(q, k, v, gradient, log_sum, row_term, to.k, to.v, bias, position, position_keys, *masks),
+            *(q, k, v, gradient, log_sum, row_term, to.k, to.v, *added, *masks),
             *(settings.column_bounds, settings.rows, settings.column_parts, settings.bits),
-            *(*_strides(q), *_strides(k), *_strides(v), *_strides(gradient), *_strides(to.k), *_strides(to.v)),
-            *(*_bias_strides(bias), *_position_strides(inputs)),
-            *_numbers(inputs, settings, settings.column_bounds),
         )
 
 
-def _make_forward(inputs: Inputs, settings: Settings, precision: str) -> Launch:
+def _make_forward(inputs: Inputs, settings: Settings, out: Tensor, precision: str) -> Launch:
     chosen = _chosen("forward", inputs, settings)
-    constants = (*_shape(inputs, settings), chosen.queries, chosen.keys, *_kinds(inputs, settings))
-    constants += (inputs.position is not None, *_row_kinds(settings), precision)
-    return Launch(forward, _query_programs(inputs, settings, chosen.queries), constants, chosen.warps, chosen.stages)
-
-
-def _make_queries(inputs: Inputs, settings: Settings, to_bias: Tensor | None, precision: str) -> Launch:
-    chosen = _chosen("queries", inputs, settings)
-    constants = (*_shape(inputs, settings), chosen.queries, chosen.keys, *_kinds(inputs, settings))
-    by = (False, False) if to_bias is None else (to_bias.shape[2] > 1, to_bias.shape[3] > 1)
-    constants += (to_bias is not None, *by, inputs.position is not None, *_row_kinds(settings), precision)
+    q, k, v, bias, *_ = inputs
+    numbers = (*_strides(q, k, v, out), *_bias_strides(bias), *_position_strides(inputs))
+    numbers += _numbers(inputs, settings, settings.row_bounds)
+    constants = (*_shape(inputs, settings, chosen), *_kinds(inputs, settings), inputs.position is not None)
+    constants += (*_row_kinds(settings), precision)
     programs = _query_programs(inputs, settings, chosen.queries)
-    return Launch(backward_queries, programs, constants, chosen.warps, chosen.stages)
+    return Launch(forward, programs, numbers + constants, chosen.warps, chosen.stages)
 
 
-def _make_keys(inputs: Inputs, settings: Settings, precision: str) -> Launch:
-    chosen = _chosen("keys", inputs, settings)
-    constants = (*_shape(inputs, settings), chosen.queries, chosen.keys, *_kinds(inputs, settings))
+def _make_queries(
+    inputs: Inputs, settings: Settings, gradient: Tensor, out: Tensor, to: Gradients, precision: str
+) -> Launch:
+    chosen = _chosen("queries", inputs, settings)
+    q, k, v, bias, *_ = inputs
+    numbers = (*_strides(q, k, v, out, gradient, to.q), *_bias_strides(bias), *_bias_strides(to.bias))
+    numbers += (*_position_strides(inputs), *((0, 0, 0) if to.position is None else _strides(to.position)))
+    numbers += _numbers(inputs, settings, settings.row_bounds)
+    by = (False, False) if to.bias is None else (to.bias.shape[2] > 1, to.bias.shape[3] > 1)
+    constants = (*_shape(inputs, settings, chosen), *_kinds(inputs, settings), to.bias is not None, *by)
     constants += (inputs.position is not None, *_row_kinds(settings), precision)
-    batch, kv_heads, keys, _ = inputs.k.shape
+    programs = _query_programs(inputs, settings, chosen.queries)
+    return Launch(backward_queries, programs, numbers + constants, chosen.warps, chosen.stages)
+
+
+def _make_keys(inputs: Inputs, settings: Settings, gradient: Tensor, to: Gradients, precision: str) -> Launch:
+    chosen = _chosen("keys", inputs, settings)
+    q, k, v, bias, *_ = inputs
+    numbers = (*_strides(q, k, v, gradient, to.k, to.v), *_bias_strides(bias), *_position_strides(inputs))
+    numbers += _numbers(inputs, settings, settings.column_bounds)
+    constants = (*_shape(inputs, settings, chosen), *_kinds(inputs, settings), inputs.position is not None)
+    constants += (*_row_kinds(settings), precision)
+    batch, kv_heads, keys, _ = k.shape
     programs = batch * kv_heads * block_count(keys, chosen.keys)
-    return Launch(backward_keys, programs, constants, chosen.warps, chosen.stages)
+    return Launch(backward_keys, programs, numbers + constants, chosen.warps, chosen.stages)
 
 
 def _chosen(kernel: str, inputs: Inputs, settings: Settings) -> Configuration:
@@ -173,10 +175,19 @@ def _width(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _shape(inputs: Inputs, settings: Settings) -> tuple[int, ...]:
-    """HEADS, GROUP, SIZE, WIDE, BLOCK of a kernel's signature."""
+def _fixed(settings: Settings) -> tuple:
+    """What beside the tensors of a call decides its launch: what is no tensor, and how many rows of blocks it has."""
+    return *settings[_FIRST_NUMBER:], settings.row_bounds.shape[1], settings.column_bounds.shape[1]
+
+
+_FIRST_NUMBER = Settings._fields.index("block_size")
+
+
+def _shape(inputs: Inputs, settings: Settings, chosen: Configuration) -> tuple[int, ...]:
+    """HEADS, GROUP, SIZE, WIDE, BLOCK, M, N of a kernel's signature."""
     heads, size = inputs.q.shape[1], inputs.q.shape[3]
-    return heads, heads // inputs.k.shape[1], size, _width(size), settings.block_size
+    group = heads // inputs.k.shape[1]
+    return heads, group, size, _width(size), settings.block_size, chosen.queries, chosen.keys
 
 
 def _kinds(inputs: Inputs, settings: Settings) -> tuple[bool, ...]:
@@ -189,27 +200,15 @@ def _row_kinds(settings: Settings) -> tuple[bool, ...]:
     return settings.in_part, settings.dropout_p > 0.0, settings.may_be_empty
 
 
-def _options(settings: Settings) -> tuple:
-    """What beside the tensors decides how a kernel is compiled, and how many programs it has."""
-    causal, padded = settings.shift is not None, settings.key_padding_mask is not None
-    return settings.block_size, settings.query_offset, causal, padded, *_row_kinds(settings)
-
-
 def _numbers(inputs: Inputs, settings: Settings, bounds: Tensor) -> tuple[float, ...]:
     """queries, keys, first_row, row_blocks (or key_blocks), shift, scale, dropout of a kernel's signature."""
     lengths = inputs.q.shape[2], inputs.k.shape[2]
     return *lengths, settings.query_offset, bounds.shape[1], settings.shift or 0, settings.scale, settings.dropout_p
 
 
-def _strides(x: Tensor) -> tuple[int, ...]:
-    return x.stride()[:3]
-
-
-def _position_strides(inputs: Inputs) -> tuple[int, ...]:
-    """Of the positions of queries by batch, head and row; of position keys by head and row."""
-    if inputs.position is None:
-        return 0, 0, 0, 0, 0
-    return *inputs.position.stride()[:3], *inputs.position_keys.stride()[:2]
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    """By batch, head and row, of each."""
+    return tuple(stride for x in tensors for stride in x.stride()[:3])
 
 
 def _bias_strides(bias: Tensor | None) -> tuple[int, ...]:
@@ -217,6 +216,13 @@ def _bias_strides(bias: Tensor | None) -> tuple[int, ...]:
     if bias is None:
         return 0, 0, 0, 0
     return tuple(0 if size == 1 else stride for size, stride in zip(bias.shape, bias.stride(), strict=True))
+
+
+def _position_strides(inputs: Inputs) -> tuple[int, ...]:
+    """Of the positions of queries by batch, head and row; of position keys by head and row."""
+    if inputs.position is None:
+        return 0, 0, 0, 0, 0
+    return *inputs.position.stride()[:3], *inputs.position_keys.stride()[:2]
 
 
 def _precision(q: Tensor) -> str:

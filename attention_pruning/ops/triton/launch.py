@@ -25,7 +25,7 @@ class Launch:
     kernel : triton.JITFunction
     programs : int
     constants : tuple
-        What follows the arguments in the kernel's signature.
+        What follows the tensors in the kernel's signature: numbers, and what it is compiled for.
     warps, stages : int
     """
 
@@ -34,11 +34,11 @@ class Launch:
         self.options = {"num_warps": warps, "num_stages": stages}
         self.run: Callable[..., None] | None = None
 
-    def __call__(self, *arguments: Tensor | float | None) -> None:
+    def __call__(self, *tensors: Tensor | None) -> None:
         if self.run is not None:
-            self.run(*arguments, *self.constants)
+            self.run(*tensors, *self.constants)
             return
-        compiled = self.kernel[self.grid](*arguments, *self.constants, **self.options)
+        compiled = self.kernel[self.grid](*tensors, *self.constants, **self.options)
         if compiled is not None:  # the interpreter gives nothing
             self.run = compiled[self.grid]
 

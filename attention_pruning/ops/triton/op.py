@@ -76,12 +76,12 @@ _LIBRARY.define(
 def _split(arguments: tuple[Tensor | float | None, ...]) -> tuple[Inputs, Settings]:
     """What both operators end with, every last axis contiguous."""
     count = len(Inputs._fields)
-    inputs = Inputs(*arguments[:count])
+    q, k, v, bias, *relative = arguments[:count]
     settings = Settings(*arguments[count:])
     if settings.key_padding_mask is not None:
         settings = settings._replace(key_padding_mask=settings.key_padding_mask.contiguous())
-    dense = {name: x if x is None or name == "bias" else rows_dense(x) for name, x in inputs._asdict().items()}
-    return Inputs(**dense), settings
+    relative = (x if x is None else rows_dense(x) for x in relative)
+    return Inputs(rows_dense(q), rows_dense(k), rows_dense(v), bias, *relative), settings
 
 
 def _outputs(q: Tensor, *_) -> tuple[Tensor, Tensor]:
