@@ -21,7 +21,8 @@ from attention_pruning.ops.triton.block_lists import block_lists
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-law = settings(deadline=None, max_examples=200 if GPU else 20, derandomize=not GPU, database=None)
+#: On a GPU an example takes a moment, but most are compiled first, for some seconds.
+law = settings(deadline=None, max_examples=30 if GPU else 20, derandomize=not GPU, database=None)
 #: Of the largest number that is expected; sums of float32 in another order.
 EXACT = 2e-5
 HALVES = [torch.float16, *([torch.bfloat16] if GPU else [])]
@@ -292,6 +293,54 @@ def test_opcheck_finds_nothing(requires_grad):
         arguments = [g, out, log_sum, True, *arguments]
         operator = torch.ops.attention_pruning.triton_attention_backward.default
     torch.library.opcheck(operator, tuple(arguments))
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device, found none")
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+def test_a_cuda_graph_replays_values_and_gradients(dropout_p):
+    """And other dropout with every replay, for the seed is drawn on the GPU."""
+    mask = random_blocks(2, 100, 100, 32, 0.6)
+    leaves = [x.to(DEVICE).requires_grad_() for x in a_problem(mask)[0][:3]]
+    g = a_problem(mask)[3].to(DEVICE)
+
+    def step():
+        out = pruned_attention(*leaves, mask, backend="triton", dropout_p=dropout_p)
+        return [out, *torch.autograd.grad(out, leaves, g)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    with torch.no_grad():
+        leaves[0].mul_(2.0)
+    graph.replay()
+    once = [x.clone() for x in found]
+    graph.replay()
+    for one, other, eager in zip(once, found, step(), strict=True):
+        assert torch.equal(one, other) == (dropout_p == 0.0)
+        if dropout_p == 0.0:
+            torch.testing.assert_close(one, eager)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device, found none")
+def test_a_function_compiled_to_reduce_overhead_gives_the_same():
+    mask = random_blocks(2, 100, 100, 32, 0.6)
+    q, k, v = (x.to(DEVICE) for x in a_problem(mask)[0][:3])
+    torch.compiler.reset()
+    attended = torch.compile(
+        lambda q, k, v: 3 * pruned_attention(2 * q, k, v, mask, backend="triton"),
+        mode="reduce-overhead",
+        fullgraph=True,
+    )
+    with torch.no_grad():
+        found = [attended(q, k, v).clone() for _ in range(3)]
+        wanted = 3 * pruned_attention(2 * q, k, v, mask, backend="triton")
+    for x in found:
+        torch.testing.assert_close(x, wanted)
 
 
 def test_a_whole_layer_says_what_computed_it():

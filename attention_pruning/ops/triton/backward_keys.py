@@ -17,8 +17,8 @@ from .tile import finish_scores, hash_rows, load_rows, load_seen, stays, store_r
 AT_ONCE: tl.constexpr = tl.constexpr(1024)
 
 
-# Lengths change from call to call: one compiled kernel serves all of them.
-@triton.jit(do_not_specialize=["queries", "keys", "first_row", "key_blocks", "shift"])
+# Lengths change from call to call, heads from model to model: one compiled kernel serves all of them.
+@triton.jit(do_not_specialize=["heads", "queries", "keys", "first_row", "key_blocks", "shift"])
 def backward_keys(
     q,
     k,
@@ -64,6 +64,7 @@ def backward_keys(
     position_row,
     position_keys_head,
     position_keys_row,
+    heads,
     queries,
     keys,
     first_row,
@@ -71,7 +72,6 @@ def backward_keys(
     shift,
     scale,
     dropout,
-    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -87,11 +87,11 @@ def backward_keys(
     MAY_BE_EMPTY: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    KV_HEADS: tl.constexpr = HEADS // GROUP
+    kv_heads = heads // GROUP
     tiles = (keys + N - 1) // N
     tile = tl.program_id(0) % tiles
-    batch = tl.program_id(0) // tiles // KV_HEADS
-    kv_head = tl.program_id(0) // tiles % KV_HEADS
+    batch = tl.program_id(0) // tiles // kv_heads
+    kv_head = tl.program_id(0) // tiles % kv_heads
     key_N = tile * N + tl.arange(0, N)
     key_in_block_N = tile * N % BLOCK + tl.arange(0, N)
     real_N = key_N < keys
@@ -111,7 +111,7 @@ def backward_keys(
         head = kv_head * GROUP + member
         q_at = q + head.to(tl.int64) * q_head
         gradient_at = gradient + head.to(tl.int64) * gradient_head
-        line = (batch * HEADS + head).to(tl.int64) * queries
+        line = (batch * heads + head).to(tl.int64) * queries
         bias_there = bias
         if BIASED:
             bias_there = bias + batch.to(tl.int64) * bias_batch + head.to(tl.int64) * bias_head

@@ -13,8 +13,8 @@ from .relative import add_window_gradient, load_window, relative_products, sprea
 from .tile import finish_scores, hash_rows, load_rows, load_seen, stays, store_rows
 
 
-# Lengths change from call to call: one compiled kernel serves all of them.
-@triton.jit(do_not_specialize=["queries", "keys", "first_row", "row_blocks", "shift"])
+# Lengths change from call to call, heads from model to model: one compiled kernel serves all of them.
+@triton.jit(do_not_specialize=["heads", "queries", "keys", "first_row", "row_blocks", "shift"])
 def backward_queries(
     q,
     k,
@@ -70,6 +70,7 @@ def backward_queries(
     to_position_batch,
     to_position_head,
     to_position_row,
+    heads,
     queries,
     keys,
     first_row,
@@ -77,7 +78,6 @@ def backward_queries(
     shift,
     scale,
     dropout,
-    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -98,8 +98,8 @@ def backward_queries(
 ):
     tiles = (first_row + queries + M - 1) // M - first_row // M
     tile = first_row // M + tl.program_id(0) % tiles  # of the layout
-    batch = tl.program_id(0) // tiles // HEADS
-    head = tl.program_id(0) // tiles % HEADS
+    batch = tl.program_id(0) // tiles // heads
+    head = tl.program_id(0) // tiles % heads
     row_M = tile * M + tl.arange(0, M) - first_row
     row_in_block_M = tile * M % BLOCK + tl.arange(0, M)
     real_M = (row_M >= 0) & (row_M < queries)
@@ -110,7 +110,7 @@ def backward_queries(
     out += batch.to(tl.int64) * out_batch + head.to(tl.int64) * out_head
     gradient += batch.to(tl.int64) * gradient_batch + head.to(tl.int64) * gradient_head
     to_q += batch.to(tl.int64) * to_q_batch + head.to(tl.int64) * to_q_head
-    line = (batch * HEADS + head).to(tl.int64) * queries
+    line = (batch * heads + head).to(tl.int64) * queries
     if BIASED:
         bias += batch.to(tl.int64) * bias_batch + head.to(tl.int64) * bias_head
     if BIAS_TOO:

@@ -15,8 +15,8 @@ from .tile import finish_scores, hash_rows, load_rows, load_seen, stays, store_r
 LOWEST: tl.constexpr = tl.constexpr(-1e30)
 
 
-# Lengths change from call to call: one compiled kernel serves all of them.
-@triton.jit(do_not_specialize=["queries", "keys", "first_row", "row_blocks", "shift"])
+# Lengths change from call to call, heads from model to model: one compiled kernel serves all of them.
+@triton.jit(do_not_specialize=["heads", "queries", "keys", "first_row", "row_blocks", "shift"])
 def forward(
     q,
     k,
@@ -53,6 +53,7 @@ def forward(
     position_row,
     position_keys_head,
     position_keys_row,
+    heads,
     queries,
     keys,
     first_row,  # the row of the layout that query 0 is
@@ -60,7 +61,6 @@ def forward(
     shift,  # under causality query i sees key j <= i + shift
     scale,
     dropout,
-    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -78,8 +78,8 @@ def forward(
 ):
     tiles = (first_row + queries + M - 1) // M - first_row // M
     tile = first_row // M + tl.program_id(0) % tiles  # of the layout
-    batch = tl.program_id(0) // tiles // HEADS
-    head = tl.program_id(0) // tiles % HEADS
+    batch = tl.program_id(0) // tiles // heads
+    head = tl.program_id(0) // tiles % heads
     row_M = tile * M + tl.arange(0, M) - first_row
     row_in_block_M = tile * M % BLOCK + tl.arange(0, M)
     real_M = (row_M >= 0) & (row_M < queries)
@@ -88,7 +88,7 @@ def forward(
     k += batch.to(tl.int64) * k_batch + (head // GROUP).to(tl.int64) * k_head
     v += batch.to(tl.int64) * v_batch + (head // GROUP).to(tl.int64) * v_head
     out += batch.to(tl.int64) * out_batch + head.to(tl.int64) * out_head
-    line = (batch * HEADS + head).to(tl.int64) * queries
+    line = (batch * heads + head).to(tl.int64) * queries
     if BIASED:
         bias += batch.to(tl.int64) * bias_batch + head.to(tl.int64) * bias_head
     hash_M = row_M.to(tl.uint32)

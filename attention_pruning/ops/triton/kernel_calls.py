@@ -184,10 +184,9 @@ _FIRST_NUMBER = Settings._fields.index("block_size")
 
 
 def _shape(inputs: Inputs, settings: Settings, chosen: Configuration) -> tuple[int, ...]:
-    """HEADS, GROUP, SIZE, WIDE, BLOCK, M, N of a kernel's signature."""
-    heads, size = inputs.q.shape[1], inputs.q.shape[3]
-    group = heads // inputs.k.shape[1]
-    return heads, group, size, _width(size), settings.block_size, chosen.queries, chosen.keys
+    """GROUP, SIZE, WIDE, BLOCK, M, N of a kernel's signature."""
+    group, size = inputs.q.shape[1] // inputs.k.shape[1], inputs.q.shape[3]
+    return group, size, _width(size), settings.block_size, chosen.queries, chosen.keys
 
 
 def _kinds(inputs: Inputs, settings: Settings) -> tuple[bool, ...]:
@@ -201,8 +200,8 @@ def _row_kinds(settings: Settings) -> tuple[bool, ...]:
 
 
 def _numbers(inputs: Inputs, settings: Settings, bounds: Tensor) -> tuple[float, ...]:
-    """queries, keys, first_row, row_blocks (or key_blocks), shift, scale, dropout of a kernel's signature."""
-    lengths = inputs.q.shape[2], inputs.k.shape[2]
+    """heads, queries, keys, first_row, row_blocks (or key_blocks), shift, scale, dropout of a kernel's signature."""
+    lengths = *inputs.q.shape[1:3], inputs.k.shape[2]
     return *lengths, settings.query_offset, bounds.shape[1], settings.shift or 0, settings.scale, settings.dropout_p
 
 
