@@ -18,6 +18,7 @@ from attention_pruning.ops.dropout import keep_mask
 from attention_pruning.ops.reasons import recorded
 from attention_pruning.ops.triton import op  # noqa: F401 (registers the operators)
 from attention_pruning.ops.triton.block_lists import block_lists
+from attention_pruning.ops.triton.kernel_calls import _precision
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -293,6 +294,16 @@ def test_opcheck_finds_nothing(requires_grad):
         arguments = [g, out, log_sum, True, *arguments]
         operator = torch.ops.attention_pruning.triton_attention_backward.default
     torch.library.opcheck(operator, tuple(arguments))
+
+
+def test_products_of_float32_are_computed_as_torch_is_told():
+    number, before = torch.zeros(1, device=DEVICE), torch.get_float32_matmul_precision()
+    try:
+        for told, expected in {"highest": "ieee", "high": "tf32", "medium": "tf32"}.items():
+            torch.set_float32_matmul_precision(told)
+            assert _precision(number) == expected and _precision(number.half()) == "ieee"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.skipif(not GPU, reason="needs a CUDA device, found none")

@@ -226,5 +226,9 @@ def _position_strides(inputs: Inputs) -> tuple[int, ...]:
 
 def _precision(q: Tensor) -> str:
     """How products of float32 are computed: as torch is told to."""
-    tf32 = q.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    if q.dtype != torch.float32:
+        return "ieee"
+    # Since torch 2.9 this tells what was set in either of two ways; the older question fails after the newer way.
+    told = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    tf32 = torch.get_float32_matmul_precision() != "highest" if told is None else told == "tf32"
     return "tf32" if tf32 else "ieee"
