@@ -140,6 +140,12 @@ class OnGpu:
         return self.dtype.itemsize
 
 
+@pytest.fixture(autouse=True)
+def capable(monkeypatch):
+    """The GPU that is not there is one that Triton's kernels are written for."""
+    monkeypatch.setitem(availability._capable, OnGpu.device, True)
+
+
 def choose_on_gpu(call):
     """What is chosen for a call as if its queries were on a GPU."""
     queries = OnGpu()
@@ -156,6 +162,14 @@ def test_triton_computes_what_is_pruned_with_dropout_and_padding_too(monkeypatch
         assert found.backend == "triton" and not found.refused
         assert found.reason == "25% of blocks of 64 are kept" or "is_causal" in options
         assert found.layout.block_size == 64
+
+
+def test_triton_is_not_for_old_cards(monkeypatch):
+    monkeypatch.setattr(availability, "INSTALLED", True)
+    monkeypatch.setitem(availability._capable, OnGpu.device, False)
+    call = a_call(384, 64, torch.bfloat16, 0.25)
+    assert choose_on_gpu(call).backend == "sdpa"
+    assert "capability 8.0 or later" in availability.refusal(call)
 
 
 def test_triton_cuts_single_cells_into_blocks(monkeypatch):
