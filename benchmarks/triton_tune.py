@@ -33,12 +33,12 @@ SIZES = (64, 128, 256)
 WARM_UP, TIMED = 5, 20
 
 
-def candidates(kernel: str, dtype: str, size: int) -> list[Configuration]:
+def candidates(kernel: str, dtype: str, size: int, block: int) -> list[Configuration]:
     """What is tried: the table's own, its neighbours in tiles, and other warps and stages for them."""
     own = TABLE[kernel, DTYPES[dtype].itemsize, size]
 
     def near(tile: int) -> list[int]:
-        return [x for x in (tile // 2, tile, tile * 2) if 16 <= x <= 128]
+        return sorted({min(max(x, 16), block) for x in (tile // 2, tile, tile * 2)})
 
     tiles = itertools.product(near(own.queries), near(own.keys))
     stages = sorted({1, 2, 3} if dtype == "bf16" else {1, 2})
@@ -59,9 +59,7 @@ def captured(chosen: Configuration | None) -> Iterator[dict[str, Callable[[], No
         found[self.kernel.__name__] = lambda: before[0](self, *arguments)
 
     def configuration(kernel: str, dtype: torch.dtype, width: int, block: int, *others: Any) -> Configuration:
-        if chosen is None:
-            return before[1](kernel, dtype, width, block, *others)
-        return chosen._replace(queries=min(chosen.queries, block), keys=min(chosen.keys, block))
+        return before[1](kernel, dtype, width, block, *others) if chosen is None else chosen
 
     launch._launches.clear()
     launch.Launch.__call__, kernel_calls.configuration = call, configuration
@@ -112,7 +110,7 @@ def milliseconds(launch: Callable[[], None], on_gpu: bool) -> float:
 def tune(args: argparse.Namespace, dtype: str, size: int, kernel: str, part: slice) -> dict[Configuration, float]:
     """Milliseconds of every candidate that the GPU can run."""
     inputs, found = draw_inputs(args, dtype, size), {}
-    for chosen in candidates(kernel, dtype, size)[part][: 1 if args.dry_run else None]:
+    for chosen in candidates(kernel, dtype, size, args.block)[part][: 1 if args.dry_run else None]:
         try:
             found[chosen] = milliseconds(run_all(args, inputs, kernel, chosen), inputs[0].is_cuda)
         except Exception as error:  # too much shared memory, or what a version of Triton cannot compile
