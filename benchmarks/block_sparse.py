@@ -44,7 +44,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": 2**25, "MALLOC_TRIM_THRESHOLD_": 2**29, "
 #: Called with q, k, v [B, H, L, D].
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-VARIANTS = ("dense", "masked", "eager", "flex", "ours", "ours at 0%", "ours bf16")
+VARIANTS = ("dense", "dense bf16", "masked", "eager", "flex", "ours", "ours at 0%", "ours bf16")
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ CURVE = tuple(
 TARGETS = {SHAPES[0]: (7.0, 6.0), SHAPES[2]: (8.0, 8.5), SHAPES[4]: (9.0, 9.0), SHAPES[5]: (1.0, 1.0)}
 
 
-def draw_layout(shape: Shape) -> BlockLayout:
+def draw_layout(shape: Shape, heads: int = HEADS) -> BlockLayout:
     """Blocks drawn uniformly, a block at least in every row, as many in every head."""
     generator = torch.Generator().manual_seed(SEED)
     side = shape.length // shape.block
     visible = torch.ones(side, side, dtype=torch.bool)
     visible = visible.tril() if shape.causal else visible
-    kept = torch.zeros(HEADS, side, side, dtype=torch.bool)
+    kept = torch.zeros(heads, side, side, dtype=torch.bool)
     count = max(side, round((1 - shape.sparsity) * int(visible.sum())))
     for head in kept:
         score = torch.rand(side, side, generator=generator).masked_fill(~visible, -1.0)
@@ -101,7 +101,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def build(variant: str, shape: Shape) -> Attention:
     """One way to compute attention at a shape."""
     layout = draw_layout(shape)
-    if variant == "dense":
+    if variant in ("dense", "dense bf16"):
         return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal)
     if variant in ("masked", "eager"):
         mask = torch.zeros(1, HEADS, shape.length, shape.length).masked_fill_(~layout.cells, float("-inf"))
@@ -223,7 +223,8 @@ def run(args: argparse.Namespace) -> list[dict[str, str]]:
             gradients = kind != "forward"
             rounds = max(3, args.rounds * 384 // shape.length)
             variants = chosen_variants(shape, gradients, not args.no_flex)
-            found = summarize(shape, kind, measure(shape, variants, gradients, rounds), ("dense", "ours at 0%"))
+            seconds = measure(shape, variants, gradients, rounds)
+            found = summarize(shape, kind, seconds, ("dense", "ours at 0%", "dense bf16"))
             for row in found:
                 if args.memory_too and shape.length == 2048 and row["model"] in ("dense", "masked", "ours"):
                     row["memory_mb"] = f"{peak_memory(row['model'], shape, gradients):.0f}"
@@ -237,6 +238,8 @@ def print_row(row: dict[str, str], target: float | None) -> None:
     """One variant: time, times torch's dense attention, and what is aimed at."""
     line = f"{row['measurement']:42s} {row['model']:11s} {row['milliseconds']:>8s} ms"
     line += f"  {row['times_dense']} x dense ({row['low_dense']}..{row['high_dense']})"
+    if row["model"] == "ours bf16":
+        line += f", {row['times_dense bf16']} x dense bf16"
     if row["model"] == "ours" and target is not None:
         line += f", target {target}"
     print(line + (f", {row['memory_mb']} MB" if row["memory_mb"] else ""), flush=True)

@@ -50,7 +50,7 @@ def add_backend_flag(group: argparse._ActionsContainer) -> None:
         choices=BACKENDS,
         default="auto",
         help="what computes pruned attention: whatever was measured to be fastest (auto), the compiled kernel, "
-        "FlexAttention, or the readable reference",
+        "FlexAttention, the Triton kernels, or the readable reference",
     )
 
 

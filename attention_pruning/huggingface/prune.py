@@ -45,7 +45,7 @@ def prune_model(
         One for each site that is to be pruned (``find_stacks(model)`` names the sites), alone, in a list, or by site;
         other sites stay dense. A DistanceMask holds for sequences of any length. Patterns, such as
         ``collect_patterns`` returns, become masks by ``tau``.
-    backend : {"auto", "block_sparse", "flex", "reference"}
+    backend : {"auto", "block_sparse", "flex", "triton", "reference"}
         What computes pruned attention: the fastest ("auto"), the compiled kernel or FlexAttention where the mask prunes
         blocks (see ``pruned_attention``), or the readable one. A call that the backend cannot compute, such as one of
         sequences padded on the left, is computed by torch's SDPA under the same mask; a warning says why, once for each

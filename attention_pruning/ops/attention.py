@@ -72,9 +72,10 @@ def pruned_attention(
         Dropout on the probabilities; 0 outside training. In the kernel the mask is a hash of a seed (``ops.dropout``).
     scale : float, optional
         Of the query-key product; ``1 / sqrt(D)`` by default. The bias is not scaled.
-    backend : {"auto", "block_sparse", "flex", "reference"}
-        The compiled kernel (CPU), FlexAttention (GPU; on a CPU inference only), or plain torch. "auto" takes what was
-        measured to be fastest (``ops.choice``), of which torch's fused attention under the mask is one.
+    backend : {"auto", "block_sparse", "flex", "triton", "reference"}
+        The compiled kernel (CPU), FlexAttention (GPU; on a CPU inference only), the Triton kernels (GPU), or plain
+        torch. "auto" takes what was measured to be fastest (``ops.choice``), of which torch's fused attention under the
+        mask is one.
     dropout_seed : Tensor or int, optional
         64 bits; drawn from torch's generator by default.
 
@@ -122,6 +123,10 @@ def attend(call: Call, choice: Choice) -> Tensor:
         from . import flex
 
         return flex.attend(call, choice.layout)
+    if choice.backend == "triton":
+        from .triton import op as triton_op
+
+        return triton_op.attend(call, choice.layout)
     if choice.kept_keys:
         return few_queries.few_queries(
             call.q,

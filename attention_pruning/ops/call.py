@@ -121,12 +121,15 @@ class Call:
         """The rows of the mask that the queries stand in."""
         return slice(self.query_offset, self.query_offset + self.queries)
 
-    def dropout_seed(self) -> Tensor | None:
-        """What dropout is a hash of; None without dropout. Whoever drops by it asks once: a seed that was not given is
-        drawn from torch's generator, which ``torch.manual_seed`` decides, and which others use in their own way."""
-        if self.dropout_p == 0.0 or self.given_seed is not None:
-            return self.given_seed if self.dropout_p > 0.0 else None
-        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+    def dropout_seed(self, device: torch.device | str = "cpu") -> Tensor | None:
+        """What dropout is a hash of, on the device of the kernel; None without dropout. Whoever drops by it asks once:
+        a seed that was not given is drawn from torch's generator of that device, which ``torch.manual_seed`` decides,
+        and which others use in their own way."""
+        if self.dropout_p == 0.0:
+            return None
+        if self.given_seed is not None:
+            return self.given_seed.to(device)
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
 
     def expanded(self) -> Call:
         """The same with as many heads of keys and values as of queries, for what knows no groups."""

@@ -9,8 +9,9 @@ from .call import Call
 from .cpu import native, op
 from .layer_mask import LayerMask
 from .layout import BlockLayout
+from .triton import availability
 
-BACKENDS = ("auto", "block_sparse", "flex", "reference")
+BACKENDS = ("auto", "block_sparse", "flex", "triton", "reference")
 
 #: The compiled kernel's time with every block kept, over that of torch's fused attention without a mask, by build: for
 #: whole blocks, and for blocks of single cells, each of which has its bits looked at. ``benchmarks/backend_costs.py``
@@ -52,7 +53,25 @@ RELATIVE_FEW_KEYS = {
     "portable": {32: 1.21, 64: 1.16, 96: 1.21, 128: 1.21, 192: 1.11, 256: 1.11, 1024: 1.0},
 }
 
-#: On a GPU the choice is between FlexAttention and torch's fused attention under a mask. The fewest scores (batch x
+#: On a GPU Triton's kernels are taken where they can compute a call, else the choice is between FlexAttention and
+#: torch's fused attention under a mask. The greatest share of kept blocks that Triton is taken for, by bytes of a
+#: number, whether there are gradients, and block. **Estimated, not measured**: under a mask torch takes about 2.2 times
+#: as long on an H100 as without (1.3 in float32; block_sparse_gpu.csv); the kernels are expected to take 1.25 times as
+#: long as torch without a mask in blocks of 64 and more (2 in float32, which tensor cores do not multiply), twice as
+#: long in those of 32 and five times in those of 16. ``benchmarks/block_sparse_gpu.py`` measures all three.
+DENSEST_TRITON = {
+    (2, False): {16: 0.35, 32: 0.85, 64: 1.0, 128: 1.0},
+    (2, True): {16: 0.35, 32: 0.85, 64: 1.0, 128: 1.0},
+    (4, False): {16: 0.15, 32: 0.35, 64: 0.6, 128: 0.6},
+    (4, True): {16: 0.1, 32: 0.25, 64: 0.4, 128: 0.4},
+}
+#: And the fewest scores (batch x heads x queries x keys): below, preparing a call takes longer than attention under a
+#: mask. **Estimated**, too.
+LEAST_SCORES_TRITON = 2**20
+#: Its time for a block of single cells in times of a whole one, **estimated**: which side such a mask is cut into.
+CELLS_TRITON = {16: 5.0, 32: 2.0, 64: 1.1, 128: 1.1}
+
+#: Without Triton: the fewest scores (batch x
 #: heads x queries x keys) that FlexAttention is taken for, by bytes of a number: below, the CPU's preparation of a call
 #: takes longer than masked attention. From results/reference/benchmarks/block_sparse_gpu.csv (one H100): with 16 bits
 #: 8 x 12 x 1024 x 1024 lose whatever is pruned, 2048 and 4096 win; float32 was measured at 1024 alone.
@@ -68,7 +87,7 @@ class Choice:
 
     Attributes
     ----------
-    backend : {"block_sparse", "flex", "sdpa", "reference"}
+    backend : {"block_sparse", "flex", "triton", "sdpa", "reference"}
         "sdpa" is torch's fused attention, under the mask.
     reason : str
         Why this one, in a few words.
@@ -98,7 +117,8 @@ def choose(call: Call, backend: str = "auto") -> Choice:
         return Choice("sdpa", reason, refused=True)
     if backend == "block_sparse" and is_few(call):
         return Choice(backend, "asked for", kept_keys=True)
-    return Choice(backend, "asked for", kernel_layout(call.mask, call.relative is not None)[0])
+    layout = triton_layout(call.mask) if backend == "triton" else kernel_layout(call.mask, call.relative is not None)[0]
+    return Choice(backend, "asked for", layout)
 
 
 def is_few(call: Call) -> bool:
@@ -114,6 +134,10 @@ def _reason_against(call: Call, backend: str) -> str | None:
         from . import flex  # slow to import, and needed on a GPU alone
 
         refusal = flex.refusal(call)
+    elif backend == "triton":
+        if availability.missing():
+            return availability.missing()
+        refusal = availability.refusal(call)
     else:
         if native.missing():
             return native.missing()
@@ -159,6 +183,31 @@ def _of_largest(factors: dict[int, float], count: int) -> float:
 
 
 def _fastest_gpu(call: Call) -> Choice:
+    if not call.mask.prunes and call.key_padding_mask is None and call.bias is None and call.relative is None:
+        return Choice("sdpa", "nothing is pruned")
+    reason = _reason_against(call, "triton")
+    if reason:
+        other = _without_triton(call)
+        return _all_scores(call, f"{reason}; {other.reason}") if other.refused else other
+    slower = why_not_triton(call)
+    if slower:
+        return Choice("sdpa", slower)
+    layout = triton_layout(call.mask)
+    return Choice("triton", f"{layout.density:.0%} of blocks of {layout.block_size} are kept", layout)
+
+
+def why_not_triton(call: Call) -> str | None:
+    """Why another backend is expected to be faster on a GPU than the Triton kernels, or None."""
+    if call.q.shape[:3].numel() * call.keys < LEAST_SCORES_TRITON:
+        return "few scores: expected to be faster"
+    layout = triton_layout(call.mask)
+    if layout.density > DENSEST_TRITON[call.q.element_size(), call.needs_gradient][layout.block_size]:
+        return f"{layout.density:.0%} of blocks of {layout.block_size} are kept: expected to be faster"
+    return None
+
+
+def _without_triton(call: Call) -> Choice:
+    """FlexAttention, or torch's fused attention."""
     slower = why_not_flex(call)
     if slower:
         return Choice("sdpa", slower)
@@ -212,8 +261,14 @@ def kernel_layout(mask: LayerMask, relative: bool = False) -> tuple[BlockLayout,
     return mask.once(("kernel_layout", relative), lambda: _make_kernel_layout(mask, relative))
 
 
-# It is a constant of the mask: while torch.compile makes a graph it is made, instead of being traced.
+def triton_layout(mask: LayerMask) -> BlockLayout:
+    """The layout that the Triton kernels compute soonest."""
+    return mask.once(("triton_layout",), lambda: _make_triton_layout(mask))
+
+
+# They are constants of the mask: while torch.compile makes a graph they are made, instead of being traced.
 kernel_layout._dynamo_marked_constant = True
+triton_layout._dynamo_marked_constant = True
 
 
 def _make_kernel_layout(mask: LayerMask, relative: bool) -> tuple[BlockLayout, float]:
@@ -228,3 +283,12 @@ def _make_kernel_layout(mask: LayerMask, relative: bool) -> tuple[BlockLayout, f
     layouts = [mask.layout(size) for size in cells]
     best = min(layouts, key=lambda layout: layout.density * cells[layout.block_size])
     return best, best.density * cells[best.block_size]
+
+
+def _make_triton_layout(mask: LayerMask) -> BlockLayout:
+    if mask.given_layout is not None:
+        return mask.given_layout
+    if mask.has_whole_blocks:
+        return mask.layout(mask.whole_block)
+    layouts = [mask.layout(size) for size in CELLS_TRITON]
+    return min(layouts, key=lambda layout: layout.density * CELLS_TRITON[layout.block_size])

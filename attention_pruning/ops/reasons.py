@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .choice import Choice, kernel_layout
+from .choice import Choice, kernel_layout, triton_layout
 from .layer_mask import LayerMask
 
 
@@ -81,7 +81,7 @@ def _note(
 ) -> None:
     rows = _recording.get()
     if rows is not None:
-        computed, blocks, size = _count(mask, kept_keys, laid_out, relative)
+        computed, blocks, size = _count(mask, backend, kept_keys, laid_out, relative)
         rows.append(Explained(site, layer, backend, reason, computed, blocks, size))
     if refused and (site, reason) not in _warned:
         _warned.add((site, reason))
@@ -93,11 +93,15 @@ def _note(
         )
 
 
-def _count(mask: LayerMask | None, kept_keys: bool, laid_out: bool, relative: bool) -> tuple[int, int, int]:
+def _count(
+    mask: LayerMask | None, backend: str, kept_keys: bool, laid_out: bool, relative: bool
+) -> tuple[int, int, int]:
     """Blocks that are computed, of how many, and their side. Of kept keys those of the whole mask."""
     if kept_keys:
         return *mask.kept_count, mask.block_size
-    layout = kernel_layout(mask, relative)[0] if laid_out else None
+    layout = None
+    if laid_out:
+        layout = triton_layout(mask) if backend == "triton" else kernel_layout(mask, relative)[0]
     every_block = layout is None and mask is not None and mask.prunes and mask.has_whole_blocks
     counted = mask.layout(mask.whole_block) if every_block else layout
     blocks, size = (0, 0) if counted is None else (counted.visible_count, counted.block_size)

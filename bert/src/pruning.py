@@ -80,8 +80,8 @@ class PruningArguments:
         metadata={
             "aliases": ["--backend"],
             "choices": BACKENDS,
-            "help": "what computes pruned attention: whatever is fastest; the compiled kernel; FlexAttention; or the "
-            "readable reference",
+            "help": "what computes pruned attention: whatever is fastest; the compiled kernel; FlexAttention; the "
+            "Triton kernels; or the readable reference",
         },
     )
     max_pattern_samples: int | None = field(

@@ -49,7 +49,7 @@ class PrunedAttention(MultiheadAttention):
         bool [H, T, S], True = pruned, a persistent buffer.
     block_size : int
         Side of the blocks that the mask prunes whole; 1 for single cells.
-    backend : {"auto", "block_sparse", "flex", "reference"}
+    backend : {"auto", "block_sparse", "flex", "triton", "reference"}
         What computes whole sequences, see ``pruned_attention``.
     normalizer : {"softmax", "entmax15"}
     beyond_pattern : {"decoding", "dense", "error"}

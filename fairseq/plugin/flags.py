@@ -82,7 +82,7 @@ def add_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
         "--attention_backend",
         choices=BACKENDS,
         help="what computes pruned attention over whole sequences: whatever is fastest (auto, the default), the "
-        "compiled kernel, FlexAttention, or the readable reference",
+        "compiled kernel, FlexAttention, the Triton kernels, or the readable reference",
     )
     add(
         *BEYOND_FLAGS,
@@ -110,7 +110,7 @@ class PruneFlags:
         With --RANDOM_PRUNE, its seed.
     beyond_pattern : {"error", "dense", "decoding"}
     normalizer : {"softmax", "entmax15"}
-    backend : {"auto", "block_sparse", "flex", "reference"}
+    backend : {"auto", "block_sparse", "flex", "triton", "reference"}
     gives_weights : bool
         Whether somebody uses the weights of cross-attention: training by alignments, or printing them.
     """
@@ -134,7 +134,7 @@ class PruneFlags:
             that knows only softmax.
         """
         entmax, backend = getattr(args, "USE_ENTMAX", False), getattr(args, "attention_backend", None) or "auto"
-        if entmax and backend in ("block_sparse", "flex"):
+        if entmax and backend in ("block_sparse", "flex", "triton"):
             raise InputError(f"--attention-backend {backend}: expected no --USE_ENTMAX beside it, found both")
         seed = getattr(args, "prune_seed", None)
         random = getattr(args, "RANDOM_PRUNE", False)

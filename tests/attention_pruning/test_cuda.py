@@ -15,6 +15,7 @@ from attention_pruning import BlockLayout, InputError, MaskRecipe, PruneMask, pr
 from attention_pruning.huggingface import collect_patterns, prune_model
 from attention_pruning.ops import choice, flex
 from attention_pruning.ops.call import Call
+from attention_pruning.ops.triton import availability
 from test_huggingface_attention import assert_same_gradients
 from tiny_models import make, padded, real_outputs
 
@@ -119,7 +120,8 @@ def test_values_and_gradients_are_those_of_the_reference(name):
 @needs_gpu
 @pytest.mark.parametrize("taken", ["flex", "masked"])
 def test_inference_and_auto_give_the_same(taken, monkeypatch):
-    """Whichever of the two "auto" takes."""
+    """Whichever of the two "auto" takes where Triton is not installed."""
+    monkeypatch.setattr(availability, "INSTALLED", False)
     monkeypatch.setitem(choice.LEAST_SCORES_GPU, 2, 0 if taken == "flex" else 2**60)
     calls, attend = [], flex.attend
     monkeypatch.setattr(flex, "attend", lambda call, layout: calls.append(call) or attend(call, layout))
@@ -167,7 +169,8 @@ def test_memory_does_not_grow_with_the_scores():
 
 
 @needs_gpu
-def test_dropout_and_small_heads_are_refused_and_left_to_others_by_auto():
+def test_dropout_and_small_heads_are_refused_and_left_to_others_by_auto(monkeypatch):
+    monkeypatch.setattr(availability, "INSTALLED", False)
     case = Case(16, FLOAT, 8, 64, 64)
     *inputs, _ = inputs_of(case, GPU)
     with pytest.raises(InputError, match="backend flex: .* needs no dropout"):

@@ -11,6 +11,7 @@ import torch
 from attention_pruning import BlockLayout, LayerMask
 from attention_pruning.ops import choice, flex
 from attention_pruning.ops.call import Call
+from attention_pruning.ops.triton import availability
 
 MEASURED = Path(__file__).resolve().parents[2] / "results" / "reference" / "benchmarks" / "block_sparse_gpu.csv"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -80,7 +81,8 @@ def measured():
     shape = ["dtype", "kind", "length"]
     masked = table[table["model"] == "masked"].groupby(shape)["milliseconds"].median()
     dense = table[table["model"] == "dense"].set_index([*shape, "block", "sparsity"])["milliseconds"]
-    for row in table[table["model"] == "ours"].to_dict("records"):
+    flexible = "flex" if (table["model"] == "triton").any() else "ours"
+    for row in table[table["model"] == flexible].to_dict("records"):
         at = tuple(row[name] for name in shape)
         if row["sparsity"] == 0.0:
             yield row, dense[(*at, row["block"], 0.0)]
@@ -135,27 +137,94 @@ class OnGpu:
     device, dtype, shape, requires_grad = torch.device("cuda"), torch.bfloat16, torch.Size((1, 1, 64, 64)), False
 
     def element_size(self):
-        return 2
+        return self.dtype.itemsize
+
+
+@pytest.fixture(autouse=True)
+def capable(monkeypatch):
+    """The GPU that is not there is one that Triton's kernels are written for."""
+    monkeypatch.setitem(availability._capable, OnGpu.device, True)
+
+
+def choose_on_gpu(call):
+    """What is chosen for a call as if its queries were on a GPU."""
+    queries = OnGpu()
+    queries.shape, queries.dtype = call.q.shape, call.q.dtype
+    object.__setattr__(call, "q", queries)
+    return choice.choose(call)
+
+
+def test_triton_computes_what_is_pruned_with_dropout_and_padding_too(monkeypatch):
+    monkeypatch.setattr(availability, "INSTALLED", True)
+    padding = torch.zeros(8, 384, dtype=torch.bool)
+    for options in ({}, {"dropout_p": 0.1}, {"key_padding_mask": padding}, {"is_causal": True}):
+        found = choose_on_gpu(a_call(384, 64, torch.bfloat16, 0.25, **options))
+        assert found.backend == "triton" and not found.refused
+        assert found.reason == "25% of blocks of 64 are kept" or "is_causal" in options
+        assert found.layout.block_size == 64
+
+
+def test_triton_is_not_for_old_cards(monkeypatch):
+    monkeypatch.setattr(availability, "INSTALLED", True)
+    monkeypatch.setitem(availability._capable, OnGpu.device, False)
+    call = a_call(384, 64, torch.bfloat16, 0.25)
+    assert choose_on_gpu(call).backend == "sdpa"
+    assert "capability 8.0 or later" in availability.refusal(call)
+
+
+def test_triton_cuts_single_cells_into_blocks(monkeypatch):
+    monkeypatch.setattr(availability, "INSTALLED", True)
+    generator = torch.Generator().manual_seed(3)
+    mask = LayerMask(torch.rand(12, 384, 384, generator=generator) < 0.5, 1, 384, 384)
+    call = a_call(384, 64, torch.bfloat16)
+    object.__setattr__(call, "mask", mask)
+    found = choose_on_gpu(call)
+    assert found.backend == "triton" and found.layout.block_size == 64 and len(found.layout.bits)
+
+
+def test_triton_leaves_to_torch_what_it_is_expected_to_lose(monkeypatch):
+    monkeypatch.setattr(availability, "INSTALLED", True)
+    for call, reason in [
+        (a_call(384, 64, torch.bfloat16), "nothing is pruned"),
+        (a_call(384, 64, torch.bfloat16, 0.5, batch=1, heads=1), "few scores: expected to be faster"),
+        (a_call(384, 16, torch.bfloat16, 0.5), "50% of blocks of 16 are kept: expected to be faster"),
+        (a_call(384, 64, torch.float32, 0.75), "75% of blocks of 64 are kept: expected to be faster"),
+    ]:
+        found = choose_on_gpu(call)
+        assert (found.backend, found.reason, found.refused) == ("sdpa", reason, False)
+
+
+def test_what_triton_refuses_is_left_to_what_there_was_before(monkeypatch):
+    """Values of another size, which FlexAttention refuses too: with a reason that names both."""
+    monkeypatch.setattr(choice, "why_not_flex", lambda call: None)
+    call = a_call(384, 64, torch.bfloat16, 0.5)
+    object.__setattr__(call, "v", call.v[..., :32])
+    reasons = {True: "triton needs values of the size of the queries", False: "Triton is not installed"}
+    for installed, reason in reasons.items():
+        monkeypatch.setattr(availability, "INSTALLED", installed)
+        found = choose_on_gpu(call)
+        assert found.backend == "sdpa" and found.refused
+        assert found.reason.startswith(reason) and "flex needs values of the size of the queries" in found.reason
 
 
 @pytest.mark.parametrize("pays", [True, False])
 def test_flexattention_leaves_what_it_refuses_to_fused_attention(pays, monkeypatch):
-    """Dropout, which FlexAttention has not, goes the same way as what does not pay, and is worth a warning."""
+    """Without Triton. Dropout, which FlexAttention has not, goes the way of what does not pay, with a warning."""
+    monkeypatch.setattr(availability, "INSTALLED", False)
     monkeypatch.setattr(choice, "why_not_flex", lambda call: None if pays else "few scores")
     found = []
     for dropout_p in (0.0, 0.1):
         call = a_call(64, 64, torch.bfloat16, kept=0.0, heads=1, batch=1, dropout_p=dropout_p)
-        object.__setattr__(call, "q", OnGpu())
-        found.append(choice.choose(call))
+        found.append(choose_on_gpu(call))
     assert [x.backend for x in found] == ["flex" if pays else "sdpa", "sdpa"]
     assert [x.refused for x in found] == [False, pays]
 
 
-def test_single_cells_are_computed_whole_on_a_gpu_and_it_is_said(monkeypatch):
+def test_single_cells_are_computed_whole_without_triton_and_it_is_said(monkeypatch):
+    monkeypatch.setattr(availability, "INSTALLED", False)
     monkeypatch.setattr(choice, "why_not_flex", lambda call: None)
     mask = LayerMask(torch.rand(1, 64, 64) < 0.5, 1, 64, 64)
     call = a_call(64, 64, torch.bfloat16, heads=1, batch=1)
     object.__setattr__(call, "mask", mask)
-    object.__setattr__(call, "q", OnGpu())
-    found = choice.choose(call)
+    found = choose_on_gpu(call)
     assert found.backend == "sdpa" and found.refused and "single cells" in found.reason

@@ -167,7 +167,7 @@ def test_generation_equals_the_full_forward_pass(name, left):
         torch.testing.assert_close(steps, full_logits(full, prompt, found.sequences), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["auto", "block_sparse", "flex", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "block_sparse", "flex", "triton", "reference"])
 def test_a_folder_gives_the_backend_back(backend, tmp_path):
     model = prune_model(make("BERT"), block_masks("BERT"), backend)
     model.save_pretrained(tmp_path)

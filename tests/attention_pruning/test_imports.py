@@ -105,7 +105,7 @@ def test_a_circle_would_be_seen(tmp_path):
 def test_only_huggingface_knows_transformers_and_nothing_knows_the_experiments(module):
     others = {name.partition(".")[0] for name in imported(module, FILES) if name not in FILES}
     others -= sys.stdlib_module_names
-    allowed = {"torch", "numpy", "safetensors", "entmax", "matplotlib", "tqdm"}
+    allowed = {"torch", "numpy", "safetensors", "entmax", "matplotlib", "tqdm", "triton"}
     assert others <= allowed | ({"transformers"} if within(module, "huggingface") else set())
 
 

@@ -108,7 +108,7 @@ def test_a_layout_follows_the_mask_that_a_checkpoint_brings(task, block_files):
 
 
 def test_a_backend_that_knows_no_entmax_is_refused_beside_it(task, block_files):
-    for backend in ("block_sparse", "flex"):
+    for backend in ("block_sparse", "flex", "triton"):
         with pytest.raises(InputError, match=f"--attention-backend {backend}: expected no --USE_ENTMAX"):
             block_model(task, block_files, backend=backend, USE_ENTMAX=True)
     with pytest.raises(InputError, match="--attention-backend: expected --PRUNE_BOOL beside it, found none"):

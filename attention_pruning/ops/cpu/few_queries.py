@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..layer_mask import LayerMask
+from ..memory import empty_like, four_axes, rows_dense
 from . import native
 from .native import FewSettings, Inputs
-from .op import LIBRARY, check_call, empty_like_rows, four_axes, rows_dense
+from .op import LIBRARY, check_call
 
 
 def few_queries(
@@ -102,7 +103,7 @@ def _forward(*arguments: Tensor | float | None) -> Tensor:
     inputs, settings = Inputs(*arguments[:count]), FewSettings(*arguments[count:])
     _check(inputs, settings)
     inputs = Inputs(*map(rows_dense, inputs[:3]), inputs.bias, *(x if x is None else rows_dense(x) for x in inputs[4:]))
-    out = empty_like_rows(inputs.q)
+    out = empty_like(inputs.q)
     if out.numel():
         native.few_queries(inputs, out, settings)
     return out
@@ -125,4 +126,4 @@ def _check(inputs: Inputs, settings: FewSettings) -> None:
 
 
 LIBRARY.impl("few_queries", _forward, "CPU")
-torch.library.register_fake("attention_pruning::few_queries", lambda q, *_: empty_like_rows(rows_dense(q)), lib=LIBRARY)
+torch.library.register_fake("attention_pruning::few_queries", lambda q, *_: empty_like(rows_dense(q)), lib=LIBRARY)

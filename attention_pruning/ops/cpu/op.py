@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..layout import BlockLayout
+from ..memory import empty_like, four_axes, rows_dense
 from . import native
 from .native import FewSettings, Inputs, Settings
 
@@ -117,11 +118,6 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return None
 
 
-def four_axes(bias: Tensor) -> Tensor:
-    """A bias with axes of 1 in front, so that it has four."""
-    return bias.reshape((1,) * (4 - bias.ndim) + tuple(bias.shape)) if bias.ndim < 4 else bias
-
-
 # The operators. torch.library.custom_op would load torch's compiler, a second, at the first call.
 
 _CALL = """
@@ -142,7 +138,7 @@ LIBRARY.define(
 def _outputs(q: Tensor, *_) -> tuple[Tensor, Tensor]:
     """What forward fills: the output, and the log-sum-exp [B, H, L], +inf for empty rows."""
     q = rows_dense(q)
-    return empty_like_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 def _split(arguments: tuple[Tensor | float | None, ...]) -> tuple[Inputs, Settings]:
@@ -170,10 +166,10 @@ def _gradients(_: Tensor, __: Tensor, ___: Tensor, bias_too: bool, *arguments: T
     to_relative = q.new_empty(0), q.new_empty(0)
     if q_position is not None:
         to_relative = (
-            empty_like_rows(rows_dense(q_position)),
+            empty_like(rows_dense(q_position)),
             torch.empty_like(position_keys, memory_format=torch.contiguous_format),
         )
-    return Inputs(*(empty_like_rows(rows_dense(x)) for x in (q, k, v)), to_bias, *to_relative)
+    return Inputs(*(empty_like(rows_dense(x)) for x in (q, k, v)), to_bias, *to_relative)
 
 
 def _backward(
@@ -219,19 +215,6 @@ for _name, _kernel, _fake, _derivative, _saved in (
     LIBRARY.impl(_name, _kernel, "CPU")
     torch.library.register_fake(f"attention_pruning::{_name}", _fake, lib=LIBRARY)
     torch.library.register_autograd(f"attention_pruning::{_name}", _derivative, setup_context=_saved, lib=LIBRARY)
-
-
-def rows_dense(x: Tensor) -> Tensor:
-    """A tensor whose last axis is contiguous: itself, whatever its other strides, wherever possible."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def empty_like_rows(x_BHLD: Tensor) -> Tensor:
-    """In the order of memory that the input has: (B, L, H, D) makes the merging of heads free."""
-    batch, heads, length, size = x_BHLD.shape
-    if x_BHLD.stride(1) < x_BHLD.stride(2):
-        return x_BHLD.new_empty(batch, length, heads, size).transpose(1, 2)
-    return x_BHLD.new_empty(batch, heads, length, size)
 
 
 def _check(inputs: Inputs, settings: Settings) -> None:
