@@ -110,6 +110,7 @@ def build_model(task: Any, kind: str, files: dict[str, Path]) -> Any:
             str(files[site]) for site in SITES
         )
         args.beyond_pattern = "dense"
+        args.attention_backend = "block_sparse" if kind == "pruned, kept keys" else "auto"
     args.USE_ENTMAX = kind == "entmax"
     ARCH_CONFIG_REGISTRY[args.arch](args)
     torch.manual_seed(SEED)
@@ -193,6 +194,7 @@ def check_agreement(stock: Any, dense: Any, batch: dict[str, Any]) -> None:
 
 def build_steps(kind: str, task: Any, batches: list[dict[str, Any]], files: dict[str, Path]) -> dict[str, Step]:
     """The models of one measurement, each as a step."""
+    from attention_pruning.ops.cpu import native
 
     def model(name: str) -> Any:
         return build_model(task, name, files)
@@ -202,6 +204,8 @@ def build_steps(kind: str, task: Any, batches: list[dict[str, Any]], files: dict
         return {"evaluation": evaluation(model("stock"), batches), "averaging": averaging(model("dense"), batches)}
     make: Callable[..., Step] = training if kind == "train" else generation
     names = ("stock", "stock, own scores", "dense", "pruned", "entmax")
+    if kind == "generate" and native.missing() is None:
+        names += ("pruned, kept keys",)
     return {name: make(task, model(name), batches) for name in names}
 
 

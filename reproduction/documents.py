@@ -11,8 +11,8 @@ Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG``
 ``efficiency CONFIG`` (efficiency_table.csv), ``saved CONFIG`` (language_model_efficiency.csv), ``entmax CONFIG``
 (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
-several sparsities, a row for each shape), ``kernel NAME`` (our kernel against dense attention alone) and ``costs
-NAME`` (what the choice of a backend goes by); and
+several sparsities, a row for each shape), ``kernel NAME`` (our kernel against dense attention alone), ``costs NAME``
+(what the choice of a backend goes by) and ``generation NAME`` (prefill, time of a token and cache by context); and
 ``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json).
 """
 

@@ -16,6 +16,7 @@ from attention_pruning import InputError, LayerMask
 from attention_pruning.ops.attention import attend as attend_call
 from attention_pruning.ops.call import Call
 from attention_pruning.ops.choice import Choice, choose
+from attention_pruning.ops.cpu import few_queries, native, op
 from attention_pruning.ops.eager import Observer, ScoreMask, attend, normalize
 from attention_pruning.ops.reasons import record
 
@@ -35,6 +36,8 @@ _BY_SCORES = {
     )
 }
 
+_BY_KEPT_KEYS = Choice("block_sparse", "asked for", kept_keys=True)
+
 
 class PrunedAttention(MultiheadAttention):
     """An attention of fairseq that was adopted, not built: it keeps its weights, their names and the random stream.
@@ -49,8 +52,13 @@ class PrunedAttention(MultiheadAttention):
         bool [H, T, S], True = pruned, a persistent buffer.
     block_size : int
         Side of the blocks that the mask prunes whole; 1 for single cells.
+<<<<<<< HEAD
     backend : {"auto", "block_sparse", "flex", "triton", "reference"}
         What computes whole sequences, see ``pruned_attention``.
+=======
+    backend : {"auto", "block_sparse", "flex", "reference"}
+        What computes whole sequences, see ``pruned_attention``; "block_sparse" computes single tokens, too.
+>>>>>>> wt-decode
     normalizer : {"softmax", "entmax15"}
     beyond_pattern : {"decoding", "dense", "error"}
         What to do at positions beyond the mask: leave them unpruned where the model writes them itself and refuse them
@@ -143,6 +151,8 @@ class PrunedAttention(MultiheadAttention):
             whole = plain and incremental_state is None
             if whole and not (need_weights and self._weighs_by_scores(query.device)):
                 return self._fused(query, key, padding, attn_mask), None
+            if plain and self._steps_by_kept_keys(query, attn_mask, incremental_state, need_weights):
+                return self._step(query, key, key_padding_mask, padding, incremental_state, static_kv), None
             if self.observer is None:
                 reason = "steps" if incremental_state is not None else "weights" if plain else "entmax"
                 record(self.site, None, self.layer_mask, _BY_SCORES[reason])
@@ -238,6 +248,64 @@ class PrunedAttention(MultiheadAttention):
             scale=self.scaling,
             dropout_p=dropout_p,
             implementation="eager" if self.backend == "reference" else "sdpa",
+        )
+        return self.out_proj(_merge_heads(out_BHTD))
+
+    def _steps_by_kept_keys(
+        self, query: Tensor, attn_mask: Tensor | None, incremental_state: dict | None, need_weights: bool
+    ) -> bool:
+        """Whether one token goes by the keys that its row keeps: where the kernel is asked for by its name. With "auto"
+        scores are computed as the committed translations were."""
+        one = incremental_state is not None and query.size(0) == 1 and attn_mask is None and self.beam_size == 1
+        if not one or self.backend != "block_sparse" or (need_weights and self.gives_weights):
+            return False
+        dropout = self.dropout_module
+        drops = dropout.p > 0.0 and (self.training or dropout.apply_during_inference)
+        known = query.device.type == "cpu" and query.dtype in op.DTYPES and self.head_dim <= op.LARGEST_HEAD
+        return known and not drops and not torch.is_grad_enabled() and native.missing() is None
+
+    def _step(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        key_padding_mask: Tensor | None,
+        padding: Padding | None,
+        incremental_state: dict,
+        static_kv: bool,
+    ) -> Tensor:
+        """One token, [1, B, C]; keys and values are kept as fairseq keeps them."""
+        saved = self._get_input_buffer(incremental_state)
+        if not (static_kv and "prev_key" in saved):
+            source = query if self.self_attention else key
+            new = {"prev_key": self.k_proj(source), "prev_value": self.v_proj(source)}
+            for name, x_TBC in new.items():
+                x_BHTD = self._split_heads(x_TBC)
+                saved_BHTD = [saved[name]] if name in saved else []
+                new[name] = torch.cat([*saved_BHTD, x_BHTD], 2)
+            new["prev_key_padding_mask"] = self._append_prev_key_padding_mask(
+                key_padding_mask,
+                saved.get("prev_key_padding_mask"),
+                query.size(1),
+                new["prev_key"].size(2),
+                static_kv,
+            )
+            saved = new
+            self._set_input_buffer(incremental_state, saved)
+        keys, padded_BS = saved["prev_key"], saved["prev_key_padding_mask"]
+        if padded_BS is not None and padding is not None and padded_BS is padding.mask and not padding.facts[1]:
+            padded_BS = None
+        start = self._first_query(1, keys.size(2), incremental_state)
+        mask = self._covering(start, 1, keys.size(2), decoding=True)
+        record(self.site, None, mask, _BY_KEPT_KEYS)
+        out_BHTD = few_queries.few_queries(
+            self._split_heads(self.q_proj(query)),
+            keys,
+            saved["prev_value"],
+            mask,
+            causal=False,  # it is the last, and sees every key
+            query_offset=start,
+            key_padding_mask=None if padded_BS is None else padded_BS.bool(),
+            scale=self.scaling,
         )
         return self.out_proj(_merge_heads(out_BHTD))
 

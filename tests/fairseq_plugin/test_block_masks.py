@@ -91,8 +91,12 @@ def test_incremental_decoding_equals_teacher_forcing_by_blocks(task, block_files
     model, net_input = block_model(task, block_files, sites), long_input(task)
     real = net_input["prev_output_tokens"].ne(PAD)
     with torch.no_grad():
-        full, steps = model(**net_input)[0], step_by_step(model, net_input)
+        full = model(**net_input)[0]
+        with recorded() as rows:
+            steps = step_by_step(model, net_input)
     torch.testing.assert_close(steps[real], full[real], atol=1e-5, rtol=0)
+    if native.runnable_builds():
+        assert {row.backend for row in rows} == {"block_sparse"}
 
 
 def test_a_layout_follows_the_mask_that_a_checkpoint_brings(task, block_files):

@@ -143,11 +143,11 @@ def test_incremental_decoding_equals_teacher_forcing(task, pattern_files, sites,
     torch.testing.assert_close(steps[real], full[real], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("entmax", [False, True])
+@pytest.mark.parametrize("how", [{}, {"USE_ENTMAX": True}, {"attention_backend": "block_sparse"}], ids=str)
 @pytest.mark.parametrize(("beam", "prefix"), [(1, 0), (4, 0), (4, 2)])
-def test_generated_scores_equal_teacher_forced_ones(task, pattern_files, entmax, beam, prefix):
+def test_generated_scores_equal_teacher_forced_ones(task, pattern_files, how, beam, prefix):
     """Beams are reordered and dropped on the way; hypotheses outgrow the pattern's 12 target positions."""
-    model = build(task, **prune_flags(pattern_files, SITES, USE_ENTMAX=entmax))
+    model = build(task, **prune_flags(pattern_files, SITES, **how))
     sample = batch_of(task, range(10))
     prefix_tokens = sample["target"][:, :prefix] if prefix else None
     generator = SequenceGenerator([model], task.target_dictionary, beam_size=beam, max_len_b=16, min_len=14)

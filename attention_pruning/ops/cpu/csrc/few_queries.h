@@ -144,9 +144,9 @@ class FewQueries {
             seen_by_all_ = std::min(seen_by_all_, queries_[i].columns);
         }
         if (kept_.columns) {
-            const int32_t* columns = columns_of(batch, kv_head);
+            const int32_t* places = columns_of(batch, kv_head);
             for (int64_t key = 0; key < p_.keys; key++) {
-                const int32_t at = columns[key];
+                const int32_t at = places[key];
                 if (at >= 0) add(batch, key - at, at, at + 1, keepers_of((uint32_t)at / (uint32_t)kept_.block));
             }
         }
