@@ -42,31 +42,26 @@ _BY_KEPT_KEYS = Choice("block_sparse", "asked for", kept_keys=True)
 class PrunedAttention(MultiheadAttention):
     """An attention of fairseq that was adopted, not built: it keeps its weights, their names and the random stream.
 
-        Without mask, entmax or observer it runs fairseq's own code and nothing else.
+    Without mask, entmax or observer it runs fairseq's own code and nothing else.
 
-        Attributes
-        ----------
-        site : str
-            ``enc-self``, ``dec-self`` or ``enc-dec``.
-        prune_mask : Tensor or None
-            bool [H, T, S], True = pruned, a persistent buffer.
-        block_size : int
-            Side of the blocks that the mask prunes whole; 1 for single cells.
-    <<<<<<< HEAD
-        backend : {"auto", "block_sparse", "flex", "triton", "reference"}
-            What computes whole sequences, see ``pruned_attention``.
-    =======
-        backend : {"auto", "block_sparse", "flex", "reference"}
-            What computes whole sequences, see ``pruned_attention``; "block_sparse" computes single tokens, too.
-    >>>>>>> wt-decode
-        normalizer : {"softmax", "entmax15"}
-        beyond_pattern : {"decoding", "dense", "error"}
-            What to do at positions beyond the mask: leave them unpruned where the model writes them itself and refuse them
-            in text that it reads, leave them unpruned, or refuse them.
-        gives_weights : bool
-            Whether weights that are asked for are given, whatever that costs; if not, they may be None.
-        observer : callable or None
-            Receives the probabilities [B, H, T, S] before dropout, in float32.
+    Attributes
+    ----------
+    site : str
+        ``enc-self``, ``dec-self`` or ``enc-dec``.
+    prune_mask : Tensor or None
+        bool [H, T, S], True = pruned, a persistent buffer.
+    block_size : int
+        Side of the blocks that the mask prunes whole; 1 for single cells.
+    backend : {"auto", "block_sparse", "flex", "triton", "reference"}
+        What computes whole sequences, see ``pruned_attention``; "block_sparse" computes single tokens, too.
+    normalizer : {"softmax", "entmax15"}
+    beyond_pattern : {"decoding", "dense", "error"}
+        What to do at positions beyond the mask: leave them unpruned where the model writes them itself and refuse them
+        in text that it reads, leave them unpruned, or refuse them.
+    gives_weights : bool
+        Whether weights that are asked for are given, whatever that costs; if not, they may be None.
+    observer : callable or None
+        Receives the probabilities [B, H, T, S] before dropout, in float32.
     """
 
     @classmethod
