@@ -20,7 +20,7 @@ for name, value in {"MMAP_THRESHOLD": 2**25, "TRIM_THRESHOLD": 2**29, "TOP_PAD":
 
 # Every script that reads local data looks there by default, the archives of IWSLT14 and WMT17 included.
 if config["data_dir"]:
-    os.environ["AP_DATA_DIR"] = os.path.expanduser(config["data_dir"])
+    os.environ.update(AP_DATA_DIR=os.path.expanduser(config["data_dir"]))
 
 LM, MT = config["language_modelling"], config["translation"]
 EXPERIMENTS = config["experiments"]
