@@ -99,7 +99,7 @@ def main() -> None:
     train_ids, rows, shown = corpus.split("train"), [], {}
 
     def evaluate(name: str, model, seed: int, **facts: float) -> None:
-        found = perplexity_by_position(model, held_out, arguments.length // 4)
+        found = perplexity_by_position(model, held_out, arguments.length // 2)
         shown.setdefault(f"{name}, seed {seed}" if len(arguments.seeds) > 1 else name, found)
         rows.extend({"model": name, "seed": seed, **facts, **row} for row in found)
         inside = [row["nll"] for row in found if row["last"] < arguments.length]

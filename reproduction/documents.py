@@ -12,13 +12,15 @@ Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG``
 (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
 several sparsities, a row for each shape), ``kernel NAME`` (our kernel against dense attention alone), ``costs NAME``
-(what the choice of a backend goes by) and ``generation NAME`` (prefill, time of a token and cache by context); and
+(what the choice of a backend goes by), ``generation NAME`` (prefill, time of a token and cache by context) and
+``positions NAME`` (perplexity by position); and
 ``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -258,6 +260,27 @@ def generation_block(name: str) -> str:
     return "\n".join([*lines, "", measured_with(table)]) + "\n"
 
 
+def positions_block(name: str) -> str:
+    """The perplexity of each model up to the length that it was trained at, and in what follows, doubling each time."""
+    table = read_benchmark(name)
+    longest = int(table["last"].max()) + 1
+    edges = [longest >> step for step in range(3, -1, -1)]
+    bounds = list(zip([0, *edges], edges, strict=False))
+    titles = [f"positions {begin:,} to {end:,}" for begin, end in bounds]
+    lines = [
+        f"| model | seed | pruned at {longest:,} | {' | '.join(titles)} |",
+        "|---|---:|---:|" + "---:|" * len(bounds),
+    ]
+    for (model, seed), rows in table.groupby(["model", "seed"], sort=False):
+        sparsity = rows["sparsity"].iloc[0]
+        cells = ["" if pd.isna(sparsity) else f"{100 * sparsity:.1f}%"]
+        for begin, end in bounds:
+            part = rows[(rows["first"] >= begin) & (rows["last"] < end)]
+            cells.append(f"{math.exp((part['nll'] * part['tokens']).sum() / part['tokens'].sum()):.1f}")
+        lines.append(f"| {model} | {seed} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def costs_block(name: str) -> str:
     """The kernel's time over that of torch's attention, a row for each build: forward, forward and backward."""
     table = read_benchmark(name)
@@ -336,6 +359,7 @@ BLOCKS = {
     "kernel": kernel_block,
     "costs": costs_block,
     "generation": generation_block,
+    "positions": positions_block,
     "scores": scores_block,
 }
 
