@@ -314,7 +314,7 @@ ONES = torch.ones(1, 1, 2, 3)
         ({"count": torch.full((2, 3), -1)}, "counts of at least 0, found -1"),
         ({"average": ONES * math.nan}, "finite averages"),
         ({"average": ONES * -1}, "finite averages of at least 0"),
-        ({"site": "encoder"}, "site: expected one of self, enc-self, dec-self, enc-dec, found 'encoder'"),
+        ({"site": "encoder"}, "site: expected one of self, self-local, enc-self, dec-self, enc-dec, found 'encoder'"),
         ({"site": "dec-self"}, "not visible .* on 1 such cells, the first at query 0, key 2"),
         ({"count": torch.tensor([[1, 1, 1], [1, 0, 1]])}, "never observed.* query 1, key 1"),
         ({"average": torch.ones(1, 1, 3, 2), "count": torch.ones(3, 2), "causal": True}, "3 queries and 2 keys"),
