@@ -30,10 +30,15 @@ def parse_labels(labels: Iterable[str]) -> dict[str, Any]:
         if not equals or key not in LABELS:
             raise InputError(f"--label: expected KEY=VALUE with a key of {', '.join(LABELS)}, found {label!r}")
         try:
-            parsed[key] = json.loads(value)
+            parsed[key] = json.loads(value, parse_constant=_refuse_constant)
         except ValueError:
             parsed[key] = value
     return parsed
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and Infinity are words here: a file of JSON has no such numbers."""
+    raise ValueError(name)
 
 
 def write_metrics(
