@@ -127,33 +127,18 @@ def attend(call: Call, choice: Choice) -> Tensor:
         from .triton import op as triton_op
 
         return triton_op.attend(call, choice.layout)
+    options = {
+        "causal": call.causal,
+        "query_offset": call.query_offset,
+        "key_padding_mask": call.key_padding_mask,
+        "bias": call.bias,
+        "relative": call.relative,
+        "scale": call.scale,
+    }
     if choice.kept_keys:
-        return few_queries.few_queries(
-            call.q,
-            call.k,
-            call.v,
-            call.mask,
-            causal=call.causal,
-            query_offset=call.query_offset,
-            key_padding_mask=call.key_padding_mask,
-            bias=call.bias,
-            relative=call.relative,
-            scale=call.scale,
-        )
-    return op.block_sparse(
-        call.q,
-        call.k,
-        call.v,
-        choice.layout,
-        causal=call.causal,
-        query_offset=call.query_offset,
-        key_padding_mask=call.key_padding_mask,
-        bias=call.bias,
-        relative=call.relative,
-        scale=call.scale,
-        dropout_p=call.dropout_p,
-        dropout_seed=call.dropout_seed(),
-    )
+        return few_queries.few_queries(call.q, call.k, call.v, call.mask, **options)
+    dropout = {"dropout_p": call.dropout_p, "dropout_seed": call.dropout_seed()}
+    return op.block_sparse(call.q, call.k, call.v, choice.layout, **options, **dropout)
 
 
 class PrunedAttention(nn.Module):

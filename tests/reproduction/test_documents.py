@@ -129,7 +129,7 @@ def test_the_efficiency_block_shows_the_table_that_was_committed(tmp_path, monke
 def test_speedups_have_a_row_for_each_shape_and_a_column_for_each_sparsity(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "REFERENCE", tmp_path)
     with pytest.raises(InputError, match="some.csv: expected the results of a benchmark, found no such file"):
-        documents.speedups_block("some")
+        documents.BLOCKS["speedups"]("some")
     shape = {"kind": "forward", "dtype": "bf16", "length": 1024, "block": 64}
     made = {"rounds": 7, "date": "2026-01-02", "torch": "2", "machine": "a card"}
     numbers = ["model", "sparsity", "milliseconds", "times_dense", "times_masked", "memory_mb"]
@@ -144,7 +144,7 @@ def test_speedups_have_a_row_for_each_shape_and_a_column_for_each_sparsity(tmp_p
     table += [row | {"length": 256} for row in table[:2]]
     (tmp_path / "benchmarks").mkdir()
     pd.DataFrame(table).to_csv(tmp_path / "benchmarks" / "some.csv")
-    block = documents.speedups_block("some")
+    block = documents.BLOCKS["speedups"]("some")
     assert "| shape | dense, ms | 0% | 90% | 90%, times masked | MB, dense | MB, masked | MB, ours |" in block
     assert "| bf16, L 256, block 64, forward | 2.000 | 0.50 |  |  | 10 |  | 11 |" in block
     assert "| bf16, L 1024, block 64, forward | 2.000 | 0.50 | 2.00 | 4.00 | 10 | 90 | 11 |" in block
@@ -169,7 +169,7 @@ def test_the_kernel_has_a_row_for_each_shape_timed_in_both_dtypes(tmp_path, monk
     both = forward.assign(kind="both", times_dense=forward["times_dense"] + 0.3)
     (tmp_path / "benchmarks").mkdir()
     pd.concat([forward, both]).to_csv(tmp_path / "benchmarks" / "some.csv")
-    assert documents.kernel_block("some").splitlines() == [
+    assert documents.BLOCKS["kernel"]("some").splitlines() == [
         "| length | block | blocks skipped | forward | forward, bfloat16 | both | both, bfloat16 |",
         "|---:|---:|---:|---:|---:|---:|---:|",
         "| 384 | 32 | 90% | 6.0 | 7.0 | 6.3 | 7.3 |",
