@@ -213,8 +213,12 @@ def scores_block(name: str) -> str:
 
 #: Tables of a benchmark, by the name of the block.
 BENCHMARKS = {
-    name: getattr(benchmark_tables, f"{name}_table")
-    for name in ("benchmark", "speedups", "kernel", "generation", "positions", "costs")
+    "benchmark": benchmark_tables.benchmark_table,
+    "speedups": benchmark_tables.speedups_table,
+    "kernel": benchmark_tables.kernel_table,
+    "generation": benchmark_tables.generation_table,
+    "positions": benchmark_tables.positions_table,
+    "costs": benchmark_tables.costs_table,
 }
 BLOCKS = {
     "results": results_block,
