@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -14,7 +15,7 @@ from attention_pruning import AttentionPattern, PruneMask
 from attention_pruning.huggingface import collect_patterns, prune_model, unprune_model
 from reproduction.data.glue import find_task, load_task
 
-from .interface import TrainedModel
+from .interface import TrainedModel, one_of
 
 BATCH = 8
 
@@ -34,12 +35,13 @@ class Classifier(TrainedModel):
         task = find_task(task)
         rows = load_task(task, str(run / "glue" / "stand-ins"))
 
-        def inputs(split: str) -> dict[str, Tensor]:
-            texts = [list(rows[split][column]) for column in task.columns]
+        def inputs(rows: Dataset) -> dict[str, Tensor]:
+            texts = [list(rows[column]) for column in task.columns]
             found = tokenizer(*texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            return dict(found) | {"labels": torch.tensor(rows[split]["label"])}
+            return dict(found) | {"labels": torch.tensor(rows["label"])}
 
-        self.train, held_out = inputs("train"), inputs("validation")
+        self.train, held_out = inputs(rows["train"]), inputs(rows["validation"])
+        self.shifted = lambda: inputs(load_task(task, str(one_of(folder.parents[2], "away/*/rows")))["validation"])
         half = len(held_out["labels"]) // 2
         self.parts = {
             "valid": {name: x[:half] for name, x in held_out.items()},
@@ -51,12 +53,25 @@ class Classifier(TrainedModel):
         for chosen in order.split(BATCH):
             yield {name: x[chosen] for name, x in rows.items()}
 
-    def patterns(self, batches: int | None = None) -> dict[str, AttentionPattern]:
+    @property
+    def batch_count(self) -> int:
+        """See ``TrainedModel``."""
+        return -(-len(self.train["labels"]) // BATCH)
+
+    def patterns(self, batches: range | None = None) -> dict[str, AttentionPattern]:
         """See ``TrainedModel``."""
         if batches is None:
             return {"self": AttentionPattern.load(self.folder / "pattern.safetensors")}
-        chosen = list(self._batches(self.train, torch.arange(len(self.train["labels"]))))[:batches]
-        return collect_patterns(self.model, chosen, progress=False)
+        order = torch.arange(len(self.train["labels"]))
+        return self._averaged(list(self._batches(self.train, order))[batches.start : batches.stop])
+
+    def shifted_patterns(self) -> dict[str, AttentionPattern]:
+        """See ``TrainedModel``."""
+        rows = self.shifted()
+        return self._averaged(self._batches(rows, torch.arange(len(rows["labels"]))))
+
+    def _averaged(self, batches: Iterable[dict[str, Tensor]]) -> dict[str, AttentionPattern]:
+        return collect_patterns(self.model, batches, progress=False)
 
     def prune(self, masks: Mapping[str, PruneMask]) -> None:
         """See ``TrainedModel``."""

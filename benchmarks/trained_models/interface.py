@@ -41,9 +41,18 @@ class TrainedModel(ABC):
         self.model.load_state_dict(self._dense)
         self.model.eval()
 
+    @property
     @abstractmethod
-    def patterns(self, batches: int | None = None) -> dict[str, AttentionPattern]:
-        """Average attention by site over the first batches of the training data; by default that of the run itself."""
+    def batch_count(self) -> int:
+        """Batches of the training data."""
+
+    @abstractmethod
+    def patterns(self, batches: range | None = None) -> dict[str, AttentionPattern]:
+        """Average attention by site over some batches of the training data; by default over all, as the run has it."""
+
+    @abstractmethod
+    def shifted_patterns(self) -> dict[str, AttentionPattern]:
+        """Average attention by site over out-of-distribution data, which the run prepared for ``ood_table``."""
 
     @abstractmethod
     def prune(self, masks: Mapping[str, PruneMask]) -> None:

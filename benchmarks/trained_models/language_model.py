@@ -31,7 +31,7 @@ class LanguageModel(TrainedModel):
     def __init__(self, run: Path, seed: int, segments: int = 40, tuning_segments: int = 20) -> None:
         folder = one_of(run / "language_modelling", "*/corpus").parent
         self.name = "language model"
-        self.corpus = Corpus.load(folder / "corpus")
+        self.corpus, self.shifted = Corpus.load(folder / "corpus"), folder / "away"
         self.segments = {"valid": tuning_segments, "test": segments}
         self.folder = folder / f"dense/tau0/seed{seed}"
         self.model = load_model(self.folder / "model.safetensors").model
@@ -41,11 +41,23 @@ class LanguageModel(TrainedModel):
         length = self.model.config.tgt_len
         return LMOrderedIterator(self.corpus.split(split), STREAMS, length, name=split, max_steps=segments)
 
-    def patterns(self, batches: int | None = None) -> dict[str, AttentionPattern]:
+    @property
+    def batch_count(self) -> int:
         """See ``TrainedModel``. A batch is a segment of each stream."""
+        return len(self._text("train", -1))
+
+    def patterns(self, batches: range | None = None) -> dict[str, AttentionPattern]:
+        """See ``TrainedModel``."""
         if batches is None:
             return {"self": AttentionPattern.load(self.folder / "pattern.safetensors")}
-        return {"self": average_attention(self.model, self._text("train", batches)).finalize({})}
+        text = self._text("train", -1)
+        return {"self": average_attention(self.model, [text.segment(index) for index in batches]).finalize({})}
+
+    def shifted_patterns(self) -> dict[str, AttentionPattern]:
+        """See ``TrainedModel``."""
+        corpus = Corpus.load(one_of(self.shifted, "*/corpus"))
+        text = LMOrderedIterator(corpus.split("test"), STREAMS, self.model.config.tgt_len)
+        return {"self": average_attention(self.model, text).finalize({})}
 
     def prune(self, masks: Mapping[str, PruneMask]) -> None:
         """See ``TrainedModel``."""

@@ -56,12 +56,32 @@ class Translation(TrainedModel):
     def _read(self, split: str, batches: Sequence[Sequence[int]]) -> Iterator[dict]:
         return collated(self.data[split], batches, CPU)
 
-    def patterns(self, batches: int | None = None) -> dict[str, AttentionPattern]:
+    @property
+    def batch_count(self) -> int:
+        """See ``TrainedModel``."""
+        return len(self.batches["train"])
+
+    def patterns(self, batches: range | None = None) -> dict[str, AttentionPattern]:
         """See ``TrainedModel``."""
         if batches is None:
             return {site: AttentionPattern.load(self.folder / f"pattern-{site}.safetensors") for site in self.attention}
-        chosen, lengths = self.batches["train"][:batches], Lengths.of(self.data["train"], self.batches["train"])
-        found = average_attention(self.model, self._read("train", chosen), list(self.attention), lengths, self.padding)
+        chosen = [self.batches["train"][index] for index in batches]
+        return self._averaged(self._read("train", chosen))
+
+    def shifted_patterns(self) -> dict[str, AttentionPattern]:
+        """See ``TrainedModel``. Sentences longer than all of the training are left out."""
+        task = load_model(
+            self.folder / "checkpoint.pt", data=str(one_of(self.folder.parents[2], "away/*/binarised"))
+        ).task
+        data = load_split(task, "test")
+        longest = Lengths.of(self.data["train"], self.batches["train"])
+        fits = (data.src_sizes <= longest.source) & (data.tgt_sizes <= longest.target)
+        batches = [[index for index in batch if fits[index]] for batch in plan_batches(task, data, self.model, TOKENS)]
+        return self._averaged(collated(data, [batch for batch in batches if batch], CPU))
+
+    def _averaged(self, samples: Iterator[dict]) -> dict[str, AttentionPattern]:
+        lengths = Lengths.of(self.data["train"], self.batches["train"])
+        found = average_attention(self.model, samples, list(self.attention), lengths, self.padding)
         return {site: one.finalize({}) for site, one in found.items()}
 
     def prune(self, masks: Mapping[str, PruneMask]) -> None:
