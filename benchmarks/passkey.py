@@ -29,7 +29,7 @@ from attention_pruning.files.tensors import written_whole
 from attention_pruning.huggingface import collect_patterns, prune_model
 from attention_pruning.huggingface.long_context import FILLER, NEEDLE, QUESTION, passkey, prompt
 
-COLUMNS = ("model", "seed", "sparsity", "length", "depth", "trials", "found")
+COLUMNS = ("model", "seed", "tau", "sparsity", "length", "depth", "trials", "found")
 _TOKEN = re.compile(r"[A-Za-z]+|\d|[^\w\s]")
 WORDS = sorted({*_TOKEN.findall(FILLER + NEEDLE.format(key="0123456789") + QUESTION)})
 
@@ -108,15 +108,15 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     lengths, rows = (arguments.length // 2, arguments.length), []
 
-    def ask(name: str, model: transformers.PreTrainedModel, seed: int, sparsity: float) -> None:
+    def ask(name: str, model: transformers.PreTrainedModel, seed: int, tau: float, sparsity: float) -> None:
         found = passkey(model, encode, lengths, trials=arguments.trials, seed=1000 + seed)
-        rows.extend({"model": name, "seed": seed, "sparsity": round(sparsity, 4), **row} for row in found)
+        rows.extend({"model": name, "seed": seed, "tau": tau, "sparsity": round(sparsity, 4), **row} for row in found)
         print(f"{name}, {sparsity:.1%} pruned:", *(f"{row['found']:.2f}" for row in found), flush=True)
 
     for seed in arguments.seeds:
         dense = build(arguments, seed)
         train(dense, arguments, seed, arguments.steps, arguments.lr)
-        ask("dense", dense, seed, 0.0)
+        ask("dense", dense, seed, 0.0, 0.0)
         seen = [{"input_ids": batch["input_ids"]} for batch in batches(arguments, 10_000 + seed, 60)]
         pattern = collect_patterns(dense, seen, lengths=arguments.length, progress=False)["self"]
         for tau in arguments.tau:
@@ -127,9 +127,9 @@ def main() -> None:
             masks["window"] = make.window_like(masks["cells"])
             for name, mask in masks.items():
                 pruned = prune_model(copy.deepcopy(dense), mask)
-                ask(f"{name}, no training", pruned, seed, mask.effective_sparsity)
+                ask(f"{name}, no training", pruned, seed, tau, mask.effective_sparsity)
                 train(pruned, arguments, 20_000 + seed, arguments.tuning, arguments.lr / 4)
-                ask(f"{name}, fine-tuned", pruned, seed, mask.effective_sparsity)
+                ask(f"{name}, fine-tuned", pruned, seed, tau, mask.effective_sparsity)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         with written_whole(arguments.out / "passkey.csv") as temporary, temporary.open("w", newline="") as file:

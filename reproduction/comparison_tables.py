@@ -60,3 +60,15 @@ def memories_table(table: pd.DataFrame) -> str:
                 cells[-1] += f" ({found['sparsity'].mean():.1%} pruned)"
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def keys_table(table: pd.DataFrame) -> str:
+    """How often a pass key is said: a row for each mask and share, a column for each length and depth, over seeds."""
+    places = list(table[["length", "depth"]].drop_duplicates().sort_values(["length", "depth"]).itertuples(index=False))
+    heads = [f"{length} tokens, {depth:.0%} deep" for length, depth in places]
+    lines = ["| model | pruned | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
+    for (model, _), rows in table.groupby(["model", "tau"], sort=False):
+        found = rows.groupby(["length", "depth"])["found"].mean()
+        cells = [model, f"{rows['sparsity'].mean():.0%}", *(f"{found[length, depth]:.2f}" for length, depth in places)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

@@ -13,8 +13,8 @@ Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG``
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
 several sparsities, a row for each shape), ``kernel NAME`` (our kernel against dense attention alone), ``costs NAME``
 (what the choice of a backend goes by), ``generation NAME`` (prefill, time of a token and cache by context),
-``positions NAME`` (perplexity by position), ``budgets NAME``, ``observed NAME`` and ``memories NAME`` (masks on trained
-models: within a budget of loss, by what was observed, at longer memories); and
+``positions NAME`` (perplexity by position), ``budgets NAME``, ``observed NAME``, ``memories NAME`` and ``keys NAME``
+(masks on trained models: within a budget of loss, by what was observed, at longer memories, asked for a pass key); and
 ``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json).
 """
 
@@ -223,6 +223,7 @@ BENCHMARKS = {
     "budgets": comparison_tables.budgets_table,
     "observed": comparison_tables.observed_table,
     "memories": comparison_tables.memories_table,
+    "keys": comparison_tables.keys_table,
 }
 BLOCKS = {
     "results": results_block,
