@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-#: Before and after fine-tuning: column of the loss, of the dense model's, marker, face.
+#: Before and after fine-tuning: column of the loss, of the dense model's, and the colour.
 STAGES = {"no training": ("loss", "dense", "C3"), "fine-tuned": ("loss_tuned", "dense_tuned", "C0")}
 
 
@@ -29,6 +29,7 @@ def draw_masks(axis: Axes, rows: pd.DataFrame, kinds: list[str]) -> None:
     axis.axvline(0, color="grey", lw=0.8)
     axis.set_yticks(range(len(kinds)), kinds[::-1], fontsize=8)
     axis.set_xscale("symlog", linthresh=0.05)
+    axis.margins(x=0.1)
     axis.tick_params(axis="x", labelsize=7)
     axis.grid(axis="y", lw=0.3)
     axis.spines[["top", "right"]].set_visible(False)
@@ -51,7 +52,7 @@ def draw_without_training(path: Path) -> None:
             pruned = " and ".join(f"{share:.0%}" for share in shares)
             axis.set_title(f"{model}: {pruned} pruned\n(budget {budget:g} {rows['unit'].iloc[0]})", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     figure.supxlabel("rise of the test loss over the dense model's, a dot a seed (dotted: the budget)", fontsize=9)
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
