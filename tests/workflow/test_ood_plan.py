@@ -1,4 +1,4 @@
-"""Models away from home: every one is planned on request, and none otherwise."""
+"""Evaluation out of distribution: every model is planned on request, and none otherwise."""
 
 from __future__ import annotations
 
