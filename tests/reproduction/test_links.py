@@ -1,4 +1,4 @@
-"""Links between documents lead somewhere: to a committed file, and to a heading of it."""
+"""Links between documents lead somewhere, and the documentation site shows every page as the repository does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import yaml
 
 from reproduction.documents import REPOSITORY, documents
 
@@ -61,3 +62,27 @@ def test_every_page_can_be_reached_from_the_readme():
         links = [link.partition("#")[0] for link in _LINK.findall(page.read_text(encoding="utf-8"))]
         open_ends += [(page.parent / link).resolve() for link in links if link and not link.startswith("http")]
     assert set(documents()) <= linked
+
+
+def names(nav: list) -> list[str]:
+    """The pages of a navigation of mkdocs.yml."""
+    found = []
+    for entry in nav:
+        for page in entry.values():
+            found += [page] if isinstance(page, str) else names(page)
+    return found
+
+
+def test_the_site_has_every_page_once():
+    site = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(names(site["nav"])) == sorted(page.relative_to(REPOSITORY).as_posix() for page in documents())
+
+
+@pytest.mark.parametrize("page", documents(), ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_a_list_follows_an_empty_line(page):
+    """The site's Markdown takes it for a part of the paragraph otherwise."""
+    before = ""
+    for line in _CODE.sub("", page.read_text(encoding="utf-8")).splitlines():
+        begins = re.match(r"(- |\d+\. )", line)
+        assert not begins or re.match(r"$|- |\d+\. |  |#", before), line
+        before = line
