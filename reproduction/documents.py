@@ -183,7 +183,7 @@ def saved_block(config: str) -> str:
 
 
 def ood_block(config: str) -> str:
-    """Every model in and out of distribution, a table for each pair."""
+    """Every model at home and away, a table for each pair, and what the numbers say."""
     table = read_table(REFERENCE / config / "ood_table.csv")
     found = [f"{title}:\n\n{shown}\n\n{words}" for title, shown, words in titled(table)]
     return "\n\n".join([all_found(table), *found]) + "\n"

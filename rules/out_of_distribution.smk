@@ -1,4 +1,4 @@
-# Evaluation out of distribution: other data in the form of the training, the same evaluations, one table.
+# Models where they were not trained: other data in the form of the training, the same evaluations, one table.
 rule other_text:
     input:
         rules.corpus.output,
@@ -271,8 +271,8 @@ rule write_ood_table:
         numbers=report(
             "results/{config}/ood_table.csv",
             caption="captions/ood_table.rst",
-            category="Domain shift",
-            labels={"what": "Models out of distribution", "as": "table"},
+            category="Away from home",
+            labels={"what": "Models where they were not trained", "as": "table"},
         ),
     log:
         "results/{config}/logs/ood_table.log",

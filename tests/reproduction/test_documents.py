@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +53,13 @@ def test_the_results_open_with_what_agrees_and_show_the_reference_figure_and_its
         assert f"(../results/reference/{config}/ap_figure.png)" in page and results_block(config) in page
     for folder in REFERENCE.glob("*/metrics.csv"):
         assert {path.name for path in folder.parent.iterdir()} >= {"ap_figure.png", "ap_figure.md"}
+
+
+def test_changes_in_the_prose_of_the_results_are_those_of_its_tables():
+    text = words_of(Path("docs/results.md"))
+    block, change = re.compile(r"<!-- numbers .*?<!-- end numbers -->", re.DOTALL), re.compile(r"[+-]\d+\.\d%")
+    tables, prose = (set(change.findall(part)) for part in ("".join(block.findall(text)), block.sub("", text)))
+    assert "-18.1%" in prose and prose <= tables, prose - tables
 
 
 def test_the_overview_pairs_every_mask_with_the_dense_model_of_its_seed():

@@ -1,4 +1,4 @@
-"""Evaluation out of distribution: every model is planned on request, and none otherwise."""
+"""Models away from home: every one is planned on request, and none otherwise."""
 
 from __future__ import annotations
 
