@@ -90,7 +90,7 @@ class _Search:
         """For each head the number of its share (0: none), such that the prices add up to at most ``allowed``.
 
         From nothing pruned, the step with the lowest price for a cell is taken, as long as it fits: the greedy rule for
-        a knapsack whose items may be raised. A step may skip shares, so that a costly one does not block a cheap
+        a knapsack whose items may be raised. A step may skip shares, so that a costly one is no wall before a cheap
         one. A negative price (pruning that helps) is taken as 0, for it may be noise.
         """
         cost_NT = F.pad(self.rises_NT.clamp(min=0).double(), (1, 0))
