@@ -12,8 +12,9 @@ Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG``
 (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
 several sparsities, a row for each shape), ``kernel NAME`` (our kernel against dense attention alone), ``costs NAME``
-(what the choice of a backend goes by), ``generation NAME`` (prefill, time of a token and cache by context) and
-``positions NAME`` (perplexity by position); and
+(what the choice of a backend goes by), ``generation NAME`` (prefill, time of a token and cache by context),
+``positions NAME`` (perplexity by position), ``budgets NAME``, ``observed NAME`` and ``memories NAME`` (masks on trained
+models: within a budget of loss, by what was observed, at longer memories); and
 ``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json). README.md has ``overview CONFIG``
 (metrics.csv, mask_comparison.csv and squad.csv) and ``speed CONFIG`` (efficiency_table.csv).
 """
@@ -29,7 +30,7 @@ from pathlib import Path
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction import benchmark_tables, entmax_figure, readme_tables
+from reproduction import benchmark_tables, comparison_tables, entmax_figure, readme_tables
 from reproduction import language_model_efficiency as language_model
 from reproduction.captions import NAMES, name_of, spread, table_markdown
 from reproduction.curves import Panel, curve, published, read_reference, relative, select
@@ -243,6 +244,9 @@ BENCHMARKS = {
     "generation": benchmark_tables.generation_table,
     "positions": benchmark_tables.positions_table,
     "costs": benchmark_tables.costs_table,
+    "budgets": comparison_tables.budgets_table,
+    "observed": comparison_tables.observed_table,
+    "memories": comparison_tables.memories_table,
 }
 BLOCKS = {
     "results": results_block,

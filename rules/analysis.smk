@@ -21,7 +21,7 @@ rule draw_patterns:
     benchmark:
         "results/{config}/logs/pattern_gallery.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -56,7 +56,7 @@ rule draw_structural_zeros:
     benchmark:
         "results/{config}/logs/structural_zeros.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -91,7 +91,7 @@ rule draw_controls:
     benchmark:
         "results/{config}/logs/controls.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -130,7 +130,7 @@ rule draw_comparison:
     benchmark:
         "results/{config}/logs/paper_comparison.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -158,7 +158,7 @@ rule configuration:
     benchmark:
         "results/{config}/logs/configuration.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=100,
@@ -193,7 +193,7 @@ rule summarise_runs:
     benchmark:
         "results/{config}/logs/runs.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -229,7 +229,7 @@ rule language_model_efficiency_table:
     benchmark:
         "results/{config}/logs/language_model_efficiency.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,

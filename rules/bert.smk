@@ -7,7 +7,7 @@ rule stand_ins:
     benchmark:
         "runs/{config}/{experiment}/logs/stand_ins.benchmark.tsv"
     conda:
-        "../envs/bert.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("data_mem_mb"),
@@ -33,7 +33,7 @@ rule majority:
     benchmark:
         f"{MAJORITY}/majority.benchmark.tsv"
     conda:
-        "../envs/bert.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -65,7 +65,7 @@ rule finetune:
     wildcard_constraints:
         experiment="glue|squad",
     conda:
-        "../envs/bert.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -104,7 +104,7 @@ rule average_finetuned:
     wildcard_constraints:
         experiment="glue|squad",
     conda:
-        "../envs/bert.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -137,7 +137,7 @@ rule measure_efficiency:
     benchmark:
         f"{folder_of('squad')}/efficiency.benchmark.tsv"
     conda:
-        "../envs/bert.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=4000,

@@ -12,7 +12,7 @@ rule corpus:
     benchmark:
         f"{CORPUS}/corpus.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("data_mem_mb"),
@@ -38,7 +38,7 @@ rule kneser_ney:
     benchmark:
         f"{BIGRAM}/kneser_ney.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("data_mem_mb"),
@@ -65,7 +65,7 @@ rule pairs:
     benchmark:
         f"{PAIRS}/pairs.benchmark.tsv"
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("data_mem_mb"),
@@ -92,7 +92,7 @@ rule copy_source:
     benchmark:
         f"{COPY}/copy.benchmark.tsv"
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,

@@ -12,7 +12,7 @@ rule inspect_translation_model:
     benchmark:
         f"{MT_RUN}/inspect.benchmark.tsv"
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -43,7 +43,7 @@ rule entmax_metrics:
     benchmark:
         "results/{config}/logs/entmax_comparison.metrics.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -70,7 +70,7 @@ rule draw_entmax:
     benchmark:
         "results/{config}/logs/entmax_comparison.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,

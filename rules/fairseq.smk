@@ -10,7 +10,7 @@ rule binarise:
     benchmark:
         f"{BINARISED}/binarise.benchmark.tsv"
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("data_mem_mb"),
@@ -43,7 +43,7 @@ rule train_translation:
     benchmark:
         f"{MT_RUN}/train.benchmark.tsv"
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -82,7 +82,7 @@ rule average_translation:
     wildcard_constraints:
         variant="|".join(DENSE_VARIANTS),
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -120,7 +120,7 @@ rule translate:
     benchmark:
         f"{MT_RUN}/translate.benchmark.tsv"
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -154,7 +154,7 @@ rule score_translation:
     benchmark:
         f"{MT_RUN}/score.benchmark.tsv"
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("mem_mb"),

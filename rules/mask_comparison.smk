@@ -14,7 +14,7 @@ rule mask_comparison_metrics:
     benchmark:
         "results/{config}/logs/mask_comparison.metrics.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -41,7 +41,7 @@ rule draw_mask_comparison:
     benchmark:
         "results/{config}/logs/mask_comparison.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,

@@ -11,7 +11,7 @@ rule mask:
     wildcard_constraints:
         variant=rf"data|block\d*|entmax-data|{CHOICE}",
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -38,7 +38,7 @@ rule control_mask:
     wildcard_constraints:
         variant="random|window",
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -67,7 +67,7 @@ rule distance_mask:
     wildcard_constraints:
         variant="distance",
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("mem_mb"),

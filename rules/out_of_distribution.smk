@@ -14,7 +14,7 @@ rule other_text:
     benchmark:
         f"{OTHER_TEXT}/corpus.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("data_mem_mb"),
@@ -78,7 +78,7 @@ rule other_pairs:
     benchmark:
         f"{OTHER_PAIRS}/pairs.benchmark.tsv"
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("data_mem_mb"),
@@ -107,7 +107,7 @@ rule binarise_away:
     benchmark:
         f"{OTHER_BINARISED}/binarise.benchmark.tsv"
     conda:
-        "../envs/fairseq.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("data_mem_mb"),
@@ -194,7 +194,7 @@ rule other_rows:
     wildcard_constraints:
         experiment="glue|squad",
     conda:
-        "../envs/bert.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=job_resource("data_mem_mb"),
@@ -241,7 +241,7 @@ rule evaluate_finetuned_away:
     wildcard_constraints:
         experiment="glue|squad",
     conda:
-        "../envs/bert.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -279,7 +279,7 @@ rule write_ood_table:
     benchmark:
         "results/{config}/logs/ood_table.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,

@@ -14,7 +14,7 @@ rule metrics:
     benchmark:
         "results/{config}/logs/metrics.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -42,7 +42,7 @@ rule draw:
     benchmark:
         "results/{config}/logs/ap_figure.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -79,7 +79,7 @@ rule draw_tasks:
     benchmark:
         "results/{config}/logs/glue_tasks.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -106,7 +106,7 @@ rule choose:
     benchmark:
         "results/ap_figure.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=100,
@@ -133,7 +133,7 @@ rule site_metrics:
     benchmark:
         "results/{config}/logs/translation_sites.metrics.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -160,7 +160,7 @@ rule draw_sites:
     benchmark:
         "results/{config}/logs/translation_sites.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -189,7 +189,7 @@ rule squad_metrics:
     benchmark:
         "results/{config}/logs/squad.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -224,7 +224,7 @@ rule efficiency:
     benchmark:
         "results/{config}/logs/efficiency_table.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -247,7 +247,7 @@ rule choose_efficiency:
     benchmark:
         "results/efficiency_table.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: 1
     resources:
         mem_mb=100,

@@ -13,7 +13,7 @@ rule train_language_model:
     benchmark:
         f"{LM_RUN}/train.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -47,7 +47,7 @@ rule average_language_model:
     benchmark:
         f"{LM_DENSE}/pattern.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -78,7 +78,7 @@ rule evaluate_language_model:
     wildcard_constraints:
         lengths=r"(@\d+-\d+)?",
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),
@@ -109,7 +109,7 @@ rule measure_language_model:
     benchmark:
         f"{LM_FOLDER}/efficiency.benchmark.tsv"
     conda:
-        "../envs/transformer-xl.yaml"
+        "../envs/environment.yaml"
     threads: job_resource("threads")
     resources:
         mem_mb=job_resource("mem_mb"),

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import InputError
 from ..files.tensors import written_whole
+from ..make.within_budget import TAUS
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -50,7 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
             f"{output}: expected the name of a .safetensors file to write, found {output.suffix or 'none'}"
         )
     from ..huggingface import calibrate, collect_patterns
-    from ..huggingface.calibrate import TAUS
     from ..huggingface.causal_text import load_causal, read_windows
 
     model, tokenizer = load_causal(arguments.model)

@@ -93,7 +93,10 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
         help="prune the distances (query minus key) that each head attends to least, for any length (default: cells)",
     )
     command.add_argument(
-        "--sinks", type=int, help="first positions that all queries keep (default: 4; only with --by-distance)"
+        "--sinks",
+        type=int,
+        help="first positions that all queries keep (default: 4 with --by-distance, none with --window-like and "
+        "--distance-like)",
     )
     command.add_argument("--random-like", metavar="MASK", help="prune as MASK does, at random (default: none)")
     command.add_argument("--window-like", metavar="MASK", help="prune as MASK does, far cells first (default: none)")
@@ -210,13 +213,9 @@ def _mask(arguments: argparse.Namespace) -> None:
 
 def _mask_like(arguments: argparse.Namespace, kind: str, path: str) -> PruneMask:
     """A control; ``kind`` is the flag that asks for it, with the ``path`` of the mask that it is like."""
-    refused = [
-        *_RECIPE_FLAGS,
-        "by_distance",
-        "sinks",
-        *([] if kind == "--distance-like" else ["site", "causal", "layout"]),
-    ]
-    _refuse_flags(arguments, (*refused, *([] if kind == "--random-like" else ["seed"])), kind)
+    refused = [*_RECIPE_FLAGS, "by_distance", "sinks" if kind == "--random-like" else "seed"]
+    refused += [] if kind == "--distance-like" else ["site", "causal", "layout"]
+    _refuse_flags(arguments, tuple(refused), kind)
     if kind == "--random-like" and arguments.seed is None:
         raise InputError("mask: expected --seed with --random-like, found none")
     if kind == "--distance-like" and arguments.pattern is None:
@@ -224,9 +223,10 @@ def _mask_like(arguments: argparse.Namespace, kind: str, path: str) -> PruneMask
     mask, use = PruneMask.load(path), _use(arguments)
     if kind == "--random-like":
         return random_like(mask, arguments.seed, use)
+    sinks = arguments.sinks or 0
     if kind == "--window-like":
-        return window_like(mask, use)
-    return distance_like(mask, load_pattern(arguments.pattern, **_file_flags(arguments)), use)
+        return window_like(mask, use, sinks=sinks)
+    return distance_like(mask, load_pattern(arguments.pattern, **_file_flags(arguments)), use, sinks=sinks)
 
 
 def _refuse_flags(arguments: argparse.Namespace, names: tuple[str, ...], source: str) -> None:

@@ -5,10 +5,11 @@ with its AttentionMaskInterface entry) and makes ``save_pretrained`` and ``from_
 only part of the library that needs transformers. How to use it, and what is supported: docs/transformers.md.
 """
 
+from ..make.within_budget import Calibration
 from ..ops.choice import BACKENDS
 from .agreement import Agreement, mask_agreement
 from .cache import PrunedCache
-from .calibrate import Calibration, calibrate
+from .calibrate import calibrate
 from .collect import collect_patterns
 from .forward import IMPLEMENTATION, register
 from .prune import model_masks, prune_model, unprune_model

@@ -3,5 +3,6 @@
 from .controls import distance_like, random_like, window_like
 from .distances import by_distance
 from .rules import from_pattern
+from .within_budget import Calibration, within_budget
 
-__all__ = ["by_distance", "distance_like", "from_pattern", "random_like", "window_like"]
+__all__ = ["Calibration", "by_distance", "distance_like", "from_pattern", "random_like", "window_like", "within_budget"]

@@ -1,8 +1,9 @@
 """Masks to compare a data-informed mask with: as much pruned in every layer, chosen with less knowledge of the data.
 
 A random mask knows nothing, a window knows that near is useful, a mask by distance knows how much each head attends to
-each distance but not where. All give every block a score and prune the lowest ones of each layer, never the last block
-of a row. Letters in names: H heads, Q queries, K keys in cells; q, k the same in blocks; D distances.
+each distance but not where. The latter two may keep the first positions as well, which many heads attend to from
+anywhere (sinks). All give every block a score and prune the lowest ones of each layer, never the last block of a row.
+Letters in names: H heads, Q queries, K keys in cells; q, k the same in blocks; D distances.
 """
 
 from __future__ import annotations
@@ -43,44 +44,61 @@ def random_like(mask: PruneMask, seed: int, use: Tensor | None = None) -> PruneM
     return _like(mask, random_scores(mask, seed), use, kind="random", seed=seed)
 
 
-def window_like(mask: PruneMask, use: Tensor | None = None) -> PruneMask:
+def window_like(mask: PruneMask, use: Tensor | None = None, *, sinks: int = 0) -> PruneMask:
     """Keep as many allowed cells (blocks) of every layer as ``mask`` does, those nearest to the diagonal.
 
     See `window_scores` for where the diagonal lies, and `random_like` for ``use``.
 
+    Parameters
+    ----------
+    sinks : int
+        First keys that go last: every query keeps them, and the window is so much narrower. A multiple of the mask's
+        block size.
+
     Raises
     ------
     InputError
-        For what is no mask, counts that are none or longer than the mask, or if the row floor leaves too few blocks to
-        choose from.
+        For what is no mask, counts that are none or longer than the mask, sinks that are no whole blocks of keys or
+        come before memory slots, or if the row floor leaves too few blocks to choose from.
     """
     require_mask(mask)
-    return _like(mask, window_scores(mask), use, kind="window")
+    return _like(mask, window_scores(mask), use, sinks, kind="window")
 
 
-def distance_like(mask: PruneMask, pattern: AttentionPattern, use: Tensor | None = None) -> PruneMask:
+def distance_like(
+    mask: PruneMask, pattern: AttentionPattern, use: Tensor | None = None, *, sinks: int = 0
+) -> PruneMask:
     """Keep as many allowed cells (blocks) of every layer as ``mask`` does, at the distances that the heads attend to.
 
     A data-informed mask that is no better than this one has learned which distances matter to which head, and nothing
-    about positions. See `distance_scores` for how a cell is judged, and `random_like` for ``use``.
+    about positions. See `distance_scores` for how a cell is judged, `random_like` for ``use``, and `window_like` for
+    ``sinks``.
 
     Raises
     ------
     InputError
-        For what is no mask or no pattern, a pattern of another shape, site or choice of allowed cells than the mask's,
-        counts that are none or longer than the mask, or if the row floor leaves too few blocks to choose from.
+        As of `window_like`, and for what is no pattern, or a pattern of another shape, site or choice of allowed cells
+        than the mask's.
     """
     require_mask(mask)
-    found = _like(mask, distance_scores(mask, pattern), use, kind="distance")
+    found = _like(mask, distance_scores(mask, pattern), use, sinks, kind="distance")
     return found.with_pruned(found.pruned, metadata=found.metadata | {"distances_fingerprint": pattern.fingerprint})
 
 
 def _like(
-    mask: PruneMask, scores: Callable[[int], Tensor], use: Tensor | None, *, kind: str, seed: int | None = None
+    mask: PruneMask,
+    scores: Callable[[int], Tensor],
+    use: Tensor | None,
+    sinks: int = 0,
+    *,
+    kind: str,
+    seed: int | None = None,
 ) -> PruneMask:
+    scores = with_sinks(scores, mask, sinks) if sinks != 0 else scores
     use_QK = None if use is None else mask.checked_counts(use) * mask.allowed
     equal = "effective_sparsity" if use_QK is None else "evaluated_sparsity"
     metadata = mask.metadata | {"like_fingerprint": mask.fingerprint, "like_in": equal}
+    metadata |= {"sinks": sinks} if sinks else {}
     return mask.with_pruned(prune_as_much(mask, scores, use_QK), kind=kind, seed=seed, metadata=metadata)
 
 
@@ -110,6 +128,34 @@ def window_scores(mask: PruneMask) -> Callable[[int], Tensor]:
         along_k = twice_k
     score_qk = -(along_q[:, None] - along_k[None, :]).abs().double()
     return lambda layer: score_qk.expand(mask.pruned.shape[1:])
+
+
+def with_sinks(scores: Callable[[int], Tensor], mask: PruneMask, sinks: int) -> Callable[[int], Tensor]:
+    """Scores under which the first keys are pruned last: layer -> float64 [H, q, k].
+
+    Raises
+    ------
+    InputError
+        For sinks that are no whole blocks of keys, or that come before memory slots: the first key is not the first
+        position of the text there.
+    """
+    if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0 or sinks % mask.block_size:
+        raise InputError(f"sinks: expected a multiple of the block size {mask.block_size}, found {sinks!r}")
+    queries, keys = mask.allowed.shape
+    if mask.causal and keys > queries:
+        raise InputError(
+            f"sinks: expected keys that start with the text, found {keys - queries} memory slots before them in "
+            f"{mask.source}"
+        )
+    first = sinks // mask.block_size
+    highest = torch.finfo(torch.float64).max  # not infinite: what may not be pruned at all scores infinity
+
+    def kept_first(layer: int) -> Tensor:
+        score_Hqk = scores(layer).clone()
+        score_Hqk[..., :first] = highest
+        return score_Hqk
+
+    return kept_first
 
 
 def distance_scores(mask: PruneMask, pattern: AttentionPattern) -> Callable[[int], Tensor]:

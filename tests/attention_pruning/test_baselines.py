@@ -75,6 +75,39 @@ def test_controls_keep_what_they_are_like(pattern, tau, chosen, size, seed):
             assert getattr(found, name) == getattr(data, name)
 
 
+@law
+@given(patterns(), taus, choices, st.integers(0, 3))
+def test_sinks_go_last(pattern, tau, chosen, sinks):
+    """No key of the first ones is pruned while another one that may go is left, in any row of the layer."""
+    data = from_pattern(pattern, tau, **chosen)
+    if data.causal and data.key_length > data.query_length and sinks:
+        with pytest.raises(InputError, match="sinks: expected keys that start with the text, found"):
+            window_like(data, sinks=sinks)
+        return
+    for found, plain in (
+        (window_like(data, sinks=sinks), window_like(data)),
+        (distance_like(data, pattern, sinks=sinks), distance_like(data, pattern)),
+    ):
+        assert pruned_allowed(found) == pruned_allowed(data)
+        if sinks == 0:
+            assert found == plain and found.metadata == plain.metadata
+            continue
+        assert found.metadata == plain.metadata | {"sinks": sinks}
+        assert found.empty_rows == 0 or data.row_floor == "none"
+        first = torch.arange(data.key_length) < sinks
+        for layer_HQK in found.pruned:
+            if (layer_HQK & data.allowed & first).any():
+                left = ~layer_HQK & data.allowed & ~first
+                assert left.sum((0, 2)).max() == 0 or data.row_floor == "keep-best" and left.sum(-1).max() <= 1
+
+
+@pytest.mark.parametrize("sinks", [-1, 1, True, 2.0])
+def test_sinks_are_whole_blocks(sinks):
+    data = uniform_mask(8, 8, 0.5, "enc-self", block_size=2)
+    with pytest.raises(InputError, match="sinks: expected a multiple of the block size 2, found"):
+        window_like(data, sinks=sinks)
+
+
 def test_controls_of_equal_use_count_a_rare_position_for_what_it_is():
     count = torch.full((4, 4), 10)
     count[3], count[:, 3] = 1, 1  # a sentence in ten is four tokens long

@@ -11,11 +11,12 @@ import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_pruning import InputError, PruneMask
+from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.cli import main
 from attention_pruning.huggingface import calibrate, collect_patterns, model_masks, prune_model
-from attention_pruning.huggingface.calibrate import _loss, _Search
-from attention_pruning.make import from_pattern
+from attention_pruning.huggingface.calibrate import _loss
+from attention_pruning.make import from_pattern, within_budget
+from attention_pruning.make.within_budget import _Search
 from tiny_models import make, padded
 
 TAUS = (0.5, 1.0)
@@ -75,6 +76,25 @@ def test_the_price_of_a_head_is_what_pruning_it_alone_costs(model, patterns):
     assert row["tau"] == float(found.taus["self"][1, 2])
 
 
+def test_what_is_never_used_is_no_gain():
+    """Two heads of one price: the one whose pruned cells are used goes, the budget does not reach for both."""
+    count = torch.tensor([[5, 1], [5, 5]])
+    average = torch.tensor([[[[0.9, 0.1], [0.5, 0.5]], [[0.9, 0.1], [0.4, 0.6]]]])
+    pattern = AttentionPattern(average, count, "enc-self")
+
+    def loss_under(masks):
+        return float(sum(mask.pruned.any((-2, -1)).sum() for mask in masks.values()))
+
+    found = within_budget(loss_under, {"enc-self": pattern}, 1.0, taus=(0.25, 0.5))
+    gone = found.masks["enc-self"].pruned[0]
+    assert found.loss == 1.0 and found.taus["enc-self"].tolist() in ([[0.5, 0.0]], [[0.0, 0.5]])
+    assert int((gone * count).sum()) == 6
+    with pytest.raises(InputError, match="loss: expected a finite number, found nan dense"):
+        within_budget(lambda masks: float("nan"), {"enc-self": pattern}, 1.0)
+    with pytest.raises(InputError, match="patterns: expected at least one, found none"):
+        within_budget(loss_under, {}, 1.0)
+
+
 def test_every_site_of_an_encoder_and_decoder_takes_part():
     model = make("BART")
     batch = {"input_ids": torch.randint(3, 20, (2, 7)), "labels": torch.randint(3, 20, (2, 6))}
@@ -97,7 +117,7 @@ def test_what_is_chosen_keeps_to_what_is_allowed(data):
     chosen = search.within(float(allowed))
     cost = [0.0 if not share else max(0.0, float(rises[head, share - 1])) for head, share in enumerate(chosen)]
     assert sum(cost) <= allowed
-    assert search.cells_of(chosen) == sum(int(cells[h, s - 1]) for h, s in enumerate(chosen) if s)
+    assert search.use_of(chosen) == sum(int(cells[h, s - 1]) for h, s in enumerate(chosen) if s)
     for head, share in enumerate(chosen):
         for larger in range(share + 1, shares + 1):
             step = max(0.0, max(0.0, float(rises[head, larger - 1])) - cost[head])

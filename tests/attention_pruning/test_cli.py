@@ -103,6 +103,19 @@ def test_mask_makes_the_mask_that_the_library_makes(folder, pattern, capsys):
     assert made.metadata == expected.metadata
 
 
+def test_mask_makes_baselines_with_sinks(folder):
+    square = AttentionPattern(torch.rand(1, 2, 8, 8), torch.ones(8, 8), "enc-self")
+    square.save("square.safetensors")
+    assert run("mask", "square.safetensors", "--tau", 0.6, "-o", "like.safetensors") == 0
+    assert run("mask", "--window-like", "like.safetensors", "--sinks", 2, "-o", "window.safetensors") == 0
+    data = PruneMask.load("like.safetensors")
+    assert PruneMask.load("window.safetensors").fingerprint == window_like(data, sinks=2).fingerprint
+    command = ("mask", "square.safetensors", "--distance-like", "like.safetensors", "--sinks", 1)
+    assert run(*command, "-o", "distance.safetensors") == 0
+    found = PruneMask.load("distance.safetensors")
+    assert found.fingerprint == distance_like(data, square, sinks=1).fingerprint
+
+
 def test_mask_makes_baselines(folder, pattern):
     assert run("mask", "--random-like", "mask.safetensors", "--seed", 5, "-o", "random.safetensors") == 0
     assert run("mask", "--window-like", "mask.safetensors", "-o", "window.safetensors") == 0
@@ -254,6 +267,14 @@ def test_help_explains_every_flag_with_its_default(command, capsys):
         (
             "mask pattern.safetensors --by-distance --tau 0.5 -o out.safetensors",
             "sinks: expected 0 for a pattern with memory slots, found 4",
+        ),
+        (
+            "mask --window-like mask.safetensors --sinks 2 -o out.safetensors",
+            "sinks: expected keys that start with the text, found 16 memory slots before them in mask.safetensors",
+        ),
+        (
+            "mask --random-like mask.safetensors --sinks 2 --seed 1 -o out.safetensors",
+            "expected no --sinks with --random",
         ),
         (
             "mask --window-like mask.safetensors --by-distance -o out.safetensors",

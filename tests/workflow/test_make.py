@@ -242,9 +242,12 @@ def test_every_direct_need_is_pinned() -> None:
     assert names <= {normal(pin.partition("==")[0]) for pin in PINS}
 
 
+DEPLOY = ROOT / "envs" / "environment.post-deploy.sh"
+
+
 def test_fairseq_is_installed_without_its_bounds_at_the_version_that_its_launcher_wants() -> None:
     version = re.search(r'FAIRSEQ_VERSION = "(.*)"', (ROOT / "fairseq" / "shims.py").read_text())[1]
-    for recipe in (ROOT / "Makefile", ROOT / "envs" / "fairseq.post-deploy.sh"):
+    for recipe in (ROOT / "Makefile", DEPLOY):
         assert f"--no-deps fairseq=={version}\n" in recipe.read_text(), recipe
     assert not any(pin.startswith("fairseq=") for pin in PINS)
 
@@ -254,7 +257,23 @@ def test_the_library_needs_three_packages() -> None:
     assert {re.split(r"[<>=]", need)[0] for need in project["dependencies"]} == {"numpy", "safetensors", "torch"}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda file: file.name)
-def test_conda_environments_have_the_same_pins(file: Path) -> None:
-    pip = next(part["pip"] for part in yaml.safe_load(file.read_text())["dependencies"] if isinstance(part, dict))
-    assert sorted(pip) == sorted(PINS)
+def test_the_conda_environment_has_the_same_pins_and_a_compiler() -> None:
+    needs = yaml.safe_load((ROOT / "envs" / "environment.yaml").read_text())["dependencies"]
+    assert sorted(next(part["pip"] for part in needs if isinstance(part, dict))) == sorted(PINS)
+    assert {"python=3.11", "pip", "cxx-compiler"} <= {part for part in needs if isinstance(part, str)}
+
+
+def test_the_conda_environment_gets_fairseq_and_this_repository(tmp_path: Path) -> None:
+    """Whatever the Makefile installs beside the pins, in the same order."""
+    pip = tmp_path / "pip"
+    pip.write_text('#!/bin/sh\necho "$@" >> "$PIP_LOG"\n')
+    pip.chmod(0o755)
+    log = tmp_path / "log"
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PIP_LOG": str(log)}
+    subprocess.run(["bash", DEPLOY], cwd=ROOT, env=environment, check=True)
+    made = re.findall(
+        r"pip install --quiet --disable-pip-version-check (--no-deps .*)", (ROOT / "Makefile").read_text()
+    )
+    assert log.read_text().splitlines() == [f"install {command}" for command in made]
+    found = subprocess.run(["bash", DEPLOY], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and found.stderr.startswith(f"error: {tmp_path}: expected the repository")
