@@ -35,7 +35,7 @@ ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
-.PHONY: help figure set-aside same-python report test lint sanitize unlock clean distclean
+.PHONY: help figure set-aside same-python report test lint docs sanitize unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo "make report     every figure and table, configuration and run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
 	@echo "make lint       checks alone"
+	@echo "make docs       the documentation as a site: build/site/index.html"
 	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan"
 	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
 	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG), SURE=1: without asking)"
@@ -85,6 +86,24 @@ lint: $(INSTALLED)
 	$(RUN)/snakefmt --check $(SNAKEFILES)
 	$(RUN)/snakemake --lint
 
+# The site is made from Markdown and docstrings alone, so its environment has none of the experiments' packages.
+DOCS := .venv-docs
+define DOCS_PINS
+import tomllib
+print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+endef
+export DOCS_PINS
+
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build --strict
+	@echo "The site is build/site/index.html."
+
+$(DOCS)/.installed: pyproject.toml
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check $$($(DOCS)/bin/python -c "$$DOCS_PINS")
+	@touch $@
+
 same-python:
 	@test ! -x $(RUN)/python || $(RUN)/python -c "$$SAME_PYTHON" "$$($(PYTHON) -c 'import sys; print(sys.version_info[:2])')"
 
@@ -122,4 +141,4 @@ clean:
 		results/report.html results/efficiency_table.md results/efficiency_table.log results/efficiency_table.benchmark.tsv
 
 distclean: clean
-	rm -rf $(VENV) .snakemake *.egg-info build
+	rm -rf $(VENV) $(DOCS) .snakemake *.egg-info build

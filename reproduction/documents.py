@@ -15,7 +15,8 @@ several sparsities, a row for each shape), ``kernel NAME`` (our kernel against d
 (what the choice of a backend goes by), ``generation NAME`` (prefill, time of a token and cache by context),
 ``positions NAME`` (perplexity by position), ``budgets NAME``, ``observed NAME``, ``memories NAME`` and ``keys NAME``
 (masks on trained models: within a budget of loss, by what was observed, at longer memories, asked for a pass key); and
-``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json).
+``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json). README.md has ``overview CONFIG``
+(metrics.csv, mask_comparison.csv and squad.csv) and ``speed CONFIG`` (efficiency_table.csv).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction import benchmark_tables, comparison_tables, entmax_figure
+from reproduction import benchmark_tables, comparison_tables, entmax_figure, readme_tables
 from reproduction import language_model_efficiency as language_model
 from reproduction.captions import NAMES, name_of, spread, table_markdown
 from reproduction.curves import Panel, curve, published, read_reference, relative, select
@@ -134,12 +135,35 @@ def questions_block(config: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def efficiency_block(config: str) -> str:
-    """Quality, seconds and memory under masks of whole blocks, a table for inference and one for training."""
+def overview_block(config: str) -> str:
+    """What pruning costs in every experiment, by data-informed masks and by controls, beside the paper."""
+    table, masks, asked = (
+        read_csv(REFERENCE / config / f"{name}.csv") for name in ("metrics", "mask_comparison", "squad")
+    )
+    reference = read_reference(PUBLISHED)
+    f1 = QUESTIONS[1]
+    questions = readme_tables.overview_row(
+        select(asked, f1), f1, readme_tables.QUESTIONS_TAU, reference[reference["metric"] == f1.metric]
+    )
+    return readme_tables.overview_table(table, masks, panels_of(table), questions, reference)
+
+
+def read_efficiency(config: str) -> pd.DataFrame:
+    """The committed efficiency table of a configuration."""
     path = REFERENCE / config / "efficiency_table.csv"
     if not path.is_file():
         raise InputError(f"{path}: expected the efficiency table, found no such file")
-    table = pd.read_csv(path)
+    return pd.read_csv(path)
+
+
+def speed_block(config: str) -> str:
+    """Quality, seconds and memory at 0 and 90% of the blocks, beside the published ones."""
+    return readme_tables.speed_table(read_efficiency(config))
+
+
+def efficiency_block(config: str) -> str:
+    """Quality, seconds and memory under masks of whole blocks, a table for inference and one for training."""
+    table = read_efficiency(config)
     return "\n\n".join(f"{title}:\n\n{step_table(table, step)}" for step, title in STEPS.items()) + "\n"
 
 
@@ -232,6 +256,8 @@ BLOCKS = {
     "sites": sites_block,
     "masks": masks_block,
     "questions": questions_block,
+    "overview": overview_block,
+    "speed": speed_block,
     "efficiency": efficiency_block,
     "saved": saved_block,
     "entmax": entmax_block,

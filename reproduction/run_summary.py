@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.run_summary",
-        description="Sum up what runs cost, and list the software that they ran on.",
+        description="Sum up time and memory of runs, and list their software.",
     )
     parser.add_argument("--runs", type=Path, required=True, help="folder to search, in any depth, for run.json")
     parser.add_argument("--out", type=Path, required=True, help="table of scripts to write (.csv)")

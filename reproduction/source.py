@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.source",
-        description="Say which runs were made by other source than what stands here now; nothing if none were.",
+        description="List the runs made by other source than the present one; print nothing if there are none.",
     )
     parser.add_argument("--runs", type=Path, required=True, help="folder of runs, with their run.json")
     if found := other_source(parser.parse_args(argv).runs):

@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.watch",
-        description="Run a command of the workflow, and say how far its trainings are while it runs.",
+        description="Run a command of the workflow, and show the progress of its trainings.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--runs", type=Path, required=True, help="folder below which the logs of trainings are written")

@@ -1,4 +1,4 @@
-# Models where they were not trained: folders, flags and the files that their table needs. No rules here.
+# Evaluation out of distribution: folders, flags and the files that their table needs. No rules here.
 AWAY = f"{FOLDER}/away/{{away}}"
 OTHER_TEXT = f"{LM_FOLDER}/away/{{away}}/corpus"
 OTHER_BIGRAM = f"{LM_FOLDER}/away/{{away}}/kneser-ney"
@@ -43,7 +43,7 @@ def evaluation_away_flags(wildcards):
 
 
 def places():
-    """(experiment, dataset, data away from home) of all models that are evaluated away."""
+    """(experiment, dataset, other data) of all models that are evaluated out of distribution."""
     found = [("language_modelling", LM["dataset"]["name"], OTHER_NAMES["language_modelling"])]
     found += [("translation", MT["dataset"]["name"], OTHER_NAMES["translation"])]
     found += [("glue", task, OTHER_NAMES.get(task)) for task in GLUE["dataset"]["tasks"]]
@@ -52,7 +52,7 @@ def places():
 
 
 def ood_metrics():
-    """Every metrics file that the table needs: each model at home and away, and what needs no attention."""
+    """Every metrics file that the table needs: each model in and out of distribution, and the baselines without attention."""
     files = []
     for experiment, dataset, away in places():
         known = {"config": config["name"], "dataset": dataset, "away": away}

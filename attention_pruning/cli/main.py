@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_inspect(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "inspect",
-        help="say what a file is, how sparse, and what it was made from",
+        help="describe a file: what it is, how sparse, and its origin",
         description="Say what a pattern or mask file is, how sparse it is, and what it was made from.",
     )
     command.add_argument("file", metavar="FILE", help="a pattern or a mask")
@@ -67,7 +67,7 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
 def _add_overlap(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "overlap",
-        help="say how much two masks prune in common",
+        help="compare what two masks prune",
         description="Say how much of what two masks prune is the same, by layer and head: the cells that both prune "
         "over the cells that either prunes.",
     )
@@ -115,7 +115,7 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--block-size", type=int, help="prune whole blocks of this side (default: the pattern's pool)")
     command.add_argument("--row-floor", choices=ROW_FLOORS, help="whether a row keeps a cell (default: keep-best)")
-    command.add_argument("--unobserved", choices=UNOBSERVED, help="what becomes of cells never seen (default: keep)")
+    command.add_argument("--unobserved", choices=UNOBSERVED, help="treatment of unobserved cells (default: keep)")
     command.add_argument(
         "--crop",
         action=argparse.BooleanOptionalAction,

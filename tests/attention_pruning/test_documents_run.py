@@ -66,13 +66,15 @@ def test_python_blocks_run_as_printed(page, folder, capsys):
             assert len(code.replace("\n\n", "\n").strip().splitlines()) <= 10
             assert model_masks(tf.AutoModelForMaskedLM.from_pretrained("path/to/pruned"))
     printed = capsys.readouterr().out
-    assert "None" not in printed and "blocks computed" in printed
+    assert printed and "None" not in printed
+    assert "blocks computed" in printed or not any("explain(" in code for code in python_blocks(page))
 
 
-def test_the_commands_of_the_readme_run_as_printed(folder):
-    exec(python_blocks(ROOT / "README.md")[0], {})
+def test_the_commands_of_the_library_run_as_printed(folder):
+    page = ROOT / "docs" / "library.md"
+    exec(python_blocks(page)[0], {})
     ran = 0
-    for line in command_lines(ROOT / "README.md"):
+    for line in command_lines(page):
         if line.startswith("attention-pruning "):
             assert main(shlex.split(line)[1:]) == 0
             ran += 1

@@ -58,9 +58,9 @@ def reached(module: str) -> set[str]:
     return found
 
 
-def within(module: str, *rooms: str) -> bool:
+def within(module: str, *packages: str) -> bool:
     return any(
-        module == f"attention_pruning.{room}" or module.startswith(f"attention_pruning.{room}.") for room in rooms
+        module == f"attention_pruning.{name}" or module.startswith(f"attention_pruning.{name}.") for name in packages
     )
 
 

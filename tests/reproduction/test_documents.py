@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -27,19 +28,66 @@ def test_every_block_of_every_document_is_up_to_date():
     assert main(["--check"]) == 0
 
 
+def words_of(page: Path) -> str:
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
 def test_the_readme_opens_with_the_real_benchmarks_beside_the_paper():
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    opening = text[: text.index("## ")]
-    assert "(results/reference/small/ap_figure.png)" in opening and documents.paper_block("small") in opening
-    assert "](docs/results.md)" in opening
+    text = words_of(Path("README.md"))
+    opening = text[: text.index("## Prune")]
+    assert "(results/reference/small/ap_figure.png)" in opening and documents.overview_block("small") in opening
+    assert "](docs/results.md)" in opening and documents.speed_block("quick") in text
 
 
-def test_the_results_show_the_reference_figures_and_their_numbers():
-    text = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
-    for config in ("small", "quick"):
-        assert f"(../results/reference/{config}/ap_figure.png)" in text and results_block(config) in text
+def test_the_readme_and_the_results_stay_short():
+    assert len(words_of(Path("README.md")).split()) < 800
+    assert len(words_of(Path("docs/results.md")).split()) < 2500
+
+
+def test_the_results_open_with_what_agrees_and_show_the_reference_figure_and_its_numbers():
+    text = words_of(Path("docs/results.md"))
+    first = text[: text.index("\n## ")]
+    assert "| agrees |" in first and "**no**" in first and len(first.split()) < 350
+    pages = {"small": text, "quick": words_of(Path("docs/results_quick.md"))}
+    for config, page in pages.items():
+        assert f"(../results/reference/{config}/ap_figure.png)" in page and results_block(config) in page
     for folder in REFERENCE.glob("*/metrics.csv"):
         assert {path.name for path in folder.parent.iterdir()} >= {"ap_figure.png", "ap_figure.md"}
+
+
+def test_changes_in_the_prose_of_the_results_are_those_of_its_tables():
+    text = words_of(Path("docs/results.md"))
+    block, change = re.compile(r"<!-- numbers .*?<!-- end numbers -->", re.DOTALL), re.compile(r"[+-]\d+\.\d%")
+    tables, prose = (set(change.findall(part)) for part in ("".join(block.findall(text)), block.sub("", text)))
+    assert "-18.1%" in prose and prose <= tables, prose - tables
+
+
+def test_the_overview_pairs_every_mask_with_the_dense_model_of_its_seed():
+    table = read_csv(REFERENCE / "small" / "metrics.csv")
+    chosen = table[(table["metric"] == "perplexity") & (table["split"] == "test") & table["tau"].isin([0, 0.8])]
+    scores = chosen.set_index(["variant", "seed"])["value"]
+    lines = documents.overview_block("small").splitlines()
+    heads, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], lines[2]))
+    found = dict(zip(heads, cells, strict=True))
+    for variant in ("data", "random", "window"):
+        seeds = scores[variant].index
+        change = sum(scores[variant, seed] - scores["dense", seed] for seed in seeds) / len(seeds)
+        assert found[NAMES[variant]] == f"{change:+.1f} ({len(seeds)})"
+    paper = pd.read_csv(REPOSITORY / "reproduction" / "paper_reference.csv")
+    paper = paper[paper["panel"] == "language_modelling"].set_index("percent_pruned")["value"]
+    assert found["published"] == f"{paper[80] - paper[0]:+.1f} from {paper[0]:.1f}"
+    assert found["by distance"].endswith(f"({scores['dense'].size})")
+
+
+def test_the_table_of_speed_stands_beside_the_published_one():
+    lines = documents.speed_block("quick").splitlines()
+    assert lines[2].startswith(
+        "| published, GPU, evaluation | 81.0/88.6 | 79.6/87.3 | 95.4 | 86.4 | 1.10 | 6.85 | 5.00 |"
+    )
+    table = pd.read_csv(REFERENCE / "quick" / "efficiency_table.csv")
+    rows = table[(table["source"] == "measured") & (table["step"] == "training")].set_index("percentage")
+    here = [cell.strip() for cell in lines[4].strip("|").split("|")]
+    assert here[5] == f"{rows['speedup'][90]:.2f}" and float(here[3]) == pytest.approx(rows["seconds"][0], rel=0.01)
 
 
 def test_means_in_the_table_are_those_of_the_csv():

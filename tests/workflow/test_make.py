@@ -52,7 +52,7 @@ def python_that(folder: Path, beginning: str) -> Path:
 def test_help_names_the_commands_and_configurations(checkout: Path) -> None:
     found = make(checkout)
     assert found.returncode == 0
-    for command in ("figure", "report", "test", "lint", "clean"):
+    for command in ("figure", "report", "test", "lint", "docs", "clean"):
         assert f"make {command} " in found.stdout
     for word in ("smoke", "quick", "small", "paper"):
         assert word in found.stdout
@@ -126,6 +126,15 @@ def test_a_command_runs_what_it_promises(checkout: Path, command: str) -> None:
         assert -1 < found.find(made) < found.find(shown)
     else:
         assert all(tool in found for tool in ("ruff check", "snakefmt --check", "snakemake --lint", "-m pytest"))
+
+
+def test_the_site_has_an_environment_of_its_own_with_the_pins_of_its_extra(checkout: Path) -> None:
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["docs"]
+    found = make(checkout, "--dry-run", "docs").stdout
+    assert "mkdocs build --strict" in found and ".venv-docs/bin/python -m pip install" in found
+    program = (ROOT / "Makefile").read_text().split("define DOCS_PINS\n")[1].split("\nendef")[0]
+    printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert printed.stdout.split() == pins
 
 
 def test_continuous_integration_runs_the_readmes_test_command() -> None:
@@ -225,7 +234,10 @@ def test_every_pin_is_exact() -> None:
 
 def test_every_direct_need_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needs = [*project["dependencies"], *(need for extra in project["optional-dependencies"].values() for need in extra)]
+    extras = dict(project["optional-dependencies"])
+    # The site has an environment of its own: its extra is its lock.
+    assert all(re.fullmatch(r"[a-z-]+==[0-9.]+", need) for need in extras.pop("docs"))
+    needs = [*project["dependencies"], *(need for extra in extras.values() for need in extra)]
     names = {normal(re.split(r"[<>=!~ ]", need)[0]) for need in needs}
     assert names <= {normal(pin.partition("==")[0]) for pin in PINS}
 

@@ -1,4 +1,4 @@
-"""The whole workflow, from text to figure, on the smoke configuration, away from the checkout."""
+"""The whole workflow, from text to figure, on the smoke configuration, outside the checkout."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def snakemake(folder: Path, *arguments: str, config: Path = SMOKE) -> subprocess
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the workflow has run."""
     folder = tmp_path_factory.mktemp("smoke")
-    # At once: models that are evaluated away from home would be trained again if that were asked for later.
+    # At once: models that are evaluated out of distribution would be trained again if that were asked for later.
     found = snakemake(folder, "figure", "ood_table")
     assert found.returncode == 0, found.stdout
     return folder
