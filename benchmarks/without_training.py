@@ -21,7 +21,7 @@ from trained_models.comparison import Judge, run_comparison
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attention_pruning import AttentionPattern, PruneMask
-from attention_pruning.make import from_pattern, random_like, window_like, within_budget
+from attention_pruning.make import Sensitivities, from_pattern, random_like, window_like
 
 #: Rises of the loss on validation data that are allowed.
 BUDGETS = (0.02, 0.1)
@@ -68,8 +68,9 @@ def masks_to_compare(
 def compare(judge: Judge) -> Iterator[dict[str, object]]:
     """Rows of the csv."""
     patterns = judge.model.patterns()
+    sensitivities = Sensitivities.measure(judge.model.loss_under, patterns, progress=True)
     for budget in BUDGETS:
-        found = within_budget(judge.model.loss_under, patterns, budget, progress=True)
+        found = sensitivities.within(budget)
         for kind, masks in masks_to_compare(found.masks, patterns, judge.seed):
             yield judge.row(masks, budget=budget, mask=kind, sparsity=round(used_share(masks, patterns), 4))
 

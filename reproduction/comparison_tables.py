@@ -65,7 +65,7 @@ def memories_table(table: pd.DataFrame) -> str:
 def keys_table(table: pd.DataFrame) -> str:
     """How often a pass key is said: a row for each mask and share, a column for each length and depth, over seeds."""
     places = list(table[["length", "depth"]].drop_duplicates().sort_values(["length", "depth"]).itertuples(index=False))
-    heads = [f"{length} tokens, {depth:.0%} deep" for length, depth in places]
+    heads = [f"{length}, {depth:.0%}" for length, depth in places]
     lines = ["| model | pruned | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
     for (model, _), rows in table.groupby(["model", "tau"], sort=False):
         found = rows.groupby(["length", "depth"])["found"].mean()

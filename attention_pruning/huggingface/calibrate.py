@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..make.within_budget import TAUS, Calibration, checked_request, within_budget
+from ..make.within_budget import TAUS, Calibration, check_budget, checked_taus, within_budget
 from ..mask import PruneMask
 from ..pattern import AttentionPattern
 from .collect import collect_patterns
@@ -59,7 +59,8 @@ def calibrate(
         For a model that is pruned or not supported, a budget below 0, no share above 0, no batches, or batches for
         which the model gives no loss.
     """
-    checked_request(budget, taus)
+    check_budget(budget)
+    checked_taus(taus)
     if model_masks(model):
         raise InputError(f"{type(model).__name__}: expected a dense model to calibrate, found a pruned one")
     held_out = list(batches)

@@ -3,6 +3,15 @@
 from .controls import distance_like, random_like, window_like
 from .distances import by_distance
 from .rules import from_pattern
-from .within_budget import Calibration, within_budget
+from .within_budget import Calibration, Sensitivities, within_budget
 
-__all__ = ["Calibration", "by_distance", "distance_like", "from_pattern", "random_like", "window_like", "within_budget"]
+__all__ = [
+    "Calibration",
+    "Sensitivities",
+    "by_distance",
+    "distance_like",
+    "from_pattern",
+    "random_like",
+    "window_like",
+    "within_budget",
+]

@@ -110,6 +110,81 @@ class _Search:
             at[head] = share
 
 
+@dataclass(frozen=True)
+class Sensitivities:
+    """What pruning each head alone costs: measured once, for as many budgets as are asked for.
+
+    Attributes
+    ----------
+    loss_under : callable
+        Masks by site -> the loss of the model under them on held-out data; no masks: dense.
+    by_share : dict of list of PruneMask
+        By site, a mask for each share, in which every head has it.
+    rises : dict of Tensor
+        float64 [L, H, T] by site: how much the loss rises where that head alone is pruned at that share.
+    tried : tuple of float
+        The shares.
+    dense_loss : float
+    """
+
+    loss_under: LossUnder
+    by_share: dict[str, list[PruneMask]]
+    rises: dict[str, Tensor]
+    tried: tuple[float, ...]
+    dense_loss: float
+    _search: _Search
+
+    @classmethod
+    def measure(
+        cls,
+        loss_under: LossUnder,
+        patterns: Mapping[str, AttentionPattern],
+        *,
+        taus: Sequence[float | str] = TAUS,
+        block_size: int | None = None,
+        progress: bool | None = None,
+    ) -> Sensitivities:
+        """Prune each head alone at each share. Parameters and errors are those of ``within_budget``."""
+        tried = checked_taus(taus)
+        if not patterns:
+            raise InputError("patterns: expected at least one, found none")
+        by_share = {site: [_of_heads(pattern, tau, block_size) for tau in tried] for site, pattern in patterns.items()}
+
+        def finite_loss(masks: Mapping[str, PruneMask]) -> float:
+            loss = loss_under(masks)
+            if not math.isfinite(loss):
+                raise InputError(f"loss: expected a finite number, found {loss} {'under masks' if masks else 'dense'}")
+            return loss
+
+        dense_loss = finite_loss({})
+        rises = _rises(finite_loss, by_share, dense_loss, progress)
+        return cls(finite_loss, by_share, rises, tried, dense_loss, _search(by_share, patterns, rises))
+
+    def within(self, budget: float) -> Calibration:
+        """The largest masks that were found under which the loss rises by at most the budget.
+
+        Raises
+        ------
+        InputError
+            For a budget below 0.
+        """
+        check_budget(budget)
+        nothing = (0,) * len(self._search.use_NT)
+        best, rises = nothing, {nothing: 0.0}
+        low, allowed, high = 0.0, budget, 2.0 * budget
+        for _ in range(TRIES):
+            chosen = tuple(self._search.within(allowed))
+            if chosen not in rises:
+                rises[chosen] = self.loss_under(_joint(self.by_share, chosen, self.tried)[0]) - self.dense_loss
+            if rises[chosen] <= budget:
+                low, best = allowed, max(best, chosen, key=self._search.use_of)
+            else:
+                high = allowed
+            allowed = (low + high) / 2
+        masks, taus = _joint(self.by_share, best, self.tried)
+        return Calibration(masks, taus, self.rises, self.tried, self.dense_loss, self.dense_loss + rises[best])
+
+
 def within_budget(
     loss_under: LossUnder,
     patterns: Mapping[str, AttentionPattern],
@@ -119,7 +194,7 @@ def within_budget(
     block_size: int | None = None,
     progress: bool | None = None,
 ) -> Calibration:
-    """Masks that raise a loss by at most a budget.
+    """Masks that raise a loss by at most a budget; for several budgets, see ``Sensitivities``.
 
     Parameters
     ----------
@@ -146,28 +221,20 @@ def within_budget(
     InputError
         For a budget below 0, no share above 0, no pattern, or a loss that is not finite.
     """
-    tried = checked_request(budget, taus)
-    if not patterns:
-        raise InputError("patterns: expected at least one, found none")
-    by_share = {site: [_of_heads(pattern, tau, block_size) for tau in tried] for site, pattern in patterns.items()}
-
-    def finite_loss(masks: Mapping[str, PruneMask]) -> float:
-        loss = loss_under(masks)
-        if not math.isfinite(loss):
-            raise InputError(f"loss: expected a finite number, found {loss} {'under masks' if masks else 'dense'}")
-        return loss
-
-    dense_loss = finite_loss({})
-    rises = _rises(finite_loss, by_share, dense_loss, progress)
-    search = _search(by_share, patterns, rises)
-    masks, taus_by_site, loss = _fit(finite_loss, by_share, search, tried, dense_loss, budget)
-    return Calibration(masks, taus_by_site, rises, tried, dense_loss, loss)
+    check_budget(budget)
+    return Sensitivities.measure(loss_under, patterns, taus=taus, block_size=block_size, progress=progress).within(
+        budget
+    )
 
 
-def checked_request(budget: object, taus: Sequence[float | str]) -> tuple[float, ...]:
-    """The shares to try, from the lowest; refuses what no mask can be made from, before anything is measured."""
+def check_budget(budget: object) -> None:
+    """Refuse what is no number of at least 0."""
     if not isinstance(budget, int | float) or isinstance(budget, bool) or not budget >= 0:
         raise InputError(f"budget: expected a rise of the loss of at least 0, found {budget!r}")
+
+
+def checked_taus(taus: Sequence[float | str]) -> tuple[float, ...]:
+    """The shares to try, from the lowest, without 0."""
     tried = tuple(sorted({parse_tau(tau) for tau in taus} - {0.0}))
     if not tried:
         raise InputError("taus: expected a share above 0, found none")
@@ -207,30 +274,6 @@ def _search(
         use_qk = block_sum(patterns[site].count * patterns[site].visible, masks[0].block_size)
         use.append(torch.stack([(mask.pruned * use_qk).sum((-2, -1)) for mask in masks], -1).flatten(0, 1))
     return _Search(torch.cat(use), torch.cat([rise.flatten(0, 1) for rise in rises.values()]))
-
-
-def _fit(
-    loss_under: LossUnder,
-    by_share: Mapping[str, Sequence[PruneMask]],
-    search: _Search,
-    tried: Sequence[float],
-    dense_loss: float,
-    budget: float,
-) -> tuple[dict[str, PruneMask], dict[str, Tensor], float]:
-    """The largest masks that were found within the budget, their shares, and their loss."""
-    nothing = (0,) * len(search.use_NT)
-    best, rises = nothing, {nothing: 0.0}
-    low, allowed, high = 0.0, budget, 2.0 * budget
-    for _ in range(TRIES):
-        chosen = tuple(search.within(allowed))
-        if chosen not in rises:
-            rises[chosen] = loss_under(_joint(by_share, chosen, tried)[0]) - dense_loss
-        if rises[chosen] <= budget:
-            low, best = allowed, max(best, chosen, key=search.use_of)
-        else:
-            high = allowed
-        allowed = (low + high) / 2
-    return *_joint(by_share, best, tried), dense_loss + rises[best]
 
 
 def _joint(

@@ -92,7 +92,7 @@ def test_the_model_is_the_dense_one_again_after_every_mask():
     choice = comparison.Choice("", "", steps=20, lr=0.01)
     model = Weights()
     rows = list(compare(comparison.Judge(model, 1, choice)))
-    assert float(model.model.weight) == 0.5 and model.masks == {}
+    assert model.model.weight.item() == 0.5 and model.masks == {}
     assert len({row["dense"] for row in rows}) == 1 and rows[0]["dense"] == pytest.approx(0.51)
     assert len({row["dense_tuned"] for row in rows}) == 1 and rows[0]["dense_tuned"] < rows[0]["dense"]
     for row in rows:
