@@ -100,10 +100,14 @@ class AttentionSite(nn.Module):
         """Whether it prunes anything. If not, the layer is the dense layer. By distance, long sequences are pruned."""
         return self.any_length or (self.layer_mask is not None and self.layer_mask.prunes)
 
-    def layer_mask_for(self, places: Places) -> LayerMask | None:
+    def of_length(self, length: int) -> LayerMask | None:
+        """The layer's mask; by distance one of at least this length."""
+        return self.mask.layer(self.layer, length) if self.any_length else self.layer_mask
+
+    def layer_mask_for(self, places: Places) -> LayerMask:
         """What the operator needs for a call: the layer's mask, by distance one that is long enough, and where keys are
         beyond the window one that leaves these out, too."""
-        mask = self.mask.layer(self.layer, places.key.bound) if self.any_length else self.layer_mask
+        mask = self.of_length(places.key.bound)
         return mask.within(self.window)[0] if self.beyond_window(places) else mask
 
     def beyond_window(self, places: Places) -> bool:
@@ -115,8 +119,7 @@ class AttentionSite(nn.Module):
         that are left empty, uniform over what they see."""
         if not self.beyond_window(places):
             return None
-        mask = self.mask.layer(self.layer, places.key.bound) if self.any_length else self.layer_mask
-        _, own_kept, none_empty = mask.within(self.window)
+        _, own_kept, none_empty = self.of_length(places.key.bound).within(self.window)
         if own_kept or (none_empty and places.padding is None):
             return None
         return "rows are left empty within the sliding window"
