@@ -74,7 +74,7 @@ class PrunedLayer(CacheLayerMixin):
         self.is_initialized = False
         self.length = self._used = self._placed = 0
         self.base: int | Tensor = 0
-        self._next_row_B: Tensor | None = None
+        self._row_B: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         batch, heads = key_states.shape[:2]
@@ -84,7 +84,7 @@ class PrunedLayer(CacheLayerMixin):
         self.last_rows = self.last_rows.to(self.device)
         self.keys, self.values = (x.new_empty(batch, heads, 0, x.shape[-1]) for x in (key_states, value_states))
         self.columns = torch.empty(batch, heads, 0, dtype=torch.int32, device=self.device)
-        self._next_row_B = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        self._row_B = torch.zeros(batch, dtype=torch.int64, device=self.device)
         self.is_initialized = True
 
     def update(
@@ -102,23 +102,27 @@ class PrunedLayer(CacheLayerMixin):
             self._hold_needed(count if count > ROOM else ROOM)
         new = slice(self._used, self._used + count)
         self.keys[:, :, new], self.values[:, :, new] = key_states, value_states
-        self.columns[:, :, new] = -1
         self._used += count
         self.length += count
         keys, values = self.keys[:, :, : self._used], self.values[:, :, : self._used]
-        HELD[keys] = self
+        setattr(keys, HELD, self)
         return keys, values
 
     def place(self, places: Places) -> None:
         """Note the columns of the keys that came last, as the mask of the call tells them; padding has none."""
         new = slice(self._placed, self._used)
-        count = self._used - self._placed
-        index = rows_at(places.query.index.expand(len(self.keys), -1), self.base)
-        if places.key.real is not None:
-            index = index.masked_fill(~places.key.real[:, places.keys - count : places.keys], -1)
-        self.columns[:, :, new] = index[:, None].int()
-        self._next_row_B = torch.maximum(self._next_row_B, index.amax(1) + 1)
+        column_B1S = rows_at(places.query.index, self.base).reshape(-1, 1, places.queries)
+        if places.key.real is not None and (places.offset is None or places.padding is not None):
+            real_BS = places.key.real[:, places.keys - places.queries : places.keys]
+            column_B1S = column_B1S.masked_fill(~real_BS[:, None], -1)
+        self.columns[:, :, new] = column_B1S
         self._placed = self._used
+
+    @property
+    def next_row_B(self) -> Tensor:
+        """int64: the row of the token that comes next in each sequence."""
+        last_B = self.held_columns.amax((1, 2)) if self._used else self.held_columns.new_full((len(self.columns),), -1)
+        return torch.maximum(self._row_B, last_B + 1)
 
     def forget(self, count: int) -> None:
         """Let go of what no row after a call of so many tokens needs: after a prompt at once, else when room is out."""
@@ -128,10 +132,11 @@ class PrunedLayer(CacheLayerMixin):
     def _needed(self) -> Tensor:
         """bool [B, G, S]: which of the keys held some later row needs."""
         columns = self.columns[:, :, : self._used].long()
-        return (columns >= 0) & (self.last_rows.of(columns.clamp(min=0)) >= self._next_row_B[:, None, None])
+        return (columns >= 0) & (self.last_rows.of(columns.clamp(min=0)) >= self._row_B[:, None, None])
 
     def _hold_needed(self, room: int) -> None:
         """Move what is needed into new memory with room for so many more; sequences and heads take that of the most."""
+        self._row_B = self.next_row_B
         needed = self._needed()
         count = int(needed.sum(-1).max()) if needed.numel() else 0
         order = needed.byte().argsort(dim=-1, descending=True, stable=True)[:, :, :count]
@@ -149,11 +154,11 @@ class PrunedLayer(CacheLayerMixin):
 
     def _number_anew(self) -> None:
         """Move rows and columns back to where the mask begins to repeat. No key is needed from further back."""
-        moved_B = self.distances.moved(self._next_row_B)
+        moved_B = self.distances.moved(self._row_B)
         if not moved_B.any():
             return
         self.columns -= (moved_B[:, None, None] * (self.columns >= self.distances.sinks)).int()
-        self._next_row_B = self._next_row_B - moved_B
+        self._row_B = self._row_B - moved_B
         base_B = self.base + moved_B
         self.base = int(base_B[0]) if (base_B == base_B[0]).all() else base_B
 
@@ -192,7 +197,7 @@ class PrunedLayer(CacheLayerMixin):
 
     def _take_sequences(self, index: Tensor) -> None:
         if self.is_initialized:
-            for name in ("keys", "values", "columns", "_next_row_B", "base"):
+            for name in ("keys", "values", "columns", "_row_B", "base"):
                 if isinstance(tensor := getattr(self, name), Tensor):
                     setattr(self, name, tensor.index_select(0, index.to(self.device)))
 
@@ -256,7 +261,7 @@ class PrunedCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """As of any cache; refused where another attention than this library's would read what is left."""
-        model = self._model()
+        model = self._model() if layer_idx == 0 else None  # once for all layers of a call
         if model is not None and model.config._attn_implementation != IMPLEMENTATION:
             found = model.config._attn_implementation
             raise InputError(f"PrunedCache: expected the attention implementation {IMPLEMENTATION!r}, found {found!r}")

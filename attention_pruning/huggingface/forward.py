@@ -76,14 +76,12 @@ def attention_pruning_forward(
         pruned.
     """
     site: AttentionSite | None = getattr(module, SITE_ATTRIBUTE, None)
-    call = (module, query, key, value, attention_mask)
-    options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias} | kwargs
-    if site is None:
-        return sdpa_attention_forward(*call, **options)
-    if site.is_dense(query.shape[2], key.shape[2]):
-        record(site.site, site.layer, site.layer_mask, Choice("sdpa", "nothing is pruned"))
-        return sdpa_attention_forward(*call, **options)
-    held = None if torch.compiler.is_compiling() else HELD.get(key)
+    if site is None or site.is_dense(query.shape[2], key.shape[2]):
+        if site is not None:
+            record(site.site, site.layer, site.layer_mask, Choice("sdpa", "nothing is pruned"))
+        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **kwargs)
+    held = None if torch.compiler.is_compiling() else getattr(key, HELD, None)
     keys = key.shape[2] if held is None else held.length
     _refuse_foreign(site, module, keys, is_causal, kwargs)
     visible, bias = _split_mask(attention_mask)
@@ -99,7 +97,8 @@ def attention_pruning_forward(
     if held is not None:
         held.forget(query.shape[2])
     if out_BHQD is None:
-        return sdpa_attention_forward(*call, **options)
+        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **kwargs)
     return out_BHQD.transpose(1, 2).contiguous(), None
 
 
@@ -118,13 +117,13 @@ def _attend(
     """[B, H, Q, D] of the keys of whole sequences; None where transformers' own SDPA gives the answer."""
     if position_bias is not None:
         position_bias = position_bias[..., : places.keys]
-    reason = _reason_for_cells(site, bias, places)
     if bias is None and position_bias is None:
         rows = _few_rows(site, query, key, value, places, dropout)
         choice = None if rows is None else choice_of_few(rows.mask, query.shape[2], query.shape[1] // key.shape[1])
         if choice is not None and choice.kept_keys:
             record(site.site, site.layer, rows.mask, choice)
             return by_kept_keys(rows, query, key, value, places, scaling)
+    reason = _reason_for_cells(site, bias, places)
     if reason is None:
         return _by_operator(site, query, key, value, places, position_bias, scaling, dropout)
     if not site.prunes and site.observer is None and site.backend != "reference" and _within(site, places):
@@ -319,8 +318,8 @@ def _split_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | 
 def _refuse_foreign(
     site: AttentionSite, module: nn.Module, keys: int, causal: bool | None, kwargs: dict[str, object]
 ) -> None:
-    for name in _FOREIGN:
-        if kwargs.get(name) is not None:
+    for name in kwargs:
+        if name in _FOREIGN and kwargs[name] is not None:
             raise InputError(f"{site.name}: expected plain attention, found {name}, which cannot be pruned")
     window = kwargs.get("sliding_window")
     if window != site.window and keys >= (window or keys):

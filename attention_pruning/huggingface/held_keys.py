@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..distance_mask import DistanceMask
 from ..ops.choice import Choice
@@ -42,8 +41,10 @@ class Held(Protocol):
     def forget(self, count: int) -> None: ...
 
 
-#: Keys that a PrunedCache gave -> the layer of it that holds them.
-HELD: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+#: Under this name the keys that a PrunedCache gave have the layer of it that holds them.
+HELD = "_held_by_attention_pruning"
+#: A call's choice over such keys.
+_CHOICE = Choice("block_sparse", "of the keys that are held", kept_keys=True)
 #: From so many blocks on, a query over a whole cache is computed as an early row that keeps the same, where rows
 #: repeat: the mask of its own length would take memory with the square of it.
 LONG = 2048
@@ -148,11 +149,12 @@ def by_kept_keys(
     """[B, H, Q, D] by the kernel of few queries; see :func:`reason_against`."""
     columns = rows.columns_BGS
     if columns is None:  # no sequence needs what all have of padding, which may be longer than the mask
-        seen = slice(places.keys - query.shape[2] - rows.last, places.keys)
-        key, value = key[:, :, seen], value[:, :, seen]
+        first, last = places.keys - query.shape[2] - rows.last, places.keys
     else:
-        key, value = key[:, :, : columns.shape[2]], value[:, :, : columns.shape[2]]
+        first, last = 0, columns.shape[2]
         columns = columns.expand(*key.shape[:2], -1)
+    if first or last != key.shape[2]:
+        key, value = key[:, :, first:last], value[:, :, first:last]
     return few_queries.few_queries(
         query,
         key,
@@ -210,7 +212,7 @@ def over_held_keys(
     rows = rows_held(site, held, places)
     reason = reason_against(site, query, key, value, places, rows, dropout)
     if reason is None:
-        record(site.site, site.layer, rows.mask, Choice("block_sparse", "of the keys that are held", kept_keys=True))
+        record(site.site, site.layer, rows.mask, _CHOICE)
         return by_kept_keys(rows, query, key, value, places, scaling)
     backend = "reference" if site.backend == "reference" else "sdpa"
     record(site.site, site.layer, site.layer_mask, Choice(backend, f"of the keys that are held: {reason}"))

@@ -156,8 +156,8 @@ def test_sequences_are_taken_and_repeated_and_a_cache_begins_anew():
             layer.batch_repeat_interleave(2)
             layer.batch_select_indices(torch.tensor([1, 4]))
         layer = held.layers[0]
-        assert len(layer.keys) == len(layer.columns) == len(layer._next_row_B) == 2
-        assert layer._next_row_B.tolist() == [PROMPT, 2]
+        assert len(layer.keys) == len(layer.columns) == len(layer.next_row_B) == 2
+        assert layer.next_row_B.tolist() == [PROMPT, 2]
         held.reset()
         assert held.get_seq_length() == held.nbytes == 0
         torch.testing.assert_close(model(**batch, past_key_values=held).logits, first)

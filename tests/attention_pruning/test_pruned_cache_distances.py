@@ -143,7 +143,7 @@ def test_memory_does_not_grow_with_the_length(room):
     most = mask.repeating + mask.block_size + max(room, 1)
     lengths = {length for _, length in mask._layers} - {256}  # that without a length; all are powers of two
     assert max(lengths) <= max(2 * most, 16)
-    assert held.layers[0]._next_row_B.max() <= most
+    assert held.layers[0].next_row_B.max() <= most
 
 
 def test_what_is_needed_is_told_of_any_length():
