@@ -134,6 +134,11 @@ class DistanceMask:
         return self.kept.shape[2] * self.block_size
 
     @property
+    def repeating(self) -> int:
+        """From this row on, each keeps what the row a block before it keeps, one block further on, and the sinks."""
+        return self.sinks + self.span + self.block_size
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of what is kept, the site and the block size, whatever the metadata."""
         return fingerprint({"kept": self.kept}, site=self.site, sinks=self.sinks, block_size=self.block_size)
@@ -184,6 +189,13 @@ class DistanceMask:
         size, kept_Hd = self.block_size, F.pad(self.kept[layer], (0, 1)).to(query.device)
         distance = (query // size - key // size).clamp(0, kept_Hd.shape[1] - 1)
         return ~(kept_Hd[:, distance] | (key < self.sinks))
+
+    def moved(self, row: int | Tensor) -> int | Tensor:
+        """How far rows, with all keys but the sinks, may be moved back, in whole blocks, so that they keep the same and
+        this one is among the first that repeat; 0 for rows before them."""
+        beyond = row - self.repeating
+        beyond = max(0, beyond) if isinstance(beyond, int) else beyond.clamp(min=0)
+        return beyond // self.block_size * self.block_size
 
     def layer(self, layer: int, length: int = SHORTEST) -> LayerMask:
         """One layer's part for sequences of at least ``length``, in the form that ``pruned_attention`` takes.

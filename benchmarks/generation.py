@@ -1,11 +1,13 @@
 """Generation with a random Llama-like decoder under masks that prune 90%: prefill, time of a token, size of the cache.
 
-By context, dense and under masks of single cells and of blocks of 64, each with transformers' own cache and with a
-PrunedCache. 256 wide, 8 heads, 2 heads of keys and values, one thread, seconds of processor time, interleaved, medians.
-What a cache can drop is the mask's: these keep the first four keys and fall with the distance, each head by its own
-width, with noise; a mask that keeps cells anywhere at random lets almost no key go.
+By context, dense and under masks of single cells, of blocks of 64, and by distance in blocks of 64, each with
+transformers' own cache and with a PrunedCache. 256 wide, 8 heads, 2 heads of keys and values, one thread, seconds of
+processor time, interleaved, medians. What a cache can drop is the mask's: these keep the first keys (four, or the first
+block) and each query's own, and fall with the distance, each head by its own width, with noise; a mask that keeps cells
+anywhere at random lets almost no key go. In blocks, short contexts keep more than a tenth: the first block and its own
+are that much of what a query sees.
 
-    python benchmarks/generation.py                              # a quarter of an hour; prints the table
+    python benchmarks/generation.py                              # twenty minutes; prints the table
     python benchmarks/generation.py --contexts 512 --rounds 3    # a minute
     python benchmarks/generation.py --out results/benchmarks     # and writes generation-DATE.csv
 """
@@ -31,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import transformers as tf
 
-from attention_pruning import MaskRecipe, PruneMask
+from attention_pruning import DistanceMask, MaskRecipe, PruneMask
 from attention_pruning.huggingface import PrunedCache, prune_model
 from attention_pruning.structure import block_count, visible_cells
 
@@ -91,6 +93,32 @@ def draw_mask(layers: int, context: int, block: int) -> PruneMask:
     )
 
 
+def draw_distances(layers: int, context: int) -> DistanceMask:
+    """The first block, each query's own and the highest distances of a layer, at most a tenth of all visible cells."""
+    generator = torch.Generator().manual_seed(SEED)
+    side = block_count(context, BLOCK)
+    distance_d = torch.arange(side, dtype=torch.float32) * BLOCK
+    cells_d = (side - 1 - torch.arange(side)) * BLOCK * BLOCK  # behind the first block
+    cells_d[0] = (side - 1) * BLOCK * (BLOCK + 1) // 2
+    firsts = BLOCK * (context - BLOCK) + BLOCK * (BLOCK + 1) // 2
+    room = len(WIDTHS) * ((1 - PRUNED) * context * (context + 1) / 2 - firsts)
+    kept_LHd = torch.zeros(layers, len(WIDTHS), side, dtype=torch.bool)
+    for kept_Hd in kept_LHd:
+        score_Hd = torch.stack([_scores(distance_d, context / width, generator) for width in WIDTHS])
+        score_Hd[:, 0] = torch.inf
+        order = score_Hd.flatten().argsort(descending=True)
+        fit = cells_d.repeat(len(WIDTHS))[order].cumsum(0) <= room
+        kept_Hd.view(-1)[order[fit]] = True
+        kept_Hd[:, 0] = True
+    return DistanceMask(kept_LHd, sinks=BLOCK, block_size=BLOCK, tau=PRUNED, observed=context)
+
+
+def draw_masks(layers: int, context: int) -> dict[str, PruneMask | DistanceMask]:
+    """By the names of the table."""
+    cells, blocks = (draw_mask(layers, context, block) for block in (1, BLOCK))
+    return {"cells": cells, f"blocks of {BLOCK}": blocks, "by distance": draw_distances(layers, context)}
+
+
 def _scores(distance_qk: Tensor, width: float, generator: torch.Generator) -> Tensor:
     noise = torch.rand(distance_qk.shape, generator=generator).clamp_(1e-6).log_().neg_().log_().neg_()  # Gumbel's
     return noise.mul_(0.5).sub_(distance_qk / width)
@@ -114,8 +142,8 @@ def measure(context: int, rounds: int, prefills: int) -> Iterator[dict[str, obje
     """Rows of the csv."""
     layers, batch = SHAPES[context]
     models = {"dense": build_model(layers, context)}
-    for name, block in (("cells", 1), (f"blocks of {BLOCK}", BLOCK)):
-        models[name] = prune_model(build_model(layers, context), draw_mask(layers, context, block))
+    for name, mask in draw_masks(layers, context).items():
+        models[name] = prune_model(build_model(layers, context), mask)
     runs = [Run(name, "whole", model, prefill=[], tokens=[]) for name, model in models.items()]
     runs += [Run(name, "pruned", model, prefill=[], tokens=[]) for name, model in models.items() if name != "dense"]
     generator = torch.Generator().manual_seed(SEED)

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from generation import BLOCK, KV_HEADS, WIDTH, WIDTHS, build_model, draw_mask
+from generation import KV_HEADS, WIDTH, WIDTHS, build_model, draw_masks
 from matplotlib.axes import Axes
 
 from attention_pruning.huggingface import PrunedCache, prune_model
@@ -30,11 +30,12 @@ STYLES = {"whole": "--", "pruned": "-"}
 
 def draw_speed(axis: Axes, table: pd.DataFrame) -> None:
     """Times dense, a line for each mask and cache."""
-    for (mask, cache), rows in table[table["mask"] != "dense"].groupby(["mask", "cache"], sort=False):
+    pruned = table[table["mask"] != "dense"]
+    colours = {mask: f"C{number}" for number, mask in enumerate(pruned["mask"].unique())}
+    for (mask, cache), rows in pruned.groupby(["mask", "cache"], sort=False):
         spread = [rows["times_dense"] - rows["low_dense"], rows["high_dense"] - rows["times_dense"]]
-        colour = "C0" if mask == "cells" else "C1"
         axis.errorbar(
-            rows["context"], rows["times_dense"], spread, fmt=f"o{STYLES[cache]}", color=colour, capsize=2,
+            rows["context"], rows["times_dense"], spread, fmt=f"o{STYLES[cache]}", color=colours[mask], capsize=2,
             label=f"{mask}, {cache} cache",
         )  # fmt: skip
     axis.axhline(1.0, color="grey", linewidth=0.8)
@@ -47,9 +48,9 @@ def draw_memory(axis: Axes) -> None:
     """Megabytes that the masks need after each position."""
     megabytes = KV_HEADS * (WIDTH // len(WIDTHS)) * 2 * 4 / 1e6
     axis.plot(range(1, CONTEXT + 1), [LAYERS * n * megabytes for n in range(1, CONTEXT + 1)], "k--", label="dense")
-    for number, (name, block) in enumerate((("cells", 1), (f"blocks of {BLOCK}", BLOCK))):
-        model = prune_model(build_model(LAYERS, CONTEXT), draw_mask(LAYERS, CONTEXT, block))
-        needed = PrunedCache(model).keys_needed().sum(0) * megabytes
+    for number, (name, mask) in enumerate(draw_masks(LAYERS, CONTEXT).items()):
+        model = prune_model(build_model(LAYERS, CONTEXT), mask)
+        needed = PrunedCache(model).keys_needed(CONTEXT).sum(0) * megabytes
         axis.plot(range(1, CONTEXT + 1), needed, color=f"C{number}", label=name)
     axis.set(xlabel=f"position, of {CONTEXT}", ylabel="MB of keys and values", xlim=(0, CONTEXT), ylim=(0, None))
     axis.legend(fontsize=8)

@@ -90,20 +90,21 @@ class AttentionSite(nn.Module):
         self.mask, self.backend, self.beyond, self.steps = mask, backend, beyond, steps
         self.layer_mask: LayerMask | None = None if mask is None else mask.layer(layer)
         self.any_length = isinstance(mask, DistanceMask)
+        #: Whether it prunes anything. If not, the layer is the dense layer. By distance, long sequences are pruned.
+        self.prunes = self.any_length or (self.layer_mask is not None and self.layer_mask.prunes)
         self.observer: SiteObserver | None = None
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.mask}"
 
-    @property
-    def prunes(self) -> bool:
-        """Whether it prunes anything. If not, the layer is the dense layer. By distance, long sequences are pruned."""
-        return self.any_length or (self.layer_mask is not None and self.layer_mask.prunes)
+    def of_length(self, length: int) -> LayerMask | None:
+        """The layer's mask; by distance one of at least this length."""
+        return self.mask.layer(self.layer, length) if self.any_length else self.layer_mask
 
-    def layer_mask_for(self, places: Places) -> LayerMask | None:
+    def layer_mask_for(self, places: Places) -> LayerMask:
         """What the operator needs for a call: the layer's mask, by distance one that is long enough, and where keys are
         beyond the window one that leaves these out, too."""
-        mask = self.mask.layer(self.layer, places.key.bound) if self.any_length else self.layer_mask
+        mask = self.of_length(places.key.bound)
         return mask.within(self.window)[0] if self.beyond_window(places) else mask
 
     def beyond_window(self, places: Places) -> bool:
@@ -115,17 +116,16 @@ class AttentionSite(nn.Module):
         that are left empty, uniform over what they see."""
         if not self.beyond_window(places):
             return None
-        mask = self.mask.layer(self.layer, places.key.bound) if self.any_length else self.layer_mask
-        _, own_kept, none_empty = mask.within(self.window)
+        _, own_kept, none_empty = self.of_length(places.key.bound).within(self.window)
         if own_kept or (none_empty and places.padding is None):
             return None
         return "rows are left empty within the sliding window"
 
     def is_dense(self, queries: int, keys: int) -> bool:
         """Whether transformers' own SDPA gives the answer; a call longer than the mask still has to be looked at."""
-        if self.observer is not None or self.steps is not None or self.backend == "reference":
+        if self.prunes or self.observer is not None or self.steps is not None or self.backend == "reference":
             return False
-        return not self.prunes and (self.mask is None or max(queries, keys) <= min(self.mask.allowed.shape))
+        return self.mask is None or max(queries, keys) <= min(self.mask.allowed.shape)
 
     def places(
         self, visible: Tensor | None, queries: int, keys: int, device: torch.device, position_ids: Tensor | None
@@ -165,7 +165,7 @@ class AttentionSite(nn.Module):
         """Whether all positions of a call, padding included, lie within the mask."""
         if self.any_length:
             return True
-        return places.query.bound <= self.mask.query_length and places.key.bound <= self.mask.key_length
+        return places.query.bound <= self.layer_mask.query_length and places.key.bound <= self.layer_mask.key_length
 
     def cells(self, query: Axis, key: Axis) -> Tensor | None:
         """What is pruned at these positions: bool [H, Q, S], or [B, H, Q, S] if sequences differ; None for nothing.

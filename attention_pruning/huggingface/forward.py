@@ -20,10 +20,9 @@ from ..ops.attention import attend as attend_call
 from ..ops.call import Call
 from ..ops.choice import FEW, Choice, choice_of_few, choose
 from ..ops.eager import ScoreMask, attend
-from ..ops.layer_mask import LayerMask
 from ..ops.reasons import record
 from .attention_site import SITE_ATTRIBUTE, AttentionSite
-from .held_keys import HELD, Held, by_kept_keys, over_held_keys, reason_against
+from .held_keys import HELD, FewRows, Held, by_kept_keys, over_held_keys, reason_against, rows_in_cache
 from .positions import HIDES_MORE, Places, can_look
 from .sites import is_causal as module_is_causal
 
@@ -77,14 +76,12 @@ def attention_pruning_forward(
         pruned.
     """
     site: AttentionSite | None = getattr(module, SITE_ATTRIBUTE, None)
-    call = (module, query, key, value, attention_mask)
-    options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias} | kwargs
-    if site is None:
-        return sdpa_attention_forward(*call, **options)
-    if site.is_dense(query.shape[2], key.shape[2]):
-        record(site.site, site.layer, site.layer_mask, Choice("sdpa", "nothing is pruned"))
-        return sdpa_attention_forward(*call, **options)
-    held = None if torch.compiler.is_compiling() else HELD.get(key)
+    if site is None or site.is_dense(query.shape[2], key.shape[2]):
+        if site is not None:
+            record(site.site, site.layer, site.layer_mask, Choice("sdpa", "nothing is pruned"))
+        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **kwargs)
+    held = None if torch.compiler.is_compiling() else getattr(key, HELD, None)
     keys = key.shape[2] if held is None else held.length
     _refuse_foreign(site, module, keys, is_causal, kwargs)
     visible, bias = _split_mask(attention_mask)
@@ -92,8 +89,7 @@ def attention_pruning_forward(
     if held is not None:
         _place_held(held, site, places, bias if position_bias is None else position_bias)
     if held is not None and held.length > query.shape[2]:
-        columns = held.held_columns
-        out_BHQD = over_held_keys(site, query, key, value, places, scaling, dropout, columns)
+        out_BHQD = over_held_keys(site, query, key, value, places, held, scaling, dropout)
         held.forget(query.shape[2])
         return out_BHQD.transpose(1, 2).contiguous(), None
     arguments = (site, query, key, value, places, visible, bias, position_bias, scaling, dropout)
@@ -101,7 +97,8 @@ def attention_pruning_forward(
     if held is not None:
         held.forget(query.shape[2])
     if out_BHQD is None:
-        return sdpa_attention_forward(*call, **options)
+        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options, **kwargs)
     return out_BHQD.transpose(1, 2).contiguous(), None
 
 
@@ -120,20 +117,20 @@ def _attend(
     """[B, H, Q, D] of the keys of whole sequences; None where transformers' own SDPA gives the answer."""
     if position_bias is not None:
         position_bias = position_bias[..., : places.keys]
-    reason = _reason_for_cells(site, bias, places)
-    mask = None if site.layer_mask is None else site.layer_mask_for(places)
     if bias is None and position_bias is None:
-        choice = _choose_few(site, mask, query, key, value, places, dropout)
-        if choice is not None:
-            record(site.site, site.layer, mask, choice)
-            return by_kept_keys(mask, query, key, value, places, scaling)
+        rows = _few_rows(site, query, key, value, places, dropout)
+        choice = None if rows is None else choice_of_few(rows.mask, query.shape[2], query.shape[1] // key.shape[1])
+        if choice is not None and choice.kept_keys:
+            record(site.site, site.layer, rows.mask, choice)
+            return by_kept_keys(rows, query, key, value, places, scaling)
+    reason = _reason_for_cells(site, bias, places)
     if reason is None:
-        return _by_operator(site, mask, query, key, value, places, position_bias, scaling, dropout)
+        return _by_operator(site, query, key, value, places, position_bias, scaling, dropout)
     if not site.prunes and site.observer is None and site.backend != "reference" and _within(site, places):
         # such as a decoder's dense self-attention, which only tells its cross attention where the queries stand
         return None
     if site.layer_mask is not None:
-        record(site.site, site.layer, mask, _choice_by_cells(site, reason))
+        record(site.site, site.layer, site.layer_mask_for(places), _choice_by_cells(site, reason))
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     return _by_cells(site, query, key, value, visible, places, bias, scaling, dropout)
@@ -154,17 +151,11 @@ def _reason_for_cells(site: AttentionSite, bias: Tensor | None, places: Places) 
     return site.reason_of_window(places)
 
 
-def _choose_few(
-    site: AttentionSite,
-    mask: LayerMask | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    places: Places,
-    dropout: float,
-) -> Choice | None:
-    """The choice of the kernel of few queries for a step of decoding, without what the operator does for any call, or
-    of sequences that are padded on the left, which the operator does not know; None for the rest."""
+def _few_rows(
+    site: AttentionSite, query: Tensor, key: Tensor, value: Tensor, places: Places, dropout: float
+) -> FewRows | None:
+    """Where the queries of a step of decoding stand that the kernel of few queries can compute, without what the
+    operator does for any call, or of sequences padded on the left, which it does not know; None for the rest."""
     queries = query.shape[2]
     if queries > FEW or site.cross or not site.causal or not site.prunes or site.observer is not None:
         return None
@@ -178,10 +169,8 @@ def _choose_few(
         return None
     if not site.covers(places) and not site.reaches(places.query, places.key):
         return None
-    if reason_against(site, mask, query, key, value, places, dropout) is not None:
-        return None
-    choice = choice_of_few(mask, queries, query.shape[1] // key.shape[1])
-    return choice if choice.kept_keys else None
+    rows = rows_in_cache(site, places)
+    return rows if reason_against(site, query, key, value, places, rows, dropout) is None else None
 
 
 def _place_held(held: Held, site: AttentionSite, places: Places, bias: Tensor | None) -> None:
@@ -199,7 +188,8 @@ def _place_held(held: Held, site: AttentionSite, places: Places, bias: Tensor | 
             f"PrunedCache: expected {site.name} to hide padding and the future alone, found a bias, an observer or "
             "a mask of another kind"
         )
-    site.check_lengths(places.query, places.key)
+    if not site.any_length:
+        site.check_lengths(places.query, places.key)
     held.place(places)
 
 
@@ -220,7 +210,6 @@ def _within(site: AttentionSite, places: Places) -> bool:
 
 def _by_operator(
     site: AttentionSite,
-    layer_mask: LayerMask,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -229,7 +218,7 @@ def _by_operator(
     scaling: float | None,
     dropout: float,
 ) -> Tensor:
-    padding_BS = places.padding
+    padding_BS, layer_mask = places.padding, site.layer_mask_for(places)
     call = Call.check(
         query,
         key[:, :, : places.keys],
@@ -329,8 +318,8 @@ def _split_mask(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | 
 def _refuse_foreign(
     site: AttentionSite, module: nn.Module, keys: int, causal: bool | None, kwargs: dict[str, object]
 ) -> None:
-    for name in _FOREIGN:
-        if kwargs.get(name) is not None:
+    for name in kwargs:
+        if name in _FOREIGN and kwargs[name] is not None:
             raise InputError(f"{site.name}: expected plain attention, found {name}, which cannot be pruned")
     window = kwargs.get("sliding_window")
     if window != site.window and keys >= (window or keys):

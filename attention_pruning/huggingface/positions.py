@@ -12,7 +12,9 @@ Letters in names: B batch, Q queries, S keys.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +87,35 @@ class Places:
     padding: Tensor | None = None
     reason: str = ""
     starts: Tensor | None = None
+
+    @property
+    def queries(self) -> int:
+        return self.query.index.shape[-1]
+
+    @functools.cached_property
+    def first_rows(self) -> tuple[int, Tensor | None] | None:
+        """The last position of a first query, and how much before it that of each sequence is (int32 [B], None for 0);
+        None where the other queries do not follow the first."""
+        if self.offset is not None:
+            return self.offset, None
+        if self.starts is not None:
+            first_B = self.keys - self.queries - self.starts
+        elif self.queries == 1:
+            first_B = self.query.index[..., 0]
+        else:
+            return None
+        last = max(0, int(first_B.max()))  # 0 if all sequences begin with padding
+        return last, (last - first_B).int()
+
+    @functools.cached_property
+    def _made(self) -> dict[object, Any]:
+        return {}
+
+    def once(self, key: object, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made at the first call with this key: the layers of a model share their places."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
 
 def can_look(tensor: Tensor) -> bool:

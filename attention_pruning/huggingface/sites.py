@@ -11,6 +11,7 @@ import inspect
 import re
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -130,7 +131,15 @@ def window_of(module: nn.Module) -> int | None:
 
 def is_causal(module: nn.Module) -> bool:
     """Whether an attention module is causal, by the rules of transformers (absent means causal)."""
-    return bool(getattr(module, "is_causal", True)) and bool(getattr(_config(module), "is_causal", True))
+    return bool(getattr(module, "is_causal", True)) and bool(_of_config(_config(module), "is_causal", True))
+
+
+def _of_config(config: object, name: str, default: object) -> object:
+    """``getattr`` for every call of every layer: a configuration's own takes long to say what it does not have."""
+    if config is None or torch.compiler.is_compiling():
+        return getattr(config, name, default)
+    own = object.__getattribute__(config, "__dict__")
+    return own[name] if name in own else getattr(type(config), name, default)
 
 
 def _config(module: nn.Module) -> object:

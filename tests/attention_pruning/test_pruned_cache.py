@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from attention_pruning import DistanceMask, InputError, MaskRecipe, PruneMask
+from attention_pruning import InputError, MaskRecipe, PruneMask
 from attention_pruning.huggingface import PrunedCache, cache, find_stacks, prune_model, unprune_model
 from attention_pruning.ops.cpu import native
 from attention_pruning.structure import expand_blocks, visible_cells
@@ -156,8 +156,8 @@ def test_sequences_are_taken_and_repeated_and_a_cache_begins_anew():
             layer.batch_repeat_interleave(2)
             layer.batch_select_indices(torch.tensor([1, 4]))
         layer = held.layers[0]
-        assert len(layer.keys) == len(layer.columns) == len(layer._next_row_B) == 2
-        assert layer._next_row_B.tolist() == [PROMPT, 2]
+        assert len(layer.keys) == len(layer.columns) == len(layer.next_row_B) == 2
+        assert layer.next_row_B.tolist() == [PROMPT, 2]
         held.reset()
         assert held.get_seq_length() == held.nbytes == 0
         torch.testing.assert_close(model(**batch, past_key_values=held).logits, first)
@@ -194,11 +194,7 @@ def test_calls_that_it_cannot_serve_are_refused():
             model(**batch, past_key_values=held)
 
 
-def test_masks_by_distance_and_windows_are_refused():
-    config = make("Llama").config
-    kept = torch.ones(config.num_hidden_layers, config.num_attention_heads, 3, dtype=torch.bool)
-    with pytest.raises(InputError, match="expected a mask of one length, such as mask.at"):
-        PrunedCache(prune_model(make("Llama"), DistanceMask(kept)))
+def test_windows_are_refused():
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 8}
     config = MistralConfig(vocab_size=40, **shape, num_key_value_heads=2, sliding_window=5)
     with pytest.raises(InputError, match="expected a model without a sliding window, found one of 5"):

@@ -102,7 +102,9 @@ def _forward(*arguments: Tensor | float | None) -> Tensor:
     count = len(Inputs._fields)
     inputs, settings = Inputs(*arguments[:count]), FewSettings(*arguments[count:])
     _check(inputs, settings)
-    inputs = Inputs(*map(rows_dense, inputs[:3]), inputs.bias, *(x if x is None else rows_dense(x) for x in inputs[4:]))
+    if any(x is not None and x.stride(-1) != 1 for x in inputs):
+        relative = (x if x is None else rows_dense(x) for x in inputs[4:])
+        inputs = Inputs(*map(rows_dense, inputs[:3]), inputs.bias, *relative)
     out = empty_like(inputs.q)
     if out.numel():
         native.few_queries(inputs, out, settings)

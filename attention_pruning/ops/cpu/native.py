@@ -268,14 +268,11 @@ def few_queries(inputs: Inputs, out: Tensor, settings: FewSettings) -> None:
     """Fill ``out``."""
     problem, alive = _described(inputs, out, settings)
     bits, starts, columns = settings.bits, settings.starts, settings.columns
-    kept = _KeptKeys(
-        *bits.shape[1:],
-        settings.block_size,
-        bits.data_ptr(),
-        None if starts is None else starts.data_ptr(),
-        None if columns is None else columns.data_ptr(),
-        (c_int64 * 2)(*(() if columns is None else columns.stride()[:2])),
-    )
+    kept = _KeptKeys(*bits.shape[1:], settings.block_size, bits.data_ptr())
+    if starts is not None:
+        kept.starts = starts.data_ptr()
+    if columns is not None:
+        kept.columns, kept.columns_strides = columns.data_ptr(), columns.stride()[:2]
     _run("few_queries", byref(problem), byref(kept))
     del alive
 
@@ -292,7 +289,10 @@ def _array(x: Tensor | None) -> _Array:
     """[batch, head, row, size], or [head, row, size], the same for every sequence."""
     if x is None:
         return _NO_ARRAY
-    return _Array(x.data_ptr(), *((0,) * (4 - x.ndim)), *x.stride()[:-1])
+    if x.ndim == 3:
+        return _Array(x.data_ptr(), 0, *x.stride()[:-1])
+    batch, head, row, _ = x.stride()
+    return _Array(x.data_ptr(), batch, head, row)
 
 
 def _problem(inputs: Inputs, out: Tensor, log_sum: Tensor, settings: Settings) -> tuple[_Problem, list[Tensor]]:
@@ -310,34 +310,25 @@ def _problem(inputs: Inputs, out: Tensor, log_sum: Tensor, settings: Settings) -
 
 
 def _described(inputs: Inputs, out: Tensor, settings: Settings | FewSettings) -> tuple[_Problem, list[Tensor]]:
-    """What every call has, and tensors that must live as long."""
+    """What every call has, and tensors that must live as long. What is not set is zero."""
     q, k, v, bias, q_position, position_keys = inputs
-    alive, bias_strides, bias_data = [], (0,) * 4, None
+    (batch, heads, queries, size), (_, kv_heads, keys, _) = q.shape, k.shape
+    # A step of decoding takes little longer than this does: by place, and nothing for what is not there.
+    problem = _Problem(batch, heads, kv_heads, queries, keys, size, _array(q), _array(k), _array(v), _array(out))
+    problem.first_row, problem.scale, problem.threads = settings.query_offset, settings.scale, torch.get_num_threads()
+    problem.bfloat16 = q.dtype == torch.bfloat16
+    if settings.shift is not None:
+        problem.causal, problem.shift = 1, settings.shift
+    if q_position is not None:
+        problem.q_position, problem.position_keys = _array(q_position), _array(position_keys)
+    alive = []
     if bias is not None:
         bias = _whole(bias.detach().float(), q, k)
-        bias_strides, bias_data = bias.stride(), bias.data_ptr()
+        problem.bias, problem.bias_strides = bias.data_ptr(), bias.stride()
         alive.append(bias)
-    seen = None
     if settings.key_padding_mask is not None:
         alive.append((~settings.key_padding_mask).contiguous())
-        seen = alive[-1].data_ptr()
-    problem = _Problem(
-        *q.shape[:2],
-        k.shape[1],
-        q.shape[2],
-        k.shape[2],
-        q.shape[3],
-        *(_array(x) for x in (q, k, v, out, q_position, position_keys)),
-        first_row=settings.query_offset,
-        key_seen=seen,
-        causal=int(settings.shift is not None),
-        shift=settings.shift or 0,
-        bias=bias_data,
-        bias_strides=(c_int64 * 4)(*bias_strides),
-        scale=settings.scale,
-        threads=torch.get_num_threads(),
-        bfloat16=int(q.dtype == torch.bfloat16),
-    )
+        problem.key_seen = alive[-1].data_ptr()
     return problem, alive
 
 

@@ -104,7 +104,7 @@ def block_sparse(
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """What the kernel needs and such a call has not, as the end of "expected ..."; None if it can compute it."""
-    if q.device.type != "cpu":
+    if not q.is_cpu:
         return f"tensors on the CPU, found {q.device}"
     if q.dtype not in DTYPES:
         return f"float32 or bfloat16, found {q.dtype}"
@@ -239,8 +239,9 @@ def _check(inputs: Inputs, settings: Settings) -> None:
 
 def check_call(inputs: Inputs, settings: Settings | FewSettings) -> None:
     """Refuse tensors and an offset that do not go together."""
-    q, k, v, bias, *relative = inputs
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or k.shape[::3] != q.shape[::3]:
+    q, k, v, bias, q_position, position_keys = inputs
+    of_q, of_k = q.shape, k.shape
+    if len(of_q) != 4 or len(of_k) != 4 or of_k != v.shape or of_k[0] != of_q[0] or of_k[3] != of_q[3]:
         raise InputError(
             "q, k, v: expected [batch, head, row, size] of one batch and size, k and v alike, "
             f"found {list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
@@ -248,18 +249,19 @@ def check_call(inputs: Inputs, settings: Settings | FewSettings) -> None:
     refused = unsupported(q, k, v)
     if refused:
         raise InputError(f"q, k, v: expected {refused}")
-    (batch, heads, queries, _), (kv_heads, keys) = q.shape, k.shape[1:3]
+    (batch, heads, queries, _), (_, kv_heads, keys, _) = of_q, of_k
     if heads and (kv_heads == 0 or heads % kv_heads):
         raise InputError(f"k, v: expected heads that divide the {heads} of the queries, found {kv_heads}")
-    padding, whole = settings.key_padding_mask, [batch, heads, queries, keys]
+    padding, whole = settings.key_padding_mask, (batch, heads, queries, keys)
     if padding is not None and (padding.dtype != torch.bool or list(padding.shape) != [batch, keys]):
         found = f"{padding.dtype} of {list(padding.shape)}"
         raise InputError(f"key_padding_mask: expected bools of {[batch, keys]}, found {found}")
     if bias is not None and (
         bias.ndim != 4 or any(found not in (1, size) for found, size in zip(bias.shape, whole, strict=True))
     ):
-        raise InputError(f"bias: expected floats that broadcast to {whole}, found {list(bias.shape)}")
-    _check_relative(*relative, q, k, settings.shift)
+        raise InputError(f"bias: expected floats that broadcast to {list(whole)}, found {list(bias.shape)}")
+    if q_position is not None or position_keys is not None:
+        _check_relative(q_position, position_keys, q, k, settings.shift)
     if settings.query_offset < 0:
         raise InputError(f"query_offset: expected at least 0, found {settings.query_offset}")
 
@@ -267,8 +269,6 @@ def check_call(inputs: Inputs, settings: Settings | FewSettings) -> None:
 def _check_relative(
     q_position: Tensor | None, position_keys: Tensor | None, q: Tensor, k: Tensor, shift: int | None
 ) -> None:
-    if q_position is None and position_keys is None:
-        return
     (batch, heads, queries, size), (kv_heads, keys) = q.shape, k.shape[1:3]
     shapes = {"q_position": [batch, heads, queries, size], "position_keys": [heads, keys, size]}
     for (name, expected), x in zip(shapes.items(), (q_position, position_keys), strict=True):
