@@ -87,7 +87,7 @@ def test_an_unknown_key_is_refused_by_name_wherever_it_stands(way: tuple[str, ..
         (("translation", "mask_comparison"), {"choices": [{"rule": "published"}]}),
         (("translation", "mask_comparison"), {"choices": [{"rule": "published", "scope": "column"}]}),
         (("translation", "mask_comparison"), {"controls": ["data"]}),
-        (("translation", "pruning", "control_seeds"), []),
+        (("translation", "pruning", "control_seeds"), [1]),
         (("glue", "dataset", "tasks"), ["MRPC", "Poetry"]),
         (("squad", "lengths"), {"max_seq_length": "384"}),
         (("resources", "threads"), 0),
