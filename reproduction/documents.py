@@ -37,7 +37,7 @@ from reproduction.figures import REFERENCE as PUBLISHED
 from reproduction.figures import panels_of
 from reproduction.mask_figure import markdown as masks_markdown
 from reproduction.metrics import SPARSITIES
-from reproduction.ood_table import all_found, read_table, titled
+from reproduction.ood_table import how_to_read, read_table, titled
 from reproduction.pairing import paired
 from reproduction.paper_comparison import comparison
 from reproduction.results import read_csv, read_run
@@ -161,10 +161,9 @@ def saved_block(config: str) -> str:
 
 
 def ood_block(config: str) -> str:
-    """Every model at home and away, a table for each pair, and what the numbers say."""
+    """Every model in and out of distribution: how to read it, and a table for each pair."""
     table = read_table(REFERENCE / config / "ood_table.csv")
-    found = [f"{title}:\n\n{shown}\n\n{words}" for title, shown, words in titled(table)]
-    return "\n\n".join([all_found(table), *found]) + "\n"
+    return "\n\n".join([how_to_read(table), *(f"{title}:\n\n{shown}" for title, shown in titled(table))]) + "\n"
 
 
 def entmax_block(config: str) -> str:

@@ -271,8 +271,8 @@ rule write_ood_table:
         numbers=report(
             "results/{config}/ood_table.csv",
             caption="captions/ood_table.rst",
-            category="Away from home",
-            labels={"what": "Models where they were not trained", "as": "table"},
+            category="Out of distribution",
+            labels={"what": "Models on data of another kind", "as": "table"},
         ),
     log:
         "results/{config}/logs/ood_table.log",
@@ -284,8 +284,10 @@ rule write_ood_table:
     resources:
         mem_mb=1000,
         runtime=job_runtime("small"),
+    params:
+        taus=ood_tau_flags(),
     message:
         "Write {output.table}"
     shell:
-        "python -m reproduction.ood_table --config-name {wildcards.config} --metrics {input:q} --out {output.table:q}"
-        " > {log:q} 2>&1"
+        "python -m reproduction.ood_table --config-name {wildcards.config} {params.taus} --metrics {input:q}"
+        " --out {output.table:q} > {log:q} 2>&1"

@@ -68,4 +68,14 @@ def ood_metrics():
     return files
 
 
+def ood_tau_flags():
+    """The tau of each experiment at which its models are contrasted, chosen before anything is measured."""
+    found = []
+    for experiment in dict.fromkeys(place[0] for place in places()):
+        tau = config["out_of_distribution"]["taus"][experiment]
+        tau = max(config[experiment]["pruning"]["taus"]) if tau is None else tau
+        found += ["--tau", f"{experiment}={tau:g}"]
+    return shlex.join(found)
+
+
 OOD_METRICS = ood_metrics()

@@ -27,6 +27,10 @@ def check_config():
     for experiment in ALL_EXPERIMENTS:
         if experiment not in config:
             config[experiment] = stand_in(experiment)
+        contrasted, taus = config["out_of_distribution"]["taus"][experiment], config[experiment]["pruning"]["taus"]
+        if contrasted is not None and experiment not in ABSENT and contrasted not in taus:
+            expected = f"expected one of {experiment}.pruning.taus, {taus}"
+            raise WorkflowError(f"out_of_distribution.taus.{experiment}: {expected}, found {contrasted}")
     tasks = config["glue"]["dataset"]["tasks"]
     if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
         raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")

@@ -94,6 +94,8 @@ def test_an_unknown_key_is_refused_by_name_wherever_it_stands(way: tuple[str, ..
         (("out_of_distribution", "names"), {"language_modelling": "bible-kjv-bbe"}),
         (("out_of_distribution", "names"), {"RTE": "PAWS"}),
         (("out_of_distribution", "limit"), 0),
+        (("out_of_distribution", "taus"), {"glue": 80}),
+        (("out_of_distribution", "taus"), {"glue": [0.5]}),
         (("resources", "runtime"), {"translation": "2d"}),
         (("name",), "../elsewhere"),
     ],
