@@ -16,6 +16,7 @@ VARIANTS = ("data", "random", "window", "distance")
 #: What needs no attention, by the variants of `results.BASELINES`.
 BASELINE_NAMES = {
     "kneser-ney": "Kneser-Ney bigram",
+    "kneser-ney-5": "Kneser-Ney 5-gram",
     "copy": "copied source",
     "majority": "commonest class",
 }

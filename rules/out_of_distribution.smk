@@ -34,17 +34,17 @@ use rule kneser_ney as kneser_ney_away with:
     input:
         rules.other_text.output,
     output:
-        metrics=f"{OTHER_BIGRAM}/metrics@{{away}}.json",
-        record=f"{OTHER_BIGRAM}/run.json",
+        metrics=f"{OTHER_NGRAM}/metrics@{{away}}.json",
+        record=f"{OTHER_NGRAM}/run.json",
     log:
-        f"{OTHER_BIGRAM}/kneser_ney.log",
+        f"{OTHER_NGRAM}/kneser_ney.log",
     benchmark:
-        f"{OTHER_BIGRAM}/kneser_ney.benchmark.tsv"
+        f"{OTHER_NGRAM}/kneser_ney.benchmark.tsv"
     params:
         folder=lambda wildcards: OTHER_TEXT.format(**wildcards),
         labels=lambda wildcards: labels(config=wildcards.config, dataset=wildcards.dataset),
     message:
-        "Count bigrams of {wildcards.dataset}, and look at {wildcards.away}"
+        "Count n-grams of {wildcards.dataset}, and look at {wildcards.away}: kneser-ney{wildcards.order}"
 
 
 use rule evaluate_language_model as evaluate_language_model_away with:

@@ -1,7 +1,7 @@
 # Models where they were not trained: folders, flags and the files that their table needs. No rules here.
 AWAY = f"{FOLDER}/away/{{away}}"
 OTHER_TEXT = f"{LM_FOLDER}/away/{{away}}/corpus"
-OTHER_BIGRAM = f"{LM_FOLDER}/away/{{away}}/kneser-ney"
+OTHER_NGRAM = f"{LM_FOLDER}/away/{{away}}/kneser-ney{{order}}"
 OTHER_PAIRS = f"{MT_FOLDER}/away/{{away}}/pairs"
 OTHER_BINARISED = f"{MT_FOLDER}/away/{{away}}/binarised"
 OTHER_COPY = f"{MT_FOLDER}/away/{{away}}/copy"
@@ -57,7 +57,11 @@ def ood_metrics():
     for experiment, dataset, away in places():
         known = {"config": config["name"], "dataset": dataset, "away": away}
         baselines = {
-            "language_modelling": [f"{BIGRAM}/metrics.json", f"{OTHER_BIGRAM}/metrics@{{away}}.json"],
+            "language_modelling": [
+                path.replace("{order}", order)
+                for order in ORDERS
+                for path in (f"{NGRAM}/metrics.json", f"{OTHER_NGRAM}/metrics@{{away}}.json")
+            ],
             "translation": [f"{COPY}/metrics.json", f"{OTHER_COPY}/metrics@{{away}}.json"],
             "glue": [f"{MAJORITY}/metrics.json", f"{MAJORITY}/metrics@{{away}}.json"],
             "squad": [],
