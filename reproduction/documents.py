@@ -99,9 +99,8 @@ def sites_block(config: str) -> str:
     table = read_csv(REFERENCE / config / "translation_sites.csv")
     lines = ["| pruned | tau | evaluated | BLEU, test | minus dense | seeds |", "|---|---:|---:|---|---|---:|"]
     dense = compared_sites(table).query("variant == 'dense'")
-    for variant, sites, rows in [("dense", "", dense), *lines_of(table)]:
-        name = {"dense": "dense", "data": SITES.get(sites, {}).get("label")}.get(variant)
-        name = name or f"{NAMES[variant]}, {SITES[sites]['label']}"
+    for variant, sites, rows in [("dense", "all", dense), *lines_of(table)]:
+        name = SITES[sites]["label"] if variant == "data" else f"{NAMES[variant]}, {SITES[sites]['label']}"
         for point in curve(rows, variant).itertuples():
             minus = "" if variant == "dense" else paired(rows[rows["tau"] == point.tau], dense).told()
             value = f"{point.evaluated:.1f}% | {spread(point, 2)} | {minus} | {point.seeds}"

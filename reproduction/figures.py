@@ -179,10 +179,12 @@ def draw_curve(
 
 
 def _draw_baseline(axes: Axes, value: float, name: str, line: str | tuple) -> None:
-    """A line where no attention gets, if that is near enough not to squeeze the curves."""
+    """A line where no attention gets; where that would squeeze the curves, the legend alone says where it is."""
     low, high = axes.get_ylim()
     room = 0.35 * (high - low)
     if not low - room <= value <= high + room:
+        label = f"{name} {value:.1f} ({'below' if value < low else 'above'})"
+        axes.plot([], [], linewidth=0.9, linestyle=line, label=label, **STYLES["baseline"])
         return
     axes.axhline(value, linewidth=0.9, linestyle=line, zorder=1, label=name, **STYLES["baseline"])
     margin = 0.08 * (high - low)

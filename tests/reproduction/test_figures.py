@@ -157,12 +157,28 @@ def test_the_upper_axis_has_the_mean_effective_sparsity_of_each_tau() -> None:
 def test_the_bigram_is_drawn_where_it_is_near_and_left_out_where_it_is_far() -> None:
     def heights(bigram: float | None) -> list[float]:
         colour = STYLES["baseline"]["color"]
-        return [line.get_ydata()[0] for line in drawn(made_up(bigram))[0].lines if line.get_color() == colour]
+        found = [line.get_ydata() for line in drawn(made_up(bigram))[0].lines if line.get_color() == colour]
+        return [data[0] for data in found if len(data)]
 
     assert heights(70.0) == [70.0]
     assert heights(500.0) == []
     assert heights(None) == []
     assert drawn(made_up(500.0))[0].get_ylim() == drawn(made_up(None))[0].get_ylim()
+    # a floor that is better than the models must not go in silence
+    for value, label in ((500.0, "Kneser-Ney bigram 500.0 (above)"), (20.0, "Kneser-Ney bigram 20.0 (below)")):
+        assert label in lines(drawn(made_up(value))[0])
+
+
+def test_every_floor_of_counting_is_drawn() -> None:
+    table = made_up(bigram=70.0)
+    longer = table[table["variant"] == "kneser-ney"].assign(variant="kneser-ney-5", value=68.0)
+    both = pd.concat([table, longer], ignore_index=True)
+    found = lines(drawn(both)[0])
+    assert found["Kneser-Ney bigram"][1][0] == 70 and found["Kneser-Ney 5-gram"][1][0] == 68
+    styles = {line.get_linestyle() for line in drawn(both)[0].lines if line.get_label().startswith("Kneser-Ney")}
+    assert len(styles) == 2
+    assert "; Kneser-Ney bigram 70.0; Kneser-Ney 5-gram 68.0." in caption(both, [PANEL])
+    assert "Kneser-Ney 5-gram" in table_text(both, [PANEL])
 
 
 def test_the_companion_shows_changes_of_each_seed_and_the_published_ones() -> None:

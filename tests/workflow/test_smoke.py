@@ -199,7 +199,14 @@ def test_the_figure_is_a_picture_of_these_numbers(finished: Path) -> None:
     share = (pixels < 250).any(axis=1).mean()
     assert 0.02 < share < 0.5
     caption = (finished / "results" / "ap_figure.md").read_text()
-    for word in ("configuration smoke", "Kneser-Ney bigram", "Kneser-Ney 5-gram", "copied source", "commonest class", *TASKS):
+    for word in (
+        "configuration smoke",
+        "Kneser-Ney bigram",
+        "Kneser-Ney 5-gram",
+        "copied source",
+        "commonest class",
+        *TASKS,
+    ):
         assert word in caption
     leaves(finished / "results" / "smoke", "glue_tasks.png", "glue_tasks.csv", "glue_tasks.md")
 
