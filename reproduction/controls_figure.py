@@ -2,21 +2,22 @@
 
     python -m reproduction.controls_figure --metrics results/quick/metrics.csv --out results/quick/controls.png
 
-Masks of one tau need not take as much attention from a text. The x axis is therefore the evaluated sparsity; the table
-beside the figure has the differences at equal tau, seed by seed.
+Masks of one tau need not prune as much of a text's attention. The x axis is therefore the evaluated sparsity; the table
+beside the figure has the differences at equal tau, seed by seed. A panel has the seeds that all of its models have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from reproduction.captions import NAMES, name_of
+from reproduction.captions import NAMES, SPREAD, name_of
 from reproduction.curves import VARIANTS, Panel, curve, select
 from reproduction.figure_command import run_figure
 from reproduction.figures import DPI, FONT, STYLES, panels_of
+from reproduction.pairing import Difference, named_seeds, on_common_seeds, paired
 from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -30,6 +31,12 @@ KINDS = {
     "window": "a fixed window around the diagonal",
     "distance": "masks that know the pattern by distance alone",
 }
+
+
+def compared(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+    """Dense, data-informed and control models of a panel, on the seeds that all of them have."""
+    rows = select(table, panel)
+    return on_common_seeds(rows[rows["variant"].isin(["dense", *VARIANTS])])
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -48,7 +55,7 @@ def draw(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(4.4 * len(panels), 4.3), dpi=DPI, layout="constrained")
         places = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(places, panels, strict=True):
-            _draw_panel(axes, select(table, panel), panel)
+            _draw_panel(axes, compared(table, panel), panel)
         shown = {
             label: handle for axes in places for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
@@ -75,12 +82,23 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:
         markers = range(len(start), len(points))
         axes.plot(*zip(*points, strict=True), linewidth=1.5, markersize=5.5, markevery=markers, zorder=4, **style)
     axes.set_xlim(-4, 100)
-    axes.set_xlabel(f"Attention that the {panel.split} text lost (%)")
+    axes.set_xlabel(f"Evaluated sparsity, {panel.split} (%)")
     axes.set_ylabel(f"{panel.label} ({panel.split}), {panel.better} is better")
-    axes.set_title(panel.title)
+    axes.set_title(f"{panel.title}, {named_seeds(rows)}")
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines["top"].set_visible(False)
+
+
+def contrasts(table: pd.DataFrame, panel: Panel) -> list[tuple[str, float, pd.DataFrame, pd.DataFrame, Difference]]:
+    """Data-informed against each control at equal tau: control, tau, the rows of both, their paired difference."""
+    rows, found = compared(table, panel), []
+    for control in CONTROLS:
+        for tau, same in rows.groupby("tau", sort=True):
+            data, other = (same[same["variant"] == variant] for variant in ("data", control))
+            if not data.empty and not other.empty:
+                found.append((control, tau, data, other, paired(data, other)))
+    return found
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:
@@ -89,60 +107,52 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a panel, control and tau: ``seeds`` (that have both), ``data`` and ``control`` (mean values),
-        ``difference``, ``low`` and ``high`` (mean, lowest and highest over seeds), ``data_better`` (seeds in which the
-        data-informed mask is better), ``data_evaluated`` and ``control_evaluated`` (mean evaluated sparsities). No row
-        where a control was not trained.
+        One row a panel, control and tau: ``seeds`` (how many), ``data`` and ``control`` (mean values), ``difference``,
+        ``low`` and ``high`` (mean, lowest and highest over seeds), ``ci_low`` and ``ci_high`` (its t interval, empty
+        for fewer than three seeds), ``data_better`` (seeds in which the data-informed mask is better),
+        ``data_evaluated`` and ``control_evaluated`` (mean evaluated sparsities). No row where a control was not
+        trained.
     """
-    paired = ["seed", "tau", "value", "evaluated_sparsity"]
     found = []
     for panel in panels_of(table):
-        rows = select(table, panel)
-        data = rows.loc[rows["variant"] == "data", paired]
-        for control in CONTROLS:
-            pairs = data.merge(rows.loc[rows["variant"] == control, paired], on=["seed", "tau"], suffixes=("", "_c"))
-            for tau, pair in pairs.groupby("tau", sort=True):
-                difference = pair["value"] - pair["value_c"]
-                better = difference < 0 if panel.better == "lower" else difference > 0
-                known = {"experiment": panel.experiment, "metric": panel.metric, "better": panel.better}
-                known |= {"against": control, "tau": tau, "seeds": len(pair)}
-                means = {"data": pair["value"].mean(), "control": pair["value_c"].mean()}
-                spread = {"difference": difference.mean(), "low": difference.min(), "high": difference.max()}
-                shares = {"data_better": int(better.sum()), "data_evaluated": pair["evaluated_sparsity"].mean()}
-                shares["control_evaluated"] = pair["evaluated_sparsity_c"].mean()
-                found.append(known | means | spread | shares)
+        for control, tau, data, other, difference in contrasts(table, panel):
+            sign = -1 if panel.better == "lower" else 1
+            low, high = difference.interval or (None, None)
+            known = {"experiment": panel.experiment, "metric": panel.metric, "better": panel.better}
+            known |= {"against": control, "tau": tau, "seeds": len(difference.seeds)}
+            means = {"data": data["value"].mean(), "control": other["value"].mean(), "difference": difference.mean}
+            spread = {"low": min(difference.values), "high": max(difference.values), "ci_low": low, "ci_high": high}
+            shares = {"data_better": sum(sign * value > 0 for value in difference.values)}
+            shares |= {"data_evaluated": data["evaluated_sparsity"].mean()}
+            shares |= {"control_evaluated": other["evaluated_sparsity"].mean()}
+            found.append(known | means | spread | shares)
     columns = ["experiment", "metric", "better", "against", "tau", "seeds", "data", "control", "difference"]
-    columns += ["low", "high", "data_better", "data_evaluated", "control_evaluated"]
-    return pd.DataFrame(found, columns=columns)
+    columns += ["low", "high", "ci_low", "ci_high", "data_better", "data_evaluated", "control_evaluated"]
+    return pd.DataFrame(found, columns=columns).astype({"ci_low": float, "ci_high": float})
 
 
 def caption(table: pd.DataFrame) -> str:
     """Return the caption of the figure: plain paragraphs, readable as Markdown and as reStructuredText."""
-    compared = differences(table)
-    beside = [KINDS[control] for control in CONTROLS if (compared["against"] == control).any()]
+    trained = [control for control in CONTROLS if (table["variant"] == control).any()]
     parts = [
         f"Does the pattern matter, or only how much is kept? Configuration {table['config'].iloc[0]}: data-informed "
-        f"masks beside {', '.join(beside) or 'the dense model'}, by the share of the attention that "
-        "the evaluated text lost (each cell weighed by how often the text uses it). Dots are seeds, lines their means "
-        "from the dense model (dotted) on; each marker is a tau."
+        f"masks beside {', '.join(KINDS[control] for control in trained) or 'the dense model'}, by evaluated sparsity: "
+        "the pruned share of the attention in the evaluated text, each cell counted as often as the text uses it. Dots "
+        "are seeds, lines their means from the dense model (dotted) on; each marker is a tau. A panel has the seeds "
+        f"that all of its models have. {SPREAD}"
     ]
     for panel in panels_of(table):
-        rows = compared[compared["experiment"] == panel.experiment]
         found = [
-            f"tau {line.tau:g} against {NAMES[line.against]} {line.difference:+.2f} ({_seeds(line)}; "
-            f"{line.data_evaluated:.0%} and {line.control_evaluated:.0%} lost)"
-            for line in rows.itertuples()
+            f"tau {tau:g}, {NAMES[control]} {difference.told()}, evaluated sparsity "
+            f"{data['evaluated_sparsity'].mean():.0%} and {other['evaluated_sparsity'].mean():.0%}"
+            for control, tau, data, other, difference in contrasts(table, panel)
         ]
         text = "; ".join(found) or "no control was trained"
-        parts.append(f"{panel.title}, {name_of(panel)}, {panel.better} is better, data-informed minus control: {text}.")
+        seeds = named_seeds(compared(table, panel))
+        parts.append(
+            f"{panel.title}, {name_of(panel)}, {panel.better} is better, {seeds}. Data-informed minus control: {text}."
+        )
     return "\n\n".join(parts) + "\n"
-
-
-def _seeds(line: Any) -> str:
-    """What the seeds say of a difference (a row from ``itertuples``); one seed has no spread."""
-    if line.seeds == 1:
-        return "one seed"
-    return f"seeds {line.low:+.2f} to {line.high:+.2f}, better in {line.data_better} of {line.seeds}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

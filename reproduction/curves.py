@@ -9,10 +9,17 @@ import pandas as pd
 
 from attention_pruning import InputError
 from reproduction.metrics import SPARSITIES
-from reproduction.results import BASELINES
+from reproduction.pairing import Difference, paired
 
 #: Variants that a panel draws, in the order of its legend. Dense is the point at 0.
 VARIANTS = ("data", "random", "window", "distance")
+#: What needs no attention, by the variants of `results.BASELINES`.
+BASELINE_NAMES = {
+    "kneser-ney": "Kneser-Ney bigram",
+    "kneser-ney-5": "Kneser-Ney 5-gram",
+    "copy": "copied source",
+    "majority": "commonest class",
+}
 REFERENCE_COLUMNS = ("panel", "dataset", "metric", "direction", "percent_pruned", "value", "source")
 
 
@@ -32,12 +39,16 @@ class Panel:
     label : str
         Of the y axis.
     better : {"lower", "higher"}
-    baseline : str
-        What the variant of `results.BASELINES` that the table may have is called here.
+    unit : {"percent", "points"}
+        Of a change from the dense model. Scores that may be near zero, as correlations are, have no percent.
     sites : str, optional
         Value of the column ``sites`` of the models to show; by default all.
     averaged : bool
         Whether the panel shows the mean over several datasets.
+    scale : float
+        What values of the column ``value`` are multiplied by.
+    companion : Panel, optional
+        What is drawn beside the published curve, where that has another metric; by default the panel itself.
     """
 
     experiment: str
@@ -46,23 +57,21 @@ class Panel:
     split: str
     label: str
     better: str
-    baseline: str
+    unit: str = "points"
     sites: str | None = None
     averaged: bool = False
+    scale: float = 1.0
+    companion: Panel | None = None
 
 
+#: The published curve of panel (c) is the mean accuracy of nine tasks; beside it stands that of the tasks with one.
+ACCURACY = Panel(
+    "glue", "(c) Language understanding", "accuracy", "validation", "Accuracy", "higher", averaged=True, scale=100.0
+)
 #: All panels that can be drawn, in order; a figure shows those whose experiment is in the table.
 PANELS = (
-    Panel(
-        "language_modelling",
-        "(a) Language modelling",
-        "perplexity",
-        "test",
-        "Perplexity",
-        "lower",
-        baseline="Kneser-Ney bigram",
-    ),
-    Panel("translation", "(b) Translation", "bleu", "test", "BLEU", "higher", baseline="copied source", sites="all"),
+    Panel("language_modelling", "(a) Language modelling", "perplexity", "test", "Perplexity", "lower", unit="percent"),
+    Panel("translation", "(b) Translation", "bleu", "test", "BLEU", "higher", unit="percent", sites="all"),
     Panel(
         "glue",
         "(c) Language understanding",
@@ -70,8 +79,8 @@ PANELS = (
         "validation",
         "GLUE score",
         "higher",
-        baseline="commonest class",
         averaged=True,
+        companion=ACCURACY,
     ),
 )
 
@@ -84,8 +93,9 @@ def select(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
     InputError
         If there is none, there is no dense one, or they are of several configurations or datasets.
     """
-    same = [table[column] == getattr(panel, column) for column in ("experiment", "metric", "split")]
-    rows = table[same[0] & same[1] & same[2]]
+    rows = table[(table["experiment"] == panel.experiment) & (table["metric"] == panel.metric)]
+    # MNLI has two validation splits, validation_matched and validation_mismatched.
+    rows = rows[rows["split"].str.fullmatch(rf"{panel.split}(_\w+)?")]
     if panel.sites is not None:
         rows = rows[(rows["sites"] == panel.sites) | rows["sites"].isna()]
     wanted = f"{panel.metric} on {panel.split} of {panel.experiment}"
@@ -97,11 +107,13 @@ def select(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
     if not (rows["variant"] == "dense").any():
         found = ", ".join(sorted(rows["variant"].unique()))
         raise InputError(f"expected {wanted} of the dense model, found only {found}")
-    return mean_over_datasets(rows) if panel.averaged else rows
+    if panel.scale != 1:
+        rows = rows.assign(value=rows["value"] * panel.scale)
+    return mean_over_datasets(rows.assign(split=panel.split)) if panel.averaged else rows
 
 
 def mean_over_datasets(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each model and seed, its value and sparsities the mean over all datasets.
+    """One row for each model and seed, its value and sparsities the mean over all datasets, each the mean of its rows.
 
     Raises
     ------
@@ -111,7 +123,8 @@ def mean_over_datasets(rows: pd.DataFrame) -> pd.DataFrame:
     datasets = sorted(rows["dataset"].unique())
     numbers = ["value", *SPARSITIES]
     same = [column for column in rows.columns if column not in ("dataset", *numbers)]
-    groups = rows.groupby(same, dropna=False, sort=False)
+    of_datasets = rows.groupby([*same, "dataset"], dropna=False, sort=False)[numbers].mean().reset_index()
+    groups = of_datasets.groupby(same, dropna=False, sort=False)
     for labels, group in groups:
         if lacking := set(datasets) - set(group["dataset"]):
             known = dict(zip(same, labels, strict=True))
@@ -134,8 +147,8 @@ def curve(rows: pd.DataFrame, variant: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a tau, ascending: ``percent`` (100 tau), ``mean``, ``low`` and ``high`` (the lowest and the highest
-        seed), ``seeds`` (how many), ``effective`` and ``evaluated`` (mean sparsities, in percent).
+        One row a tau, ascending: ``tau``, ``percent`` (100 tau), ``mean``, ``low`` and ``high`` (the lowest and the
+        highest seed), ``seeds`` (how many), ``effective`` and ``evaluated`` (mean sparsities, in percent).
     """
     groups = rows[rows["variant"] == variant].groupby("tau", sort=True)
     summary = groups.agg(
@@ -147,12 +160,12 @@ def curve(rows: pd.DataFrame, variant: str) -> pd.DataFrame:
         evaluated=("evaluated_sparsity", "mean"),
     ).reset_index()
     summary[["effective", "evaluated"]] *= 100
-    summary.insert(0, "percent", 100 * summary.pop("tau"))
+    summary.insert(1, "percent", 100 * summary["tau"])
     return summary
 
 
-def relative(rows: pd.DataFrame) -> pd.DataFrame:
-    """Replace each value by its change in percent from the dense model of the same seed.
+def changes(rows: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Replace each value by its change from the dense model of the same seed, in percent of that one or in points.
 
     Raises
     ------
@@ -166,13 +179,41 @@ def relative(rows: pd.DataFrame) -> pd.DataFrame:
         raise InputError(f"expected a dense model of each seed, found none of seed {lacking[0]}")
     if len(repeated := dense.index[dense.index.duplicated()]):
         raise InputError(f"expected one dense model of each seed, found several of seed {repeated[0]}")
-    return seeded.assign(value=100 * (seeded["value"] / seeded["seed"].map(dense) - 1))
+    start = seeded["seed"].map(dense).astype(float)
+    return seeded.assign(value=_change(seeded["value"], start, unit))
 
 
-def baseline(rows: pd.DataFrame) -> float | None:
-    """The value of what needs no attention, if the table has it."""
-    values = rows.loc[rows["variant"].isin(BASELINES), "value"]
-    return float(values.iloc[0]) if len(values) else None
+def _change(value: pd.Series, start: pd.Series | float, unit: str) -> pd.Series:
+    return 100 * (value / start - 1) if unit == "percent" else value - start
+
+
+def contrast(rows: pd.DataFrame, first: str, second: str, tau: float) -> Difference | None:
+    """First minus second variant at a tau, on the seeds that both have; None if one of them was not trained.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        What `select` returns.
+    first, second : str
+        Variants; ``dense`` is taken whatever tau is.
+    tau : float
+    """
+    of_tau = rows[(rows["tau"] == tau) | (rows["variant"] == "dense")]
+    parts = [of_tau[of_tau["variant"] == variant] for variant in (first, second)]
+    return None if any(part.empty for part in parts) else paired(*parts)
+
+
+def comparable(table: pd.DataFrame, panel: Panel) -> tuple[Panel, pd.DataFrame]:
+    """What stands beside the published curve: its panel, and the rows of that, none if the table lacks its metric."""
+    own = panel.companion or panel
+    known = (table["experiment"] == own.experiment) & (table["metric"] == own.metric)
+    return own, select(table, own) if own is panel or known.any() else table.iloc[:0]
+
+
+def baselines(rows: pd.DataFrame) -> dict[str, float]:
+    """The values of what needs no attention, by variant; those that the table has."""
+    found = rows[rows["variant"].isin(BASELINE_NAMES)].set_index("variant")["value"]
+    return {variant: float(found[variant]) for variant in BASELINE_NAMES if variant in found.index}
 
 
 def read_reference(path: str | Path) -> pd.DataFrame:
@@ -197,7 +238,7 @@ def read_reference(path: str | Path) -> pd.DataFrame:
 
 
 def published(reference: pd.DataFrame, panel: Panel) -> pd.DataFrame:
-    """The published curve: ``dataset``, ``percent``, ``value``, and ``change`` from its own value at 0, in percent.
+    """The published curve: ``dataset``, ``percent``, ``value`` and ``change`` from its value at 0, in the panel's unit.
 
     Raises
     ------
@@ -209,18 +250,18 @@ def published(reference: pd.DataFrame, panel: Panel) -> pd.DataFrame:
     if len(dense) != 1:
         raise InputError(f"expected one published value of {panel.experiment} at 0, found {len(dense)}")
     curve = rows.rename(columns={"percent_pruned": "percent"}).astype({"percent": float})
-    curve["change"] = 100 * (curve["value"] / dense.iloc[0] - 1)
+    curve["change"] = _change(curve["value"], dense.iloc[0], panel.unit)
     return curve[["dataset", "percent", "value", "change"]].reset_index(drop=True)
 
 
 def numbers(table: pd.DataFrame, panel: Panel) -> pd.DataFrame:
-    """All that a panel draws as one table: a row a tau, and for each variant its mean, spread and relative change."""
+    """All that a panel draws as one table: a row a tau, and for each variant its mean, spread and change from dense."""
     rows = select(table, panel)
-    changes = relative(rows)
+    moved = changes(rows, panel.unit)
     parts = []
     for variant in ("dense", *VARIANTS):
         part = curve(rows, variant)
-        part["change"] = curve(changes, variant)["mean"]
+        part["change"] = curve(moved, variant)["mean"]
         parts.append(part.assign(variant=variant))
-    columns = ["variant", "percent", "effective", "evaluated", "mean", "low", "high", "seeds", "change"]
+    columns = ["variant", "tau", "percent", "effective", "evaluated", "mean", "low", "high", "seeds", "change"]
     return pd.concat(parts, ignore_index=True)[columns]

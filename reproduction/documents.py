@@ -32,18 +32,19 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction import benchmark_tables, comparison_tables, entmax_figure, readme_tables
 from reproduction import language_model_efficiency as language_model
-from reproduction.captions import NAMES, name_of, spread, table_markdown
-from reproduction.curves import Panel, curve, published, read_reference, relative, select
+from reproduction.captions import NAMES, change_text, name_of, spread, table_markdown
+from reproduction.curves import Panel, comparable, contrast, curve, published, read_reference, select
 from reproduction.efficiency_table import STEPS, step_table
 from reproduction.figures import REFERENCE as PUBLISHED
 from reproduction.figures import panels_of
 from reproduction.mask_figure import markdown as masks_markdown
 from reproduction.metrics import SPARSITIES
-from reproduction.ood_table import all_found, read_table, titled
+from reproduction.ood_table import how_to_read, read_table, titled
+from reproduction.pairing import paired
 from reproduction.paper_comparison import comparison
 from reproduction.results import read_csv, read_run
-from reproduction.site_figure import PANEL as SITES_PANEL
 from reproduction.site_figure import SITES, lines_of
+from reproduction.site_figure import compared as compared_sites
 from reproduction.task_figure import task_panels
 from reproduction.training import atomic_path, run_main
 
@@ -53,7 +54,7 @@ REFERENCE = REPOSITORY / "results" / "reference"
 _COUNTS = ("sentences", "sequences", "questions", "tokens", "seconds", "eval_seconds", "batch_seconds")
 #: What models that answer questions are scored by.
 QUESTIONS = [
-    Panel("squad", "Questions", metric, "validation", label, "higher", baseline="")
+    Panel("squad", "Questions", metric, "validation", label, "higher")
     for metric, label in (("exact_match", "Exact match"), ("f1", "F1"))
 ]
 _BLOCK = re.compile(r"(<!-- numbers (?P<name>\S+) (?P<argument>\S+) -->\n).*?<!-- end numbers -->", re.DOTALL)
@@ -82,30 +83,30 @@ def paper_block(config: str) -> str:
     compared = comparison(table, read_reference(PUBLISHED))
     lines = ["| | tau | effective | change here | seeds | change published |", "|---|---:|---:|---|---:|---:|"]
     for panel in panels_of(table):
+        own, rows = comparable(table, panel)
+        of = f", {rows['dataset'].iloc[0]}" if own.averaged and not rows.empty else ""
         for line in compared[(compared["experiment"] == panel.experiment) & (compared["percent"] > 0)].itertuples():
             here, there = " | | ", ""
             if pd.notna(line.change):
-                spread_here = f" ({line.low:+.1f}% to {line.high:+.1f}%)" if line.seeds > 1 else ""
-                here = f"{line.effective:.1f}% | {line.change:+.1f}%{spread_here} | {line.seeds}"
+                spread_here = f" ({line.low:+.1f} to {line.high:+.1f})" if line.seeds > 1 else ""
+                here = f"{line.effective:.1f}% | {change_text(line.change, own)}{spread_here} | {line.seeds}"
             if pd.notna(line.published_change):
-                there = f"{line.published_change:+.1f}%"
-            lines.append(f"| {panel.title}, {name_of(panel)} | {line.percent:.0f}% | {here} | {there} |")
+                there = change_text(line.published_change, own)
+            lines.append(f"| {own.title}, {name_of(own)}{of} | {line.percent:.0f}% | {here} | {there} |")
     return "\n".join(lines) + "\n"
 
 
 def sites_block(config: str) -> str:
     """What each site of a translation model costs alone, at every tau."""
     table = read_csv(REFERENCE / config / "translation_sites.csv")
-    lines = ["| pruned | tau | evaluated | BLEU, test | seeds |", "|---|---:|---:|---|---:|"]
-    parts = [("dense", curve(select(table, SITES_PANEL), "dense"))]
-    for variant, sites, rows in lines_of(table):
+    lines = ["| pruned | tau | evaluated | BLEU, test | minus dense | seeds |", "|---|---:|---:|---|---|---:|"]
+    dense = compared_sites(table).query("variant == 'dense'")
+    for variant, sites, rows in [("dense", "all", dense), *lines_of(table)]:
         name = SITES[sites]["label"] if variant == "data" else f"{NAMES[variant]}, {SITES[sites]['label']}"
-        parts.append((name, curve(rows, variant)))
-    for name, line in parts:
-        lines += [
-            f"| {name} | {point.percent:.0f}% | {point.evaluated:.1f}% | {spread(point, 2)} | {point.seeds} |"
-            for point in line.itertuples()
-        ]
+        for point in curve(rows, variant).itertuples():
+            minus = "" if variant == "dense" else paired(rows[rows["tau"] == point.tau], dense).told()
+            value = f"{point.evaluated:.1f}% | {spread(point, 2)} | {minus} | {point.seeds}"
+            lines.append(f"| {name} | {point.percent:.0f}% | {value} |")
     return "\n".join(lines) + "\n"
 
 
@@ -115,7 +116,7 @@ def masks_block(config: str) -> str:
 
 
 def questions_block(config: str) -> str:
-    """Exact match and F1 of the models that answer questions, and the change of F1 beside the published one.
+    """Exact match and F1 of the models that answer questions, and F1 minus dense beside the published difference.
 
     The seconds in the file are not shown: other jobs ran at the same time. `efficiency_block` has those to compare.
     """
@@ -123,15 +124,15 @@ def questions_block(config: str) -> str:
     reference = read_reference(PUBLISHED)
     exact, f1 = (select(table, panel) for panel in QUESTIONS)
     paper = published(reference[reference["metric"] == "f1"], QUESTIONS[1]).set_index("percent")["change"].round(1)
-    lines = ["| model | tau | evaluated | exact match | F1 | change of F1 | published | seeds |"]
-    lines.append("|---|---:|---:|---|---|---:|---:|---:|")
+    lines = ["| model | tau | evaluated | exact match | F1 | F1 minus dense | published | seeds |"]
+    lines.append("|---|---:|---:|---|---|---|---:|---:|")
     for variant in (name for name in NAMES if name in set(f1["variant"])):
-        curves = [curve(rows, variant) for rows in (exact, f1, relative(f1))]
-        for match, score, change in zip(*(line.itertuples() for line in curves), strict=True):
-            there = f"{paper[score.percent]:+.1f}%" if score.percent in paper and variant == "data" else ""
+        curves = [curve(rows, variant) for rows in (exact, f1)]
+        for match, score in zip(*(line.itertuples() for line in curves), strict=True):
+            there = f"{paper[score.percent]:+.1f}" if score.percent in paper and variant == "data" else ""
+            minus = "" if variant == "dense" else contrast(f1, variant, "dense", score.tau).told(1)
             model = f"{NAMES[variant]} | {score.percent:.0f}% | {score.evaluated:.1f}%"
-            scores = f"{spread(match)} | {spread(score)} | {change.mean:+.1f}%"
-            lines.append(f"| {model} | {scores} | {there} | {score.seeds} |")
+            lines.append(f"| {model} | {spread(match)} | {spread(score)} | {minus} | {there} | {score.seeds} |")
     return "\n".join(lines) + "\n"
 
 
@@ -184,10 +185,9 @@ def saved_block(config: str) -> str:
 
 
 def ood_block(config: str) -> str:
-    """Every model at home and away, a table for each pair, and what the numbers say."""
+    """Every model in and out of distribution: how to read it, and a table for each pair."""
     table = read_table(REFERENCE / config / "ood_table.csv")
-    found = [f"{title}:\n\n{shown}\n\n{words}" for title, shown, words in titled(table)]
-    return "\n\n".join([all_found(table), *found]) + "\n"
+    return "\n\n".join([how_to_read(table), *(f"{title}:\n\n{shown}" for title, shown in titled(table))]) + "\n"
 
 
 def entmax_block(config: str) -> str:

@@ -21,6 +21,7 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.curves import read_reference
 from reproduction.figures import DPI, FONT, REFERENCE, STYLES, require_png, save_with_caption
+from reproduction.pairing import on_common_seeds
 from reproduction.results import collect, write_csv
 from reproduction.taking_turns import REMOVED
 from reproduction.training import run_main
@@ -107,8 +108,10 @@ def measured_rows(measured: dict[str, Any], quality: pd.DataFrame) -> list[dict[
     Parameters
     ----------
     quality : pandas.DataFrame
-        Columns ``results.COLUMNS``: dense and block-pruned runs. A mask that none was trained with has no quality.
+        Columns ``results.COLUMNS``: dense and block-pruned runs, of which the seeds count that all of them have. A mask
+        that none was trained with has no quality.
     """
+    quality = on_common_seeds(quality)
     settings = {setting["name"]: setting for setting in measured["settings"]}
     rows = []
     for step in STEPS:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction.captions import name_of, spread
+from reproduction.captions import SPREAD, name_of, spread
 from reproduction.curves import PANELS, select
 from reproduction.figure_command import run_figure
 from reproduction.figures import DPI, FONT
+from reproduction.pairing import Difference, named_seeds, on_common_seeds, paired
 from reproduction.site_figure import SITES as SITE_STYLES
 from reproduction.training import run_main
 
@@ -44,7 +45,7 @@ _SHARES = ("zeros", "pruned", "kept_zeros")
 
 
 def values(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a model and seed, with all that was measured of it.
+    """One row a model and seed, with all that was measured of it, on the seeds that all models have.
 
     Returns
     -------
@@ -76,6 +77,7 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
             lacking = rows[rows[name].isna()].iloc[0]
             model = f"{lacking['variant']}, tau {lacking['tau']:g}, seed {lacking['seed']}"
             raise InputError(f"expected {metric} on {split} of {model} in the table, found no such row")
+    rows = on_common_seeds(rows, ("variant", "tau"))
     return rows.sort_values(["normaliser", "tau", "seed"], ascending=[False, True, True], ignore_index=True)
 
 
@@ -102,13 +104,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return found.assign(times=found["seconds"] / dense)
 
 
-def differences(rows: pd.DataFrame) -> pd.DataFrame:
-    """Entmax minus softmax at equal tau, seed by seed: ``tau``, ``mean``, ``low``, ``high``, ``seeds``."""
-    by_name = {name: rows.loc[rows["normaliser"] == name, ["tau", "seed", "value"]] for name in NORMALISERS}
-    pairs = by_name["entmax"].merge(by_name["softmax"], on=["tau", "seed"], suffixes=("", "_softmax"))
-    pairs["difference"] = pairs["value"] - pairs["value_softmax"]
-    groups = pairs.groupby("tau", sort=True)["difference"]
-    return groups.agg(mean="mean", low="min", high="max", seeds="size").reset_index()
+def differences(rows: pd.DataFrame) -> dict[float, Difference]:
+    """Entmax minus softmax at each tau, seed by seed."""
+    pairs = {tau: dict(list(same.groupby("normaliser"))) for tau, same in rows.groupby("tau", sort=True)}
+    return {tau: paired(pair["entmax"], pair["softmax"]) for tau, pair in pairs.items() if len(pair) == 2}
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -137,7 +136,7 @@ def draw(table: pd.DataFrame) -> Figure:
         _mark_own_zeros(by_use, rows)
         by_tau.set_xlabel("Attention pruned, \u03c4 (%)")
         by_tau.set_ylabel(f"{PANEL.label} ({PANEL.split}), {PANEL.better} is better")
-        by_use.set_xlabel("Attention that masks took from the test sentences (%)")
+        by_use.set_xlabel(f"Evaluated sparsity, {PANEL.split} (%)")
         above.legend(*by_use.get_legend_handles_labels(), loc="outside lower center", ncols=3, edgecolor="none")
         _draw_zeros(below.subplots(), rows[rows["normaliser"] == "entmax"])
     return figure
@@ -198,14 +197,13 @@ def caption(table: pd.DataFrame) -> str:
     models = summary(rows)
     first = select(table, PANEL).iloc[0]
     rules = ", ".join(sorted(select(table, PANEL)["rule"].dropna().unique())) or "none"
-    seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
     about = (
         f"Translation of {first['dataset']} with softmax and with entmax 1.5 at all three sites, configuration "
-        f"{first['config']}: {name_of(PANEL)} on the {PANEL.split} split, seeds {seeds} (dots; lines through "
-        f"their means), rule: {rules}. Each sparse model is pruned by the pattern of the dense model with the "
-        "same normaliser and seed. On the right, what masks took of the cells that the test sentences use, read with "
-        "their references; dashed, with a tick a seed, the share of those cells to which the unpruned entmax model "
-        "itself gives a probability of exactly zero."
+        f"{first['config']}: {name_of(PANEL)} on the {PANEL.split} split, {named_seeds(rows)} (dots; lines "
+        f"through their means), rule: {rules}. {SPREAD} Each sparse model is pruned by the pattern of the "
+        "dense model with the same normaliser and seed. On the right, the evaluated sparsity on the test sentences, "
+        "read with their references; dashed, with a tick a seed, the share of those cells to which the unpruned entmax "
+        "model itself gives a probability of exactly zero."
     )
     parts = [about, _quality_found(rows, models), _zeros_found(models, rows), _time_found(models)]
     return "\n\n".join(parts) + "\n"
@@ -225,15 +223,12 @@ def _quality_found(rows: pd.DataFrame, models: pd.DataFrame) -> str:
     for tau in _ends(models):
         parts = [
             f"{STYLES[line.normaliser]['label']} {spread(line)} (chrF {line.chrf:.1f}, "
-            f"{100 * line.evaluated_sparsity:.0f}% taken)"
+            f"evaluated sparsity {100 * line.evaluated_sparsity:.0f}%)"
             for line in models[models["tau"] == tau].itertuples()
         ]
         found.append(f"{_at(tau)}, {' and '.join(parts)}")
-    gaps = [
-        f"{_at(line.tau)} {line.mean:+.2f}" + (f" ({line.low:+.2f} to {line.high:+.2f})" if line.seeds > 1 else "")
-        for line in differences(rows).itertuples()
-    ]
-    return f"{PANEL.label}: {'; '.join(found)}. Entmax minus softmax, seed by seed: {'; '.join(gaps)}."
+    gaps = [f"{_at(tau)} {difference.told()}" for tau, difference in differences(rows).items()]
+    return f"{PANEL.label}: {'; '.join(found)}. Entmax minus softmax: {'; '.join(gaps)}."
 
 
 def _zeros_found(models: pd.DataFrame, rows: pd.DataFrame) -> str:
@@ -251,8 +246,7 @@ def _zeros_found(models: pd.DataFrame, rows: pd.DataFrame) -> str:
             f"that the mask leaves {100 * last['kept_zeros']:.1f}%."
         )
     largest = rows.loc[rows["normaliser"] == "softmax", "kept_zeros"].max()
-    share = "none" if largest == 0 else f"at most {100 * largest:.2g}%, by underflow,"
-    text.append(f"With softmax {share} of the cells that a mask leaves {'is' if largest == 0 else 'are'} exactly zero.")
+    text.append(f"With softmax at most {100 * largest:.2g}% of the cells that a mask leaves are zero, by underflow.")
     return " ".join(text)
 
 

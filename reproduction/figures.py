@@ -3,7 +3,8 @@
     python -m reproduction.figures --metrics results/quick/metrics.csv --out results/quick/ap_figure.png
     python -m reproduction.figures --metrics results/quick/metrics.csv --table
 
-Each experiment in the table is a panel as in the paper, and beside it the relative change, ours and the published one.
+Each experiment in the table is a panel as in the paper, and beside it the change from dense, ours and the published
+one.
 """
 
 from __future__ import annotations
@@ -16,8 +17,20 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction.captions import caption, name_of, table_text
-from reproduction.curves import PANELS, VARIANTS, Panel, baseline, curve, published, read_reference, relative, select
+from reproduction.captions import caption, table_text
+from reproduction.curves import (
+    BASELINE_NAMES,
+    PANELS,
+    VARIANTS,
+    Panel,
+    baselines,
+    changes,
+    comparable,
+    curve,
+    published,
+    read_reference,
+    select,
+)
 from reproduction.results import read_csv
 from reproduction.source import other_source
 from reproduction.training import atomic_path, run_main
@@ -49,6 +62,8 @@ FONT = {
 }
 _X_LIMITS = (-4, 100)
 _X_TICKS = (0, 20, 40, 60, 80, 100)
+#: Of what needs no attention, one after the other.
+_DASHES = ("--", (0, (1, 1.5)))
 
 
 def draw(table: pd.DataFrame, reference: pd.DataFrame) -> Figure:
@@ -74,15 +89,14 @@ def draw(table: pd.DataFrame, reference: pd.DataFrame) -> Figure:
     panels = panels_of(table)
     with matplotlib.rc_context(FONT):
         if len(panels) == 1:
-            figure = Figure(figsize=(9.0, 4.0), dpi=DPI, layout="constrained")
+            figure = Figure(figsize=(9.0, 4.6), dpi=DPI, layout="constrained")
             pairs = [figure.subplots(1, 2, width_ratios=(1.7, 1))]
         else:
-            figure = Figure(figsize=(4.6 * len(panels), 6.4), dpi=DPI, layout="constrained")
-            pairs = figure.subplots(2, len(panels), height_ratios=(1.7, 1)).T
+            figure = Figure(figsize=(4.6 * len(panels), 7.6), dpi=DPI, layout="constrained")
+            pairs = figure.subplots(2, len(panels), height_ratios=(1.6, 1)).T
         for panel, (main_axes, side_axes) in zip(panels, pairs, strict=True):
-            rows = select(table, panel)
-            draw_panel(main_axes, rows, panel)
-            draw_change(side_axes, rows, panel, published(reference, panel))
+            draw_panel(main_axes, select(table, panel), panel)
+            draw_change(side_axes, table, panel, reference)
     return figure
 
 
@@ -122,9 +136,10 @@ def draw_panel(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:
     axes.set_ylabel(f"{panel.label} ({panel.split}), {panel.better} is better")
     axes.margins(y=0.08)
     axes.autoscale_view(scalex=False)
-    _draw_baseline(axes, baseline(rows), panel.baseline)
+    for line, (variant, value) in zip(_DASHES, baselines(rows).items(), strict=False):
+        _draw_baseline(axes, value, BASELINE_NAMES[variant], line)
     effective_axis(axes, pd.concat([dense, curve(rows, "data")]))
-    _legend(axes, dense["mean"].iloc[0])
+    _legend_below(axes)
 
 
 def draw_curve(
@@ -136,7 +151,7 @@ def draw_curve(
     ----------
     axes : matplotlib.axes.Axes
     rows : pandas.DataFrame
-        What ``curves.select`` or ``curves.relative`` returns.
+        What ``curves.select`` or ``curves.changes`` returns.
     variant : str
         A key of `STYLES`. Nothing is drawn if no row is of it.
     start : pandas.DataFrame, optional
@@ -159,28 +174,28 @@ def draw_curve(
         axes.fill_between(line["percent"], line["low"], line["high"], zorder=2, **band)
     elif line["seeds"].iloc[0] > 1:
         spread = [line["mean"] - line["low"], line["high"] - line["mean"]]
-        axes.errorbar(line["percent"], line["mean"], spread, color=style["color"], capsize=2, linewidth=1, zorder=3)
+        axes.errorbar(line["percent"], line["mean"], spread, color=style["color"], linewidth=1.2, alpha=0.5, zorder=2)
     axes.plot(line["percent"], line["mean"], linewidth=1.6, markersize=5.5, markevery=markers, zorder=above, **style)
 
 
-def _draw_baseline(axes: Axes, value: float | None, name: str) -> None:
-    """A line where no attention gets, if that is near enough not to squeeze the curves."""
-    if value is None:
-        return
+def _draw_baseline(axes: Axes, value: float, name: str, line: str | tuple) -> None:
+    """A line where no attention gets; where that would squeeze the curves, the legend alone says where it is."""
     low, high = axes.get_ylim()
     room = 0.35 * (high - low)
     if not low - room <= value <= high + room:
+        label = f"{name} {value:.1f} ({'below' if value < low else 'above'})"
+        axes.plot([], [], linewidth=0.9, linestyle=line, label=label, **STYLES["baseline"])
         return
-    axes.axhline(value, linewidth=0.9, linestyle="--", zorder=1, label=name, **STYLES["baseline"])
+    axes.axhline(value, linewidth=0.9, linestyle=line, zorder=1, label=name, **STYLES["baseline"])
     margin = 0.08 * (high - low)
     axes.set_ylim(min(low, value - margin), max(high, value + margin))
 
 
-def _legend(axes: Axes, start: float) -> None:
-    """The legend stands on the left, where curves begin at ``start``, in the wider of the corners above and below."""
-    low, high = axes.get_ylim()
-    upper = (start - low) / (high - low) < 0.5
-    axes.legend(loc="upper left" if upper else "lower left", framealpha=0.85, edgecolor="none", borderpad=0.2)
+def _legend_below(axes: Axes) -> None:
+    """The legend stands below the axes, where no line is."""
+    columns = 2 if len(axes.get_legend_handles_labels()[1]) > 1 else 1
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": 4.3}
+    axes.legend(ncols=columns, edgecolor="none", borderpad=0.2, **below)
 
 
 def effective_axis(axes: Axes, line: pd.DataFrame) -> None:
@@ -193,28 +208,31 @@ def effective_axis(axes: Axes, line: pd.DataFrame) -> None:
     top.tick_params(labelsize=8.5, colors="#444444")
 
 
-def draw_change(axes: Axes, rows: pd.DataFrame, panel: Panel, paper: pd.DataFrame) -> None:
-    """Draw the companion: change in percent from the dense model, ours and the published one.
+def draw_change(axes: Axes, table: pd.DataFrame, panel: Panel, reference: pd.DataFrame) -> None:
+    """Draw the companion: change from the dense model, ours and the published one, of one metric.
 
     Parameters
     ----------
     axes : matplotlib.axes.Axes
-    rows : pandas.DataFrame
-        What ``curves.select`` returns.
+    table : pandas.DataFrame
+        Columns ``results.COLUMNS``.
     panel : Panel
-    paper : pandas.DataFrame
-        What ``curves.published`` returns.
+    reference : pandas.DataFrame
+        Published numbers, columns ``curves.REFERENCE_COLUMNS``.
     """
-    changes = relative(rows)
+    own, rows = comparable(table, panel)
+    paper = published(reference, own)
     axes.axhline(0, color=STYLES["dense"]["color"], linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-    draw_curve(axes, changes, "data", start=curve(changes, "dense"), label=f"here, {rows['dataset'].iloc[0]}")
+    if not rows.empty:
+        moved = changes(rows, own.unit)
+        draw_curve(axes, moved, "data", start=curve(moved, "dense"), label=f"here, {rows['dataset'].iloc[0]}")
     style = STYLES["published"] | {"label": f"published, {paper['dataset'].iloc[0]}"}
     axes.plot(paper["percent"], paper["change"], linewidth=1.6, markersize=6, linestyle="--", zorder=3, **style)
     _frame(axes)
     axes.spines["top"].set_visible(False)
-    axes.set_title("Relative to dense")
-    axes.set_ylabel(f"Change of {name_of(panel)} (%)")
-    _legend(axes, 0.0)
+    axes.set_title("Change from dense")
+    axes.set_ylabel(f"{own.label} ({'%' if own.unit == 'percent' else own.unit})")
+    _legend_below(axes)
 
 
 def _frame(axes: Axes) -> None:

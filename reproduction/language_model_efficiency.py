@@ -19,6 +19,7 @@ import pandas as pd
 
 from reproduction.efficiency_table import ceiling, read_json_object, require_bounds
 from reproduction.figures import DPI, FONT, require_png, save_with_caption
+from reproduction.pairing import on_common_seeds
 from reproduction.results import collect, write_csv
 from reproduction.taking_turns import REMOVED, STEPS
 from reproduction.training import run_main
@@ -114,8 +115,10 @@ def tabulate(measured: dict[str, Any], quality: pd.DataFrame) -> pd.DataFrame:
     measured : dict
         See :func:`read_measured`.
     quality : pandas.DataFrame
-        Columns ``results.COLUMNS``: dense runs, runs under cells (variant data) and under blocks (variant blockN).
+        Columns ``results.COLUMNS``: dense runs, runs under cells (variant data) and under blocks (variant blockN), of
+        which the seeds count that all of them have.
     """
+    quality = on_common_seeds(quality)
     tokens = measured["batch_size"] * measured["tgt_len"]
     rows = rows_of(measured["settings"], tokens, f"{measured['tgt_len']}/{measured['mem_len']}")
     rows = [row | quality_of(quality, row["masks"], row["percentage"]) for row in rows]

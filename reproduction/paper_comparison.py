@@ -20,8 +20,8 @@ import pandas as pd
 import yaml
 
 from attention_pruning import InputError
-from reproduction.captions import name_of
-from reproduction.curves import Panel, curve, published, read_reference, relative, select
+from reproduction.captions import SPREAD, change_text, name_of, tasks_of
+from reproduction.curves import Panel, changes, comparable, curve, published, read_reference
 from reproduction.figures import (
     DPI,
     FONT,
@@ -55,14 +55,15 @@ def draw(table: pd.DataFrame, reference: pd.DataFrame) -> Figure:
 
     panels = panels_of(table)
     with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=(4.6 * len(panels), 4.2), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(4.6 * len(panels), 4.6), dpi=DPI, layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            rows = select(table, panel)
-            draw_change(axes, rows, panel, published(reference, panel))
+            own, rows = comparable(table, panel)
+            draw_change(axes, table, panel, reference)
             axes.spines["top"].set_visible(True)
             effective_axis(axes, pd.concat([curve(rows, "dense"), curve(rows, "data")]))
             axes.set_title(panel.title)
-            axes.set_ylabel(f"Change of {name_of(panel)} from dense (%)\n{panel.better} is better")
+            unit = "%" if own.unit == "percent" else own.unit
+            axes.set_ylabel(f"Change of {name_of(own)} from dense ({unit})\n{own.better} is better")
     return figure
 
 
@@ -72,21 +73,22 @@ def comparison(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``experiment``, ``percent`` (100 tau), ``effective`` (in percent), ``change``, ``low``, ``high`` (mean, lowest
-        and highest seed) and ``seeds`` of what was run here; ``published_change``.
+        ``experiment``, ``metric``, ``unit``, ``percent`` (100 tau), ``effective`` (in percent), ``change``, ``low``,
+        ``high`` (mean, lowest and highest seed) and ``seeds`` of what was run here; ``published_change``.
     """
     parts = []
     for panel in panels_of(table):
-        rows = select(table, panel)
-        changes = relative(rows)
-        ours = pd.concat([curve(changes, "dense"), curve(changes, "data")]).rename(columns={"mean": "change"})
-        paper = published(reference, panel)[["percent", "change"]].rename(columns={"change": "published_change"})
+        own, rows = comparable(table, panel)
+        moved = changes(rows, own.unit)
+        ours = pd.concat([curve(moved, "dense"), curve(moved, "data")]).rename(columns={"mean": "change"})
+        paper = published(reference, own)[["percent", "change"]].rename(columns={"change": "published_change"})
         # Taus are fractions: 100 times 0.29 is not quite 29.
         ours["percent"], paper["percent"] = ours["percent"].round(6), paper["percent"].round(6)
-        both = ours.drop(columns="evaluated").merge(paper, on="percent", how="outer").sort_values("percent")
-        parts.append(both.assign(experiment=panel.experiment).astype({"seeds": "Int64"}))
-    columns = ["experiment", "percent", "effective", "change", "low", "high", "seeds", "published_change"]
-    return pd.concat(parts, ignore_index=True)[columns]
+        both = ours.merge(paper, on="percent", how="outer").sort_values("percent")
+        known = {"experiment": own.experiment, "metric": own.metric, "unit": own.unit}
+        parts.append(both.assign(**known).astype({"seeds": "Int64"}))
+    columns = ["experiment", "metric", "unit", "percent", "effective", "change", "low", "high", "seeds"]
+    return pd.concat(parts, ignore_index=True)[[*columns, "published_change"]]
 
 
 def _language_modelling(own: Mapping[str, Any]) -> str:
@@ -154,19 +156,24 @@ def caption(
     name = configuration["name"]
     sources = ", ".join(sorted(reference.loc[reference["panel"].isin(SCALES), "source"].unique()))
     parts = [
-        f"Change from the dense model, in percent, against tau: configuration {name} beside the paper. Each seed is "
-        "compared with the dense model of the same seed; dots are seeds, lines their means, bands from the lowest to "
-        f"the highest. Published: {sources}; one value a point, without a spread. The upper axis is the effective "
-        "sparsity here, the share of the attention that the structure allows which was really pruned; the paper "
-        "states tau alone."
+        f"Change from the dense model against tau: configuration {name} beside the paper. Each seed is compared with "
+        f"the dense model of the same seed; dots are seeds, lines their means, bands the range of the seeds. {SPREAD} "
+        f"Published: {sources}; one value a point, without a spread. The upper axis is the effective sparsity here: "
+        "how much of the attention that the structure allows is pruned; the paper states tau alone."
     ]
     compared = comparison(table, reference)
     for panel in panels_of(table):
-        parts.append(_difference(panel, select(table, panel), reference, configuration, paper))
-        rows = compared[compared["experiment"] == panel.experiment]
-        both = rows.dropna(subset=["change", "published_change"])
+        own, rows = comparable(table, panel)
+        if rows.empty:
+            parts.append(f"{own.title}. Here {name_of(own)} was measured on no dataset.")
+            continue
+        parts.append(_difference(own, rows, reference, configuration, paper))
+        if own.averaged:
+            parts[-1] += f" Here the mean is over the tasks that have an accuracy: {tasks_of(table, own)}."
+        both = compared[compared["experiment"] == panel.experiment].dropna(subset=["change", "published_change"])
         found = [
-            f"{line.percent:.0f}%: {line.change:+.1f}% here, {line.published_change:+.1f}% published"
+            f"{line.percent:.0f}%: {change_text(line.change, own)} here, "
+            f"{change_text(line.published_change, own)} published"
             for line in both[both["percent"] > 0].itertuples()
         ]
         parts[-1] += f" At tau {'; '.join(found)}." if found else " No tau is in both."

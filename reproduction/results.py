@@ -44,7 +44,7 @@ COLUMNS = (
 EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
 #: What needs no attention (counting words, copying the source, the commonest class), models without a mask, and models
 #: with one: each kind says more about itself than the one before.
-BASELINES = ("kneser-ney", "copy", "majority")
+BASELINES = ("kneser-ney", "kneser-ney-5", "copy", "majority")
 DENSE = ("dense", "entmax-dense")
 #: Data-informed masks of another rule or scope than the configuration's, such as ``allowed-head``.
 CHOICES = tuple(f"{rule}-{scope}" for rule in RULES for scope in SCOPES)

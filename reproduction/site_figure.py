@@ -3,8 +3,8 @@
     cd results/quick
     python -m reproduction.site_figure --metrics translation_sites.csv --out translation_sites.png
 
-The figure shows the metric against tau, and against the share of a site's attention that the test sentences lost: taus
-of different sites, and masks of different kinds, compare there.
+The figure shows the metric against tau, and against the evaluated sparsity of those sites: taus of different sites, and
+masks of different kinds, compare there. All models are shown on the seeds that every one of them has.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction.captions import NAMES, name_of
+from reproduction.captions import NAMES, SPREAD, name_of
 from reproduction.curves import PANELS, curve, select
 from reproduction.figure_command import run_figure
 from reproduction.figures import DPI, FONT, STYLES
+from reproduction.pairing import named_seeds, on_common_seeds, paired
 from reproduction.training import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -37,6 +38,12 @@ SITES = {
 CONTROLS = ("random", "window", "distance")
 
 
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all models that are drawn, on the seeds that every one of them has."""
+    rows = select(table, PANEL)
+    return on_common_seeds(rows[rows["variant"].isin(["dense", "data", *CONTROLS])])
+
+
 def lines_of(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     """What is drawn: variant, sites, and the rows of both, the controls last.
 
@@ -45,7 +52,7 @@ def lines_of(table: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     InputError
         If the table has no translation model that prunes one site alone.
     """
-    rows = select(table, PANEL)
+    rows = compared(table)
     chosen = [("data", sites) for sites in SITES] + [(variant, "all") for variant in CONTROLS]
     groups = dict(list(rows.groupby(["variant", "sites"])))
     lines = [(*line, groups[line]) for line in chosen if line in groups]
@@ -65,7 +72,7 @@ def draw(table: pd.DataFrame) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    dense = curve(select(table, PANEL), "dense")
+    dense = curve(compared(table), "dense")
     with matplotlib.rc_context(FONT):
         figure = Figure(figsize=(9.4, 4.6), dpi=DPI, layout="constrained")
         by_tau, by_use = figure.subplots(1, 2, sharey=True)
@@ -80,7 +87,7 @@ def draw(table: pd.DataFrame) -> Figure:
             axes.spines["top"].set_visible(False)
         by_tau.set_xlabel("Attention pruned, \u03c4 (%)")
         by_tau.set_ylabel(f"{PANEL.label} ({PANEL.split}), {PANEL.better} is better")
-        by_use.set_xlabel("Attention that the test sentences lost at these sites (%)")
+        by_use.set_xlabel(f"Evaluated sparsity of these sites, {PANEL.split} (%)")
         figure.legend(*by_use.get_legend_handles_labels(), loc="outside lower center", ncols=3, edgecolor="none")
     return figure
 
@@ -103,21 +110,23 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, column: str, dense: pd.DataFrame,
 
 def caption(table: pd.DataFrame) -> str:
     """Return the caption of the figure: plain paragraphs, readable as Markdown and as reStructuredText."""
-    rows = select(table, PANEL)
-    dense = curve(rows, "dense").iloc[0]
-    seeds = rows["seed"].nunique()
+    rows = compared(table)
+    dense = rows[rows["variant"] == "dense"]
     text = [
         f"{PANEL.title} of {rows['dataset'].iloc[0]} with one site of attention pruned alone, and with all three, "
-        f"configuration {rows['config'].iloc[0]}: {name_of(PANEL)} on the {PANEL.split} split, {seeds} seeds (dots; "
-        f"lines through their means). The dense model reaches {dense['mean']:.1f}. On the right the same models, and "
-        "controls, against the share of those sites' attention that the test sentences lost."
+        f"configuration {rows['config'].iloc[0]}: {name_of(PANEL)} on the {PANEL.split} split, {named_seeds(rows)}, "
+        f"which all models have (dots; lines through their means). Dense {dense['value'].mean():.1f} (dotted). On the "
+        f"right the same models, and controls, against the evaluated sparsity of those sites. {SPREAD}"
     ]
     found = []
     for variant, sites, line in lines_of(table):
-        last = curve(line, variant).iloc[-1]
+        last = line[line["tau"] == line["tau"].max()]
         name = SITES[sites]["label"] if variant == "data" else f"{NAMES[variant]} ({SITES[sites]['label']})"
-        found.append(f"{name} {last['mean']:.1f} at tau {last['percent'] / 100:g} ({last['evaluated']:.0f}% lost)")
-    return "\n\n".join([*text, f"At the highest tau of each: {'; '.join(found)}."]) + "\n"
+        found.append(
+            f"{name} at tau {last['tau'].iloc[0]:g} {paired(last, dense).told()}, evaluated sparsity "
+            f"{last['evaluated_sparsity'].mean():.0%}"
+        )
+    return "\n\n".join([*text, f"Minus dense, at the highest tau of each: {'; '.join(found)}."]) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction.captions import panel_caption
-from reproduction.curves import PANELS, Panel, baseline, numbers, select
+from reproduction.captions import SPREAD, panel_caption
+from reproduction.curves import PANELS, Panel, baselines, numbers, select
 from reproduction.figure_command import run_figure
 from reproduction.figures import DPI, FONT, draw_panel
 from reproduction.training import run_main
@@ -55,7 +55,7 @@ def draw(table: pd.DataFrame) -> Figure:
     columns = min(len(panels), COLUMNS)
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(FONT):
-        figure = Figure(figsize=(4.6 * columns, 3.9 * rows), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(4.6 * columns, 4.3 * rows), dpi=DPI, layout="constrained")
         places = list(figure.subplots(rows, columns, squeeze=False).flat)
         for (panel, part), axes in zip(panels, places, strict=False):
             draw_panel(axes, select(part, panel), panel)
@@ -68,10 +68,11 @@ def task_numbers(table: pd.DataFrame) -> pd.DataFrame:
     """What is drawn as one table: ``task``, then the columns of ``curves.numbers``; baselines have a mean alone."""
     parts = []
     for panel, part in task_panels(table):
-        found = numbers(part, panel)
-        if (floor := baseline(select(part, panel))) is not None:
-            found = pd.concat([found, pd.DataFrame([{"variant": "majority", "mean": floor}])], ignore_index=True)
-        parts.append(found.assign(task=panel.title))
+        found = numbers(part, panel).drop(columns="tau")
+        floors = pd.DataFrame(
+            [{"variant": name, "mean": value} for name, value in baselines(select(part, panel)).items()]
+        )
+        parts.append(pd.concat([found, floors], ignore_index=True).assign(task=panel.title))
     whole = pd.concat(parts, ignore_index=True).astype({"seeds": "Int64"})
     return whole[["task", *(column for column in whole if column != "task")]]
 
@@ -79,7 +80,8 @@ def task_numbers(table: pd.DataFrame) -> pd.DataFrame:
 def caption(table: pd.DataFrame) -> str:
     """Return the caption of the figure: plain paragraphs, readable as Markdown and as reStructuredText."""
     parts = [panel_caption(select(part, panel), panel) for panel, part in task_panels(table)]
-    return "\n\n".join(["The tasks whose mean is panel (c) of ap_figure, by themselves.", *parts]) + "\n"
+    first = f"The tasks whose mean is panel (c) of ap_figure, each by itself. {SPREAD}"
+    return "\n\n".join([first, *parts]) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

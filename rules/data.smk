@@ -31,12 +31,12 @@ rule kneser_ney:
     input:
         rules.corpus.output,
     output:
-        metrics=f"{BIGRAM}/metrics.json",
-        record=f"{BIGRAM}/run.json",
+        metrics=f"{NGRAM}/metrics.json",
+        record=f"{NGRAM}/run.json",
     log:
-        f"{BIGRAM}/kneser_ney.log",
+        f"{NGRAM}/kneser_ney.log",
     benchmark:
-        f"{BIGRAM}/kneser_ney.benchmark.tsv"
+        f"{NGRAM}/kneser_ney.benchmark.tsv"
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -45,11 +45,15 @@ rule kneser_ney:
         runtime=job_runtime("data"),
     params:
         folder=corpus_folder,
-        labels=lambda wildcards: labels(experiment="language_modelling", **wildcards),
+        flags=ngram_flags,
+        labels=lambda wildcards: labels(
+            experiment="language_modelling", config=wildcards.config, dataset=wildcards.dataset
+        ),
     message:
-        "Count bigrams of {wildcards.dataset}"
+        "Count n-grams of {wildcards.dataset}: kneser-ney{wildcards.order}"
     shell:
-        "python -m reproduction.ngram --data {params.folder:q} --out {output.metrics:q} {params.labels} > {log:q} 2>&1"
+        "python -m reproduction.ngram --data {params.folder:q} --out {output.metrics:q} {params.flags} {params.labels}"
+        " > {log:q} 2>&1"
 
 
 rule pairs:

@@ -34,17 +34,17 @@ use rule kneser_ney as kneser_ney_away with:
     input:
         rules.other_text.output,
     output:
-        metrics=f"{OTHER_BIGRAM}/metrics@{{away}}.json",
-        record=f"{OTHER_BIGRAM}/run.json",
+        metrics=f"{OTHER_NGRAM}/metrics@{{away}}.json",
+        record=f"{OTHER_NGRAM}/run.json",
     log:
-        f"{OTHER_BIGRAM}/kneser_ney.log",
+        f"{OTHER_NGRAM}/kneser_ney.log",
     benchmark:
-        f"{OTHER_BIGRAM}/kneser_ney.benchmark.tsv"
+        f"{OTHER_NGRAM}/kneser_ney.benchmark.tsv"
     params:
         folder=lambda wildcards: OTHER_TEXT.format(**wildcards),
         labels=lambda wildcards: labels(config=wildcards.config, dataset=wildcards.dataset),
     message:
-        "Count bigrams of {wildcards.dataset}, and look at {wildcards.away}"
+        "Count n-grams of {wildcards.dataset}, and look at {wildcards.away}: kneser-ney{wildcards.order}"
 
 
 use rule evaluate_language_model as evaluate_language_model_away with:
@@ -271,8 +271,8 @@ rule write_ood_table:
         numbers=report(
             "results/{config}/ood_table.csv",
             caption="captions/ood_table.rst",
-            category="Away from home",
-            labels={"what": "Models where they were not trained", "as": "table"},
+            category="Out of distribution",
+            labels={"what": "Models on data of another kind", "as": "table"},
         ),
     log:
         "results/{config}/logs/ood_table.log",
@@ -284,8 +284,10 @@ rule write_ood_table:
     resources:
         mem_mb=1000,
         runtime=job_runtime("small"),
+    params:
+        taus=ood_tau_flags(),
     message:
         "Write {output.table}"
     shell:
-        "python -m reproduction.ood_table --config-name {wildcards.config} --metrics {input:q} --out {output.table:q}"
-        " > {log:q} 2>&1"
+        "python -m reproduction.ood_table --config-name {wildcards.config} {params.taus} --metrics {input:q}"
+        " --out {output.table:q} > {log:q} 2>&1"

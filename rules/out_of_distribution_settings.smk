@@ -1,7 +1,7 @@
 # Evaluation out of distribution: folders, flags and the files that their table needs. No rules here.
 AWAY = f"{FOLDER}/away/{{away}}"
 OTHER_TEXT = f"{LM_FOLDER}/away/{{away}}/corpus"
-OTHER_BIGRAM = f"{LM_FOLDER}/away/{{away}}/kneser-ney"
+OTHER_NGRAM = f"{LM_FOLDER}/away/{{away}}/kneser-ney{{order}}"
 OTHER_PAIRS = f"{MT_FOLDER}/away/{{away}}/pairs"
 OTHER_BINARISED = f"{MT_FOLDER}/away/{{away}}/binarised"
 OTHER_COPY = f"{MT_FOLDER}/away/{{away}}/copy"
@@ -57,7 +57,11 @@ def ood_metrics():
     for experiment, dataset, away in places():
         known = {"config": config["name"], "dataset": dataset, "away": away}
         baselines = {
-            "language_modelling": [f"{BIGRAM}/metrics.json", f"{OTHER_BIGRAM}/metrics@{{away}}.json"],
+            "language_modelling": [
+                path.replace("{order}", order)
+                for order in ORDERS
+                for path in (f"{NGRAM}/metrics.json", f"{OTHER_NGRAM}/metrics@{{away}}.json")
+            ],
             "translation": [f"{COPY}/metrics.json", f"{OTHER_COPY}/metrics@{{away}}.json"],
             "glue": [f"{MAJORITY}/metrics.json", f"{MAJORITY}/metrics@{{away}}.json"],
             "squad": [],
@@ -66,6 +70,16 @@ def ood_metrics():
         for name in ("metrics.json", f"metrics@{away}.json"):
             files += model_files(experiment, dataset, models(experiment), name)
     return files
+
+
+def ood_tau_flags():
+    """The tau of each experiment at which its models are contrasted, chosen before anything is measured."""
+    found = []
+    for experiment in dict.fromkeys(place[0] for place in places()):
+        tau = config["out_of_distribution"]["taus"][experiment]
+        tau = max(config[experiment]["pruning"]["taus"]) if tau is None else tau
+        found += ["--tau", f"{experiment}={tau:g}"]
+    return shlex.join(found)
 
 
 OOD_METRICS = ood_metrics()

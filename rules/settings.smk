@@ -168,20 +168,13 @@ def models(experiment):
     return [("dense", 0), *(("data", tau) for tau in pruning["taus"]), *controls]
 
 
-def seeds_of(experiment, variant):
-    """The seeds for which a variant is trained; the configuration may want fewer of controls."""
-    seeds, pruning = config[experiment]["seeds"], config[experiment]["pruning"]
-    fewer = variant in pruning["controls"] and pruning["control_seeds"] is not None
-    return pruning["control_seeds"] if fewer else seeds
-
-
 def model_files(experiment, dataset, chosen, name, sites=""):
-    """A file of each of the (variant, tau) chosen, for every seed that it is trained for."""
+    """A file of each of the (variant, tau) chosen, for every seed: models are compared seed by seed."""
     known = {"config": config["name"], "experiment": experiment, "dataset": dataset, "sites": sites}
     return [
         f"{FOLDER}/{RUN}/{name}".format(variant=variant, tau=f"{tau:g}", seed=seed, **known)
         for variant, tau in chosen
-        for seed in seeds_of(experiment, variant)
+        for seed in config[experiment]["seeds"]
     ]
 
 

@@ -1,9 +1,20 @@
 # Language modelling: folders, flags and the files that its figure needs. No rules here.
 LM_FOLDER = folder_of("language_modelling")
 CORPUS = f"{LM_FOLDER}/corpus"
-BIGRAM = f"{LM_FOLDER}/kneser-ney"
+# Of bigrams, which have no number, and of 5-grams.
+NGRAM = f"{LM_FOLDER}/kneser-ney{{order}}"
+ORDERS = ["", "-5"]
 LM_RUN = f"{LM_FOLDER}/{RUN}".replace("{sites}", "")
 LM_DENSE = f"{LM_FOLDER}/{DENSE}"
+
+
+wildcard_constraints:
+    order="|".join(ORDERS),
+
+
+def ngram_flags(wildcards):
+    """Flags of the counting of n-grams."""
+    return flags({"order": int(wildcards.order.removeprefix("-"))} if wildcards.order else {})
 
 
 def corpus_folder(wildcards):
@@ -31,7 +42,8 @@ def evaluation_flags(wildcards):
 def language_modelling_metrics():
     """Every metrics file of the experiment."""
     dataset = LM["dataset"]["name"]
-    files = [f"{BIGRAM}/metrics.json".format(config=config["name"], dataset=dataset)]
+    known = {"config": config["name"], "dataset": dataset}
+    files = [f"{NGRAM}/metrics.json".format(order=order, **known) for order in ORDERS]
     files += model_files("language_modelling", dataset, models("language_modelling"), "metrics.json")
     if LM["dense_evaluation"]:
         second = "metrics@{tgt_len}-{mem_len}.json".format(**second_evaluation())

@@ -27,10 +27,10 @@ def check_config():
     for experiment in ALL_EXPERIMENTS:
         if experiment not in config:
             config[experiment] = stand_in(experiment)
-        own = config[experiment]
-        if foreign := sorted(set(own["pruning"]["control_seeds"] or []) - set(own["seeds"])):
-            expected = f"expected some of the experiment's seeds, {own['seeds']}"
-            raise WorkflowError(f"{experiment}.pruning.control_seeds: {expected}, found {foreign[0]}")
+        contrasted, taus = config["out_of_distribution"]["taus"][experiment], config[experiment]["pruning"]["taus"]
+        if contrasted is not None and experiment not in ABSENT and contrasted not in taus:
+            expected = f"expected one of {experiment}.pruning.taus, {taus}"
+            raise WorkflowError(f"out_of_distribution.taus.{experiment}: {expected}, found {contrasted}")
     tasks = config["glue"]["dataset"]["tasks"]
     if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
         raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
@@ -68,8 +68,6 @@ def keep_first_seeds():
     for experiment in ALL_EXPERIMENTS:
         own = config[experiment]
         own["seeds"] = own["seeds"][: config["first_seeds"]]
-        if own["pruning"]["control_seeds"] is not None:
-            own["pruning"]["control_seeds"] = [seed for seed in own["pruning"]["control_seeds"] if seed in own["seeds"]]
 
 
 check_config()

@@ -60,10 +60,24 @@ def test_seeds_without_a_partner_do_not_count() -> None:
     lonely = table[~((table["variant"] == "random") & (table["seed"] == 2))]
     found = differences(lonely).iloc[0]
     assert (found["seeds"], found["difference"], found["low"], found["high"]) == (1, -10.0, -10.0, -10.0)
-    assert "against random -10.00 (one seed; 41% and 51% lost)" in caption(lonely)
-    assert "against fixed window +0.00 (seeds -1.00 to +1.00, better in 1 of 2;" in caption(lonely)
+    assert "tau 0.8, random -10.00 (1 seed), evaluated sparsity 41% and 51%" in caption(lonely)
+    # a panel has one set of seeds, so that means of different seeds never stand side by side
+    assert "tau 0.8, fixed window -1.00 (1 seed)" in caption(lonely) and "lower is better, seed 1." in caption(lonely)
+    (axes,) = draw(lonely).axes
+    assert axes.get_title().endswith(", seed 1")
+    data = next(line for line in axes.lines if line.get_label() == STYLES["data"]["label"])
+    assert list(data.get_ydata()) == pytest.approx([46.0, 49.0, 50.0])
     without = table[table["variant"].isin(["dense", "data"])]
     assert differences(without).empty and "no control was trained" in caption(without)
+
+
+def test_three_seeds_have_an_interval() -> None:
+    table = made_up()
+    third = table[(table["seed"] == 2)].assign(seed=3)
+    found = differences(pd.concat([table, third], ignore_index=True)).iloc[0]
+    # differences -10, -4, -4: standard deviation 3.464, standard error 2, and 4.303 of them
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx((-6 - 8.605, -6 + 8.605), abs=1e-3)
+    assert differences(table)[["ci_low", "ci_high"]].isna().all().all()
 
 
 def test_lines_run_from_dense_through_the_means_of_both_axes() -> None:
@@ -93,7 +107,8 @@ def test_the_command_writes_picture_caption_and_table(tmp_path: Path) -> None:
         assert picture.size == (1760, 860)
     text = (tmp_path / "controls.md").read_text()
     assert text == caption(table)
-    assert "tau 0.8 against random -7.00 (seeds -10.00 to -4.00, better in 2 of 2; 42% and 52% lost)" in text
+    assert "tau 0.8, random -7.00 (-10.00, -4.00; 2 seeds), evaluated sparsity 42% and 52%" in text
+    assert not any(word in text for word in ("better in", "MORE", "NOT"))
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "controls.csv"), differences(table))
     with pytest.raises(InputError, match="expected a .png file"):
         main(["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "controls.pdf")])

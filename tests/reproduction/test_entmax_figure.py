@@ -74,7 +74,15 @@ def test_the_summary_takes_the_median_time_and_the_mean_of_all_else() -> None:
     assert list(found["mean"]) == pytest.approx([22, 20, 18, 24, 20, 16]) and set(found["seeds"]) == {3}
     assert list(found["zeros_enc-dec"])[3:] == pytest.approx([0.8, 0.84, 0.88])
     gaps = differences(values(made_up()))
-    assert list(gaps["tau"]) == [0, *TAUS] and list(gaps["mean"]) == pytest.approx([2, 0, -2])
+    assert list(gaps) == [0, *TAUS] and [gap.mean for gap in gaps.values()] == pytest.approx([2, 0, -2])
+
+
+def test_normalisers_are_compared_on_the_seeds_that_all_models_have() -> None:
+    table = made_up()
+    lacking = table[~((table["variant"] == "entmax-data") & (table["tau"] == 0.8) & (table["seed"] == 3))]
+    found = values(lacking)
+    assert set(found["seed"]) == {1, 2} and set(summary(found)["seeds"]) == {2}
+    assert "seeds 1, 2 (dots" in caption(lacking) and "dense +2.00 (+2.00, +2.00; 2 seeds)" in caption(lacking)
 
 
 def test_the_command_writes_the_picture_and_its_caption(tmp_path: Path) -> None:
@@ -86,12 +94,12 @@ def test_the_command_writes_the_picture_and_its_caption(tmp_path: Path) -> None:
     text = (tmp_path / "entmax.md").read_text()
     assert text == caption(made_up())
     for found in (
-        "dense, softmax 22.0 (21.0 to 23.0) (chrF 40.0, 0% taken) and entmax 1.5 24.0",
+        "dense, softmax 22.0 (21.0 to 23.0) (chrF 40.0, evaluated sparsity 0%) and entmax 1.5 24.0",
         "at tau 0.8, softmax 18.0",
-        "seed by seed: dense +2.00 (+2.00 to +2.00); at tau 0.4 +0.00",
+        "Entmax minus softmax: dense +2.00 (95% CI +2.00 to +2.00; 3 seeds); at tau 0.4 +0.00",
         "Unpruned, entmax zeroes 60.0% (encoder self-attention 50.0%, decoder self-attention 20.0%",
         "At tau 0.8 76.0% of the allowed cells are zero, and of those that the mask leaves 60.0%.",
-        "With softmax none of the cells that a mask leaves is exactly zero.",
+        "With softmax at most 0% of the cells that a mask leaves are zero, by underflow.",
         "0.1 with softmax, dense, and in multiples of that softmax at tau 0.4 1.00",
         "entmax 1.5 dense 1.50",
     ):
@@ -101,7 +109,7 @@ def test_the_command_writes_the_picture_and_its_caption(tmp_path: Path) -> None:
 def test_softmax_that_underflows_is_said_to() -> None:
     table = made_up()
     table.loc[(table["variant"] == "data") & (table["metric"] == "kept_zeros@checkpoint"), "value"] = 0.0004
-    assert "With softmax at most 0.04%, by underflow, of the cells that a mask leaves are" in caption(table)
+    assert "With softmax at most 0.04% of the cells that a mask leaves are zero" in caption(table)
 
 
 def test_dense_models_alone_can_be_compared() -> None:

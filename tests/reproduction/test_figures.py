@@ -12,7 +12,17 @@ from PIL import Image
 
 from attention_pruning import InputError
 from reproduction.captions import caption, table_text
-from reproduction.curves import PANELS, baseline, curve, numbers, published, read_reference, relative, select
+from reproduction.curves import (
+    ACCURACY,
+    PANELS,
+    baselines,
+    changes,
+    curve,
+    numbers,
+    published,
+    read_reference,
+    select,
+)
 from reproduction.figures import REFERENCE, STYLES, draw, main, save
 from reproduction.results import COLUMNS, write_csv
 
@@ -147,12 +157,28 @@ def test_the_upper_axis_has_the_mean_effective_sparsity_of_each_tau() -> None:
 def test_the_bigram_is_drawn_where_it_is_near_and_left_out_where_it_is_far() -> None:
     def heights(bigram: float | None) -> list[float]:
         colour = STYLES["baseline"]["color"]
-        return [line.get_ydata()[0] for line in drawn(made_up(bigram))[0].lines if line.get_color() == colour]
+        found = [line.get_ydata() for line in drawn(made_up(bigram))[0].lines if line.get_color() == colour]
+        return [data[0] for data in found if len(data)]
 
     assert heights(70.0) == [70.0]
     assert heights(500.0) == []
     assert heights(None) == []
     assert drawn(made_up(500.0))[0].get_ylim() == drawn(made_up(None))[0].get_ylim()
+    # a floor that is better than the models must not go in silence
+    for value, label in ((500.0, "Kneser-Ney bigram 500.0 (above)"), (20.0, "Kneser-Ney bigram 20.0 (below)")):
+        assert label in lines(drawn(made_up(value))[0])
+
+
+def test_every_floor_of_counting_is_drawn() -> None:
+    table = made_up(bigram=70.0)
+    longer = table[table["variant"] == "kneser-ney"].assign(variant="kneser-ney-5", value=68.0)
+    both = pd.concat([table, longer], ignore_index=True)
+    found = lines(drawn(both)[0])
+    assert found["Kneser-Ney bigram"][1][0] == 70 and found["Kneser-Ney 5-gram"][1][0] == 68
+    styles = {line.get_linestyle() for line in drawn(both)[0].lines if line.get_label().startswith("Kneser-Ney")}
+    assert len(styles) == 2
+    assert "; Kneser-Ney bigram 70.0; Kneser-Ney 5-gram 68.0." in caption(both, [PANEL])
+    assert "Kneser-Ney 5-gram" in table_text(both, [PANEL])
 
 
 def test_the_companion_shows_changes_of_each_seed_and_the_published_ones() -> None:
@@ -182,7 +208,7 @@ def test_the_file_is_a_picture_of_the_right_size_and_not_blank(tmp_path: Path) -
     assert main(["--metrics", str(tmp_path / "metrics.csv"), "--out", str(out)]) == 0
     with Image.open(out) as picture:
         picture.load()
-        assert picture.format == "PNG" and picture.size == (1800, 800)
+        assert picture.format == "PNG" and picture.size == (1800, 920)
         pixels = np.asarray(picture.convert("RGB"))
     for half in (pixels[:, :900], pixels[:, 900:]):
         share = (half < 250).any(axis=2).mean()
@@ -211,13 +237,14 @@ def test_the_caption_says_what_is_shown(seeds: tuple[int, ...]) -> None:
         "bible-bbe",
         "test split",
         "rule: published",
-        "74.2",
-        "better than the Kneser-Ney bigram",
+        "; Kneser-Ney bigram 74.2.",
     ):
         assert part in text
     assert f"seeds {', '.join(map(str, seeds))};" in text
-    assert "lowest to the highest seed" in text
-    assert "NOT better" in caption(made_up(bigram=50.0), [PANEL])
+    assert "lowest and the highest seed, not standard errors" in text
+    assert "better than" not in caption(made_up(bigram=50.0), [PANEL])
+    contrast = "Data-informed minus random at tau 90%: -4.86 ("
+    assert contrast + ("1 seed)" if len(seeds) == 1 else "95% CI -4.86 to -4.86; 3 seeds)") in text
     assert "Kneser-Ney" not in caption(made_up(bigram=None), [PANEL])
 
 
@@ -238,7 +265,7 @@ def test_a_seed_without_a_dense_model_is_refused() -> None:
     table = made_up()
     lost = table[(table["variant"] != "dense") | (table["seed"] != 2)]
     with pytest.raises(InputError, match="expected a dense model of each seed, found none of seed 2"):
-        relative(select(lost, PANEL))
+        changes(select(lost, PANEL), "percent")
     with pytest.raises(InputError, match="of the dense model, found only data, distance, kneser-ney, random, window"):
         draw(table[table["variant"] != "dense"], read_reference(REFERENCE))
 
@@ -246,6 +273,7 @@ def test_a_seed_without_a_dense_model_is_refused() -> None:
 def test_controls_of_one_seed_are_drawn_without_a_spread_and_the_caption_says_so() -> None:
     table = made_up()
     one = table[~table["variant"].isin(["random", "window", "distance"]) | (table["seed"] == 2)]
+    assert "Data-informed minus random at tau 90%: -4.86 (1 seed)" in caption(one, [PANEL])
     # A single tau has a bar for its spread, several have a band; the dense model of three seeds keeps its bar.
     for kept, bars in ((one[one["variant"].ne("random") | one["tau"].eq(0.9)], 1), (table[table["tau"] != 0.8], 4)):
         assert len(drawn(kept)[0].containers) == bars
@@ -285,18 +313,18 @@ def test_every_experiment_is_a_panel_above_its_companion(tmp_path: Path) -> None
     write_csv(table, tmp_path / "metrics.csv")
     assert main(["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "figure.png")]) == 0
     with Image.open(tmp_path / "figure.png") as picture:
-        assert picture.size == (2760, 1280)
+        assert picture.size == (2760, 1520)
     axes = draw(table, read_reference(REFERENCE)).axes
     assert [one.get_title() for one in axes[:3]] == [panel.title for panel in PANELS]
-    assert [one.get_title() for one in axes[3:]] == ["Relative to dense"] * 3
+    assert [one.get_title() for one in axes[3:]] == ["Change from dense"] * 3
     text = (tmp_path / "figure.md").read_text()
-    assert all(panel.title in text for panel in PANELS) and "better than the copied source (5.0)" in text
+    assert all(panel.title in text for panel in PANELS) and "; copied source 5.0." in text
 
 
 def test_a_translation_panel_shows_the_models_that_prune_every_site() -> None:
     table = with_other_experiments(made_up())
     rows = select(table, TRANSLATION)
-    assert set(rows["sites"].dropna()) == {"all"} and baseline(rows) == 5
+    assert set(rows["sites"].dropna()) == {"all"} and baselines(rows) == {"copy": 5}
     own = select(table, PANEL)
     assert curve(rows, "data")["mean"].tolist() == pytest.approx((90 - curve(own, "data")["mean"]).tolist())
 
@@ -304,10 +332,21 @@ def test_a_translation_panel_shows_the_models_that_prune_every_site() -> None:
 def test_the_glue_panel_shows_the_mean_over_tasks_seed_by_seed() -> None:
     table = with_other_experiments(made_up())
     rows = select(table, GLUE)
-    assert set(rows["dataset"]) == {"mean of 2 tasks"} and baseline(rows) == 55
+    assert set(rows["dataset"]) == {"mean of 2 tasks"} and baselines(rows) == {"majority": 55}
     one = table[(table["experiment"] == "glue") & (table["dataset"] == "A") & (table["variant"] == "data")]
     found, alone = (part.set_index(["tau", "seed"])["value"] for part in (rows[rows["variant"] == "data"], one))
     assert found.to_dict() == pytest.approx({key: value + 5 for key, value in alone.items()})
     lost = table[~((table["dataset"] == "B") & (table["variant"] == "random") & (table["seed"] == 2))]
     with pytest.raises(InputError, match=r"expected random, tau 0.8, seed 2 on each of A, B, found none on B"):
         select(lost, GLUE)
+
+
+def test_accuracy_is_the_mean_over_the_tasks_that_have_one_each_the_mean_of_its_splits() -> None:
+    table = with_other_experiments(made_up())
+    of_task = table[(table["dataset"] == "B") & table["seed"].notna()].assign(metric="accuracy")
+    matched, other = (of_task.assign(split=f"validation_{name}") for name in ("matched", "mismatched"))
+    third = of_task.assign(dataset="C", value=0.9)
+    more = [matched.assign(value=0.5), other.assign(value=0.7), third]
+    rows = select(pd.concat([table, *more], ignore_index=True), ACCURACY)
+    assert set(rows["dataset"]) == {"mean of 2 tasks"} and not rows.duplicated(["variant", "tau", "seed"]).any()
+    assert rows["value"].tolist() == pytest.approx([75.0] * len(rows)), "the mean of 60 and 90, in percent"

@@ -11,7 +11,7 @@ from PIL import Image
 from attention_pruning import InputError
 from reproduction.captions import NAMES
 from reproduction.curves import PANELS
-from reproduction.mask_figure import caption, draw, gap, main, markdown, summary
+from reproduction.mask_figure import caption, draw, main, markdown, panels_by_tau, summary
 from reproduction.results import COLUMNS, write_csv
 
 #: Variant -> rule, scope, evaluated sparsity, and the perplexity of seeds 1 and 2; dense has 46 and 47.
@@ -41,108 +41,80 @@ def made_up(masks: dict[str, tuple] = MASKS, tau: float = 0.8, experiment: str =
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"seed": "Int64", "block_size": "Int64"})
 
 
+def of_tau(table: pd.DataFrame, tau: float = 0.8) -> pd.DataFrame:
+    """The masks of a tau."""
+    return summary(dict(panels_by_tau(table, PANEL))[tau])
+
+
 def test_every_mask_is_a_line_informed_ones_first() -> None:
-    lines = summary(made_up(), PANEL)
+    lines = of_tau(made_up())
     assert lines["variant"].tolist() == ["data", "published-row", "allowed-head", "random", "distance"]
     names = ["published by layer", "published by row", "allowed by head", NAMES["random"], NAMES["distance"]]
     assert lines["name"].tolist() == names
     assert lines["mean"].tolist() == [45.75, 48.5, 46.125, 56.0, 46.25]
     assert lines["evaluated"].tolist() == pytest.approx([73, 74, 80, 73, 73])
-    data = lines["gap"].iloc[0]
-    assert data == (-0.75, -1.0, -0.5, 2, 2)
-    assert [found.better for found in lines["gap"]] == [2, 0, 2, 0, 1]  # an equal value is not a better one
+    assert [found.values for found in lines["minus_dense"]] == [(-1, -0.5), (2, 2), (-0.5, -0.25), (9, 10), (-0.5, 0)]
+    own = [found and found.values for found in lines["own_minus"]]
+    assert own == [None, (-3.0, -2.5), (-0.5, -0.25), (-10.0, -10.5), (-0.5, -0.5)]
 
 
-def test_differences_are_of_the_seeds_that_both_have() -> None:
-    rows = made_up()
-    one, other = (rows[rows["variant"] == name] for name in ("data", "random"))
-    assert gap(one, other, PANEL) == (-10.25, -10.5, -10.0, 2, 2)
-    assert gap(one, other[other["seed"] == 1], PANEL) == (-10.0, -10.0, -10.0, 1, 1)
-    with pytest.raises(InputError, match="expected data and random of the same seed, found none"):
-        gap(one[one["seed"] == 2], other[other["seed"] == 1], PANEL)
-
-
-def test_the_caption_says_what_differs_by_more_than_seeds_do() -> None:
-    text = caption(made_up())
-    assert (
-        "of 3 rules and scopes the best is published by layer, 45.75 (45.00 to 46.50), the worst published by row"
-        in text
-    )
-    assert "they differ by -2.75 (seeds -3.00 to -2.50), MORE than the seeds of one rule and scope do, 1.50" in text
-    assert "They took from 73% to 80% of the attention" in text
-    close = made_up(MASKS | {"published-row": ("published", "row", 0.73, (46.5, 47.0))})
-    text = caption(close[close["variant"] != "allowed-head"])
-    assert "they differ by -1.00 (seeds -1.50 to -0.50), no more than the seeds" in text and "They took" not in text
-
-
-@pytest.mark.parametrize(
-    ("values", "verdict"),
-    [
-        (
-            (45.5, 47.0),
-            "by distance -0.50 (seeds -0.50 to -0.50, better in 2 of 2). In every seed more than the distance",
-        ),
-        ((48.0, 49.0), "minus by distance -2.75 (seeds -3.00 to -2.50, better in 2 of 2). So MORE than the distance"),
-        ((45.5, 46.0), "Seeds do not agree on whether more than the distance matters."),
-        ((45.0, 46.0), "In no seed did more than the distance matter."),
-        ((45.5,), "by distance -0.50 (one seed). One seed does not tell whether more than the distance matters."),
-    ],
-)
-def test_the_caption_says_whether_more_than_the_distance_matters(values: tuple[float, ...], verdict: str) -> None:
-    text = caption(made_up(MASKS | {"distance": ("published", "layer", 0.73, values)}))
-    assert (
-        verdict in text and "published by layer minus random -10.25 (seeds -10.50 to -10.00, better in 2 of 2)" in text
-    )
-
-
-def test_the_caption_says_which_masks_help() -> None:
-    found = caption(made_up()).partition("Better than the dense model of the same seed ")[2]
-    assert found == (
-        "in every seed with published by layer -0.75, allowed by head -0.38; in some seeds with by distance -0.25; "
-        "in no seed with published by row +2.00, random +9.50.\n"
-    )
-    higher = caption(made_up({"data": MASKS["data"]}, experiment="translation"))
-    assert "BLEU on the test split" in higher and "in no seed with published by layer -0.75." in higher
-    assert "published by layer reaches 45.75 (45.00 to 46.50); no other rule or scope was trained." in higher
-
-
-def test_one_seed_has_no_spread() -> None:
+def test_a_panel_has_the_seeds_that_all_of_its_masks_have() -> None:
+    """A third seed of some masks must not move them against masks of two."""
     table = made_up()
-    text = caption(table[table["seed"] == 1])
-    assert "their difference, -3.00, is that of one seed" in text and "MORE" not in text and "(one seed)" in text
+    more = table[table["variant"].isin(["dense", "data", "distance"]) & (table["seed"] == 1)].assign(seed=3, value=1.0)
+    both = pd.concat([table, more], ignore_index=True)
+    pd.testing.assert_frame_equal(of_tau(both), of_tau(table))
+    assert markdown(both) == markdown(table) and caption(both) == caption(table)
+    without = both[~both["variant"].isin(["random", "published-row", "allowed-head"])]
+    assert of_tau(without)["seeds"].tolist() == [3, 3] and "seeds 1, 2, 3" in caption(without)
+    with pytest.raises(InputError, match="expected a seed that all of .*random have, found none"):
+        draw(table[(table["variant"] == "random") | (table["seed"] == 1)].query("variant != 'random' or seed == 2"))
+
+
+def test_the_caption_states_differences_and_seeds_and_judges_nothing() -> None:
+    text = caption(made_up())
+    assert "At tau 0.8, seeds 1, 2: dense 46.50 (46.00 to 47.00). Minus dense: published by layer -0.75 (-1.00" in text
+    assert "Published by layer minus another: published by row -2.75 (-3.00, -2.50; 2 seeds); allowed by head" in text
+    assert not any(word in text for word in ("MORE", "best", "worst", "matter", "better in", "verdict"))
+    higher = caption(made_up({"data": MASKS["data"]}, experiment="translation"))
+    assert "BLEU on the test split" in higher and "minus another" not in higher
+    table = made_up()
+    assert "published by row -3.00 (1 seed)" in caption(table[table["seed"] == 1])
 
 
 def test_every_seed_is_a_dot_and_every_mask_says_what_it_took() -> None:
     table = pd.concat([made_up(), made_up(tau=0.9).query("variant != 'dense'"), made_up(experiment="translation")])
     figure = draw(table.reset_index(drop=True))
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles[:3] == [f"{PANEL.title}, \u03c4 80%", f"{PANELS[1].title}, \u03c4 80%", f"{PANEL.title}, \u03c4 90%"]
+    shown = [(PANEL, 80), (PANELS[1], 80), (PANEL, 90)]
+    assert titles[:3] == [f"{panel.title}, \u03c4 {tau}%, seeds 1, 2" for panel, tau in shown]
     assert titles[3] == "" and not figure.axes[3].axison  # translation has one tau
     axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == summary(table, PANEL)["name"].tolist()[:5]
+    assert [label.get_text() for label in axes.get_yticklabels()] == of_tau(table)["name"].tolist()
     (taken,) = axes.child_axes
     assert [label.get_text() for label in taken.get_yticklabels()] == ["73%", "74%", "80%", "73%", "73%"]
     x = sorted(float(point[0]) for collection in axes.collections for point in collection.get_offsets())
-    singles = [value for *_, values in MASKS.values() for value in values]
-    assert x == sorted([*singles, *summary(made_up(), PANEL)["mean"]])
+    differences = of_tau(made_up())["minus_dense"]
+    assert x == sorted([value for found in differences for value in (*found.values, found.mean)])
 
 
 def test_random_masks_that_are_far_off_do_not_squeeze_the_others() -> None:
     (axes,) = draw(made_up()).axes
     low, high = axes.get_xlim()
-    assert low < 45.0 and 49.0 < high < 50.0
-    assert [text.get_text() for text in axes.texts] == ["56.00 \u2192"]
+    assert low < -1.0 and 2.0 < high < 3.0
+    assert [text.get_text() for text in axes.texts] == ["+9.50 \u2192"]
     (axes,) = draw(made_up(MASKS | {"random": ("published", "layer", 0.73, (49.0, 50.0))})).axes
-    assert axes.get_xlim()[1] > 50.0 and not axes.texts
+    assert axes.get_xlim()[1] > 3.0 and not axes.texts
 
 
 def test_the_table_has_every_line_of_the_figure() -> None:
     lines = markdown(made_up()).splitlines()
-    assert lines[2] == "| dense | 0% | 0.0% | 0.0% | 46.50 (46.00 to 47.00) | | 2 |"
-    wanted = (
-        "| published by layer | 80% | 73.0% | 73.0% | 45.75 (45.00 to 46.50) | -0.75 (seeds -1.00 to -0.50, better in 2"
+    assert lines[2] == "| dense | 0% | 0.0% | 0.0% | 46.50 (46.00 to 47.00) | | | 2 |"
+    assert lines[3].endswith("| 73.0% | 73.0% | 45.75 (45.00 to 46.50) | -0.75 (-1.00, -0.50; 2 seeds) |  | 2 |")
+    assert lines[4].endswith(
+        "| 48.50 (48.00 to 49.00) | +2.00 (+2.00, +2.00; 2 seeds) | -2.75 (-3.00, -2.50; 2 seeds) | 2 |"
     )
-    assert lines[3].startswith(wanted) and len(lines) == 3 + len(MASKS)
+    assert len(lines) == 3 + len(MASKS)
 
 
 def test_the_command_writes_the_picture_and_its_caption(tmp_path: Path) -> None:

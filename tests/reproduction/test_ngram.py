@@ -1,7 +1,8 @@
-"""The Kneser-Ney bigram against a dictionary implementation of the same formulas."""
+"""Kneser-Ney n-grams against a dictionary implementation of the same formulas."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from attention_pruning.errors import InputError
 from reproduction import ngram
 from reproduction.corpus import SPLITS, encode, write_corpus
+from reproduction.results import collect
 
 VOCABULARY_SIZE = 6
 STREAMS = st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=2, max_size=60)
@@ -31,36 +33,59 @@ def brute_unigram(counts: Counter, word: int) -> float:
     return max(counts[word] - taken, 0) / total + taken * len(counts) / total / VOCABULARY_SIZE
 
 
-def brute_bigram(stream: list[int], history: int, word: int) -> float:
-    pairs = Counter(zip(stream, stream[1:], strict=False))
-    lower = brute_unigram(Counter(pair[1] for pair in pairs), word)
-    seen = sum(count for pair, count in pairs.items() if pair[0] == history)
+def brute(stream: list[int], history: tuple[int, ...], word: int, highest: bool = True) -> float:
+    """P(word | history) by dictionaries, order by order."""
+    n = len(history) + 1
+    grams = Counter(tuple(stream[i : i + n]) for i in range(len(stream) - n + 1))
+    if not highest:
+        longer = {tuple(stream[i : i + n + 1]) for i in range(len(stream) - n)}
+        grams = Counter(gram[1:] for gram in longer)
+    if n == 1:
+        return brute_unigram(Counter({gram[0]: count for gram, count in grams.items()}), word)
+    lower = brute(stream, history[1:], word, highest=False)
+    seen = sum(count for gram, count in grams.items() if gram[:-1] == history)
     if not seen:
         return lower
-    kinds = sum(pair[0] == history for pair in pairs)
-    taken = brute_discount(pairs)
-    return max(pairs[history, word] - taken, 0) / seen + taken * kinds / seen * lower
+    kinds = sum(gram[:-1] == history for gram in grams)
+    taken = brute_discount(grams)
+    return max(grams[*history, word] - taken, 0) / seen + taken * kinds / seen * lower
 
 
-def table(stream: list[int]) -> np.ndarray:
-    """P(column | row) for every pair of symbols."""
-    model = ngram.KneserNeyBigram.fit(np.array(stream, dtype=np.int32), VOCABULARY_SIZE)
-    histories, words = np.divmod(np.arange(VOCABULARY_SIZE**2), VOCABULARY_SIZE)
-    return model.probability(histories, words).reshape(VOCABULARY_SIZE, VOCABULARY_SIZE)
+def table(stream: list[int], order: int) -> np.ndarray:
+    """P(word | history) for every history of order - 1 symbols, and every word."""
+    model = ngram.KneserNey.fit(np.array(stream, dtype=np.int32), VOCABULARY_SIZE, order)
+    symbols = range(VOCABULARY_SIZE)
+    texts = itertools.product(symbols, repeat=order)
+    last = [model.probabilities(np.array(text, dtype=np.int32))[-1] for text in texts]
+    return np.array(last).reshape(-1, VOCABULARY_SIZE)
 
 
 @given(STREAMS)
-@laws
+@settings(deadline=None, max_examples=50)
 def test_bigram_equals_brute_force(stream: list[int]) -> None:
     symbols = range(VOCABULARY_SIZE)
-    expected = [[brute_bigram(stream, history, word) for word in symbols] for history in symbols]
-    np.testing.assert_allclose(table(stream), expected, rtol=1e-12)
+    expected = [[brute(stream, (history,), word) for word in symbols] for history in symbols]
+    np.testing.assert_allclose(table(stream, 2), expected, rtol=1e-12)
 
 
-@given(STREAMS)
-@laws
-def test_every_history_has_a_distribution_without_zeros(stream: list[int]) -> None:
-    probabilities = table(stream)
+@given(st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=5, max_size=40), STREAMS)
+@settings(deadline=None, max_examples=25)
+def test_five_gram_equals_brute_force(stream: list[int], text: list[int]) -> None:
+    """At every token of a text, the first ones too, which have fewer than four before them."""
+    model = ngram.KneserNey.fit(np.array(stream), VOCABULARY_SIZE, order=5)
+    text = [*text[:9], *stream[:9]]
+    found = model.probabilities(np.array(text))
+    for place in range(1, len(text)):
+        history = tuple(text[max(0, place - 4) : place])
+        expected = brute(stream, history, text[place], highest=len(history) == 4)
+        assert math.isclose(found[place - 1], expected, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@given(st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=3, max_size=60))
+@settings(deadline=None, max_examples=10)
+def test_every_history_has_a_distribution_without_zeros(order: int, stream: list[int]) -> None:
+    probabilities = table(stream, order)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
     assert (probabilities > 0).all()
 
@@ -85,9 +110,10 @@ def test_evaluation_predicts_every_token_but_the_first(texts: dict) -> None:
     metrics = ngram.evaluate(corpus)
     for split in ngram.EVALUATED_SPLITS:
         stream = corpus.ids[split].tolist()
-        model = ngram.KneserNeyBigram.fit(corpus.ids["train"], len(corpus.vocabulary))
-        pairs = list(zip(stream, stream[1:], strict=False))
-        nll = -sum(math.log(model.probability(np.array(h), np.array(w))) for h, w in pairs) / len(pairs)
+        train = corpus.ids["train"].tolist()
+        size = len(corpus.vocabulary)
+        model = ngram.KneserNey.fit(np.array(train), size)
+        nll = -np.log([model.probabilities(np.array(pair))[0] for pair in zip(stream, stream[1:], strict=False)]).mean()
         assert metrics[split]["tokens"] == len(stream) - 1
         assert math.isclose(metrics[split]["nll"], nll, rel_tol=1e-9)
         assert math.isclose(metrics[split]["perplexity"], math.exp(nll), rel_tol=1e-9)
@@ -104,9 +130,21 @@ def test_order_is_worth_something_only_where_there_is_order() -> None:
     assert 6 < found[1]["perplexity"] < 9
 
 
+def test_a_longer_history_is_worth_something_where_two_words_do_not_tell_the_third() -> None:
+    rng = np.random.default_rng(0)
+    lines = [list("abcxdb" + "ey" * pick) if pick else list("dbcyabex") for pick in rng.integers(0, 2, 400)]
+    corpus = encode("t", dict.fromkeys(SPLITS, lines))
+    two, five = (ngram.evaluate(corpus, order)["test"]["perplexity"] for order in (2, 5))
+    assert five < 0.8 * two
+
+
 def test_a_single_token_is_refused() -> None:
     with pytest.raises(InputError, match="expected a training text of at least 2 tokens, found 1"):
-        ngram.KneserNeyBigram.fit(np.array([0]), 2)
+        ngram.KneserNey.fit(np.array([0]), 2)
+    with pytest.raises(InputError, match="expected a training text of at least 5 tokens, found 4"):
+        ngram.KneserNey.fit(np.array([0, 1, 0, 1]), 2, order=5)
+    with pytest.raises(InputError, match="--order: expected 2 or more, found 1"):
+        ngram.KneserNey.fit(np.array([0, 1, 0, 1]), 2, order=1)
     one = encode("t", {"train": [["a", "b"]], "valid": [["a", "b"]], "test": [["a"]]}, eos=False)
     with pytest.raises(InputError, match="expected at least 2 tokens in test, found 1"):
         ngram.evaluate(one)
@@ -128,6 +166,15 @@ def test_the_command_writes_metrics_with_labels(tmp_path: Path) -> None:
         "rule": None,
     }
     assert json.loads((out.parent / "run.json").read_text())["data_fingerprint"] == corpus.fingerprint
+
+
+def test_another_order_is_a_variant_of_its_own(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c", "tiny", dict.fromkeys(SPLITS, [["a", "b"], ["b", "a", "a"]]))
+    out = tmp_path / "run" / "metrics.json"
+    ngram.main(["--data", str(tmp_path / "c"), "--order", "5", "--out", str(out), "--label", "config=smoke"])
+    content = json.loads(out.read_text())
+    assert content["variant"] == "kneser-ney-5" and content["metrics"] == ngram.evaluate(corpus, 5)
+    assert collect([out])["variant"].unique().tolist() == ["kneser-ney-5"]
 
 
 @pytest.mark.parametrize("label", ["config", "=smoke", "", "colour=red"])

@@ -1,8 +1,9 @@
-"""The table of models at home and away: its numbers by brute force, and what it concludes from them."""
+"""The table of models in and out of distribution: its numbers by brute force, at one tau that was chosen before."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -11,31 +12,32 @@ import pytest
 from attention_pruning import InputError
 from reproduction import documents
 from reproduction.metrics import write_metrics
-from reproduction.ood_table import COLUMNS, all_found, as_markdown, main, pairs, read_table, tabulate, verdict
+from reproduction.ood_table import COLUMNS, as_markdown, chosen_taus, main, pair_table, pairs, read_table, tabulate
 from reproduction.results import collect, write_csv
 
 SEEDS, TAUS = (1, 2), (0.5, 0.9)
-#: Score at tau and seed, at home and away: away, pruning costs twice as many percent.
-HOME = {(tau, seed): 100.0 * (1 + 0.1 * tau) + seed for tau in (0.0, *TAUS) for seed in SEEDS}
-AWAY = {(tau, seed): 500.0 * (1 + 0.2 * tau) + seed for tau in (0.0, *TAUS) for seed in SEEDS}
+#: Score at tau and seed, in and out of distribution: out, pruning costs twice as many percent.
+IN = {(tau, seed): 100.0 * (1 + 0.1 * tau) + seed for tau in (0.0, *TAUS) for seed in SEEDS}
+OUT = {(tau, seed): 500.0 * (1 + 0.2 * tau) + seed for tau in (0.0, *TAUS) for seed in SEEDS}
+GLUE = {"experiment": "glue", "metric": "glue_score", "split": "validation", "floor": (50.0, 50.0)}
 
 
 def write_models(
     folder: Path,
-    home: dict[tuple[float, int], float] = HOME,
-    away: dict[tuple[float, int], float] = AWAY,
+    inside: dict[tuple[float, int], float] = IN,
+    outside: dict[tuple[float, int], float] = OUT,
     floor: tuple[float, float] | None = (150.0, 900.0),
     experiment: str = "language_modelling",
     metric: str = "perplexity",
     split: str = "test",
 ) -> list[Path]:
-    """Metrics of every model at home and away, and of a baseline."""
+    """Metrics of every model in and out of distribution, and of a baseline."""
     same = {"config": "quick", "experiment": experiment, "dataset": f"home-{experiment}"}
     files = []
-    for (tau, seed), value in home.items():
+    for (tau, seed), value in inside.items():
         labels = same | {"variant": "data" if tau else "dense", "sites": "self", "tau": tau, "seed": seed}
         labels |= {"rule": "published", "block_size": 1} if tau else {}
-        for name, score, used in (("metrics", value, tau / 2), ("metrics@far", away[tau, seed], tau / 4)):
+        for name, score, used in (("metrics", value, tau / 2), ("metrics@far", outside[tau, seed], tau / 4)):
             path = folder / experiment / f"{tau}" / f"{seed}" / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             shares = {"effective_sparsity": tau, "evaluated_sparsity": used, "block_sparsity": 0.0}
@@ -51,119 +53,106 @@ def write_models(
     return files
 
 
-def test_every_number_is_the_mean_over_seeds_by_brute_force(tmp_path: Path) -> None:
+def test_every_row_is_one_model_and_seed_by_brute_force(tmp_path: Path) -> None:
     table = tabulate(collect(write_models(tmp_path)))
     assert tuple(table.columns) == COLUMNS
-    assert table["variant"].tolist() == ["kneser-ney", "dense", "data", "data"]
+    assert table["variant"].tolist() == ["kneser-ney", "dense", "dense", "data", "data", "data", "data"]
     floor = table.iloc[0]
-    assert (floor["home_mean"], floor["away_mean"], floor["away"]) == (150.0, 900.0, "far")
-    for tau in (0.0, *TAUS):
-        row = table[table["tau"] == tau].iloc[0]
-        for place, scores in (("home", HOME), ("away", AWAY)):
-            of_tau = [scores[tau, seed] for seed in SEEDS]
-            assert [row[f"{place}_{what}"] for what in ("mean", "low", "high")] == pytest.approx(
-                [sum(of_tau) / 2, min(of_tau), max(of_tau)]
-            )
-            changes = [100 * (scores[tau, seed] / scores[0.0, seed] - 1) for seed in SEEDS]
-            assert row[f"change_{place}"] == pytest.approx(sum(changes) / 2)
-        worse = [
-            100 * (AWAY[tau, seed] / AWAY[0.0, seed]) - 100 * (HOME[tau, seed] / HOME[0.0, seed]) for seed in SEEDS
-        ]
-        assert [row[f"worse_away_{what}"] for what in ("mean", "low", "high")] == pytest.approx(
-            [sum(worse) / 2, min(worse), max(worse)]
-        )
-        assert (row["evaluated_home"], row["evaluated_away"], row["seeds"]) == (tau / 2, tau / 4, 2)
-        assert (row["unknown_home"], row["unknown_away"]) == (0.02, 0.25)
+    assert (floor["value_in"], floor["value_out"], floor["evaluated_on"]) == (150.0, 900.0, "far")
+    for row in table.iloc[1:].to_dict("records"):
+        key = row["tau"], row["seed"]
+        assert (row["value_in"], row["value_out"]) == (IN[key], OUT[key])
+        changes = [math.log(scores[key]) - math.log(scores[0.0, key[1]]) for scores in (IN, OUT)]
+        assert [row["minus_dense_in"], row["minus_dense_out"]] == pytest.approx(changes)
+        assert row["out_minus_in"] == pytest.approx(changes[1] - changes[0]) and row["unit"] == "nats"
+        assert (row["evaluated_in"], row["evaluated_out"]) == (key[0] / 2, key[0] / 4)
+        assert (row["unknown_in"], row["unknown_out"], row["chosen_tau"]) == (0.02, 0.25, 0.9)
 
 
-@pytest.mark.parametrize(("floor", "found"), [(50.0, "home"), (51.5, "untold"), (53.0, "untold")])
-def test_no_telling_unless_every_seed_beats_the_commonest_class(tmp_path: Path, floor: float, found: str) -> None:
-    home = {(tau, seed): 80.0 - 10 * tau + seed for tau, seed in HOME}
-    away = {(tau, seed): 50.0 - tau + seed for tau, seed in HOME}
-    of_rows = {"experiment": "glue", "metric": "glue_score", "split": "validation"}
-    assert verdict_of(tmp_path, home=home, away=away, floor=(60.0, floor), **of_rows) == found
+def test_scores_differ_in_points_even_from_a_dense_model_that_scores_nothing(tmp_path: Path) -> None:
+    outside = {(tau, seed): value * (0 if tau == 0 else 1) for (tau, seed), value in OUT.items()}
+    table = tabulate(collect(write_models(tmp_path, outside=outside, **GLUE)))
+    row = table[(table["tau"] == 0.9) & (table["seed"] == 1)].iloc[0]
+    points = (IN[0.9, 1] - IN[0.0, 1], OUT[0.9, 1])
+    assert (row["minus_dense_in"], row["minus_dense_out"]) == pytest.approx(points) and row["unit"] == "points"
+    assert row["out_minus_in"] == pytest.approx(points[1] - points[0])
 
 
-def verdict_of(folder: Path, **how: object) -> str:
-    ((panel, rows),) = pairs(tabulate(collect(write_models(folder, **how))))
-    return verdict(panel, rows)
+def test_one_tau_is_chosen_before_and_others_are_not_contrasted(tmp_path: Path) -> None:
+    runs = collect(write_models(tmp_path))
+    assert chosen_taus(runs, {}) == {"language_modelling": 0.9}
+    assert chosen_taus(runs, {"language_modelling": 0.5, "squad": 0.9}) == {"language_modelling": 0.5}
+    ((panel, rows),) = pairs(tabulate(runs, {"language_modelling": 0.5}))
+    shown = pair_table(panel, rows)
+    assert "| data-informed | 50% |" in shown and "90%" not in shown
+    with pytest.raises(
+        InputError, match="--tau: expected a tau of language_modelling with every seed, 0.5, 0.9, found"
+    ):
+        tabulate(runs, {"language_modelling": 0.7})
+    # the highest that has all seeds, not the highest
+    lacking = runs[~((runs["tau"] == 0.9) & (runs["seed"] == 2))]
+    assert chosen_taus(lacking, {}) == {"language_modelling": 0.5}
+    with pytest.raises(InputError, match="with every seed, 0.5, found 0.9"):
+        tabulate(lacking, {"language_modelling": 0.9})
 
 
-def test_pruning_hurts_more_where_all_seeds_say_so(tmp_path: Path) -> None:
-    assert verdict_of(tmp_path / "a") == "away"
-    assert verdict_of(tmp_path / "b", home=AWAY, away=HOME) == "home"
-    # the same loss of percent; seeds of two minds; more at one tau and less at the other
-    same = {key: 3 * value for key, value in HOME.items()}
-    assert verdict_of(tmp_path / "c", away=same) == "unclear"
-    split = {
-        (tau, seed): value * (1.1 if seed == 1 and tau else 0.9 if tau else 1) for (tau, seed), value in HOME.items()
-    }
-    assert verdict_of(tmp_path / "d", away=split) == "unclear"
-    mixed = {(tau, seed): value * {0.0: 1, 0.5: 1.1, 0.9: 0.9}[tau] for (tau, seed), value in HOME.items()}
-    assert verdict_of(tmp_path / "e", away=mixed) == "mixed"
-    # a dense model that is no better than counting words can still get worse
-    assert verdict_of(tmp_path / "f", floor=(150.0, 400.0)) == "away"
-    doubtful = all_found(tabulate(collect(write_models(tmp_path / "g", floor=(150.0, 400.0)))))
-    assert "beats what needs no attention in: home-language_modelling to far." in doubtful
-    assert "beats" not in all_found(tabulate(collect(write_models(tmp_path / "h"))))
-    one = {key: value for key, value in HOME.items() if key[1] == 1}
-    assert "One seed only: home-" in all_found(tabulate(collect(write_models(tmp_path / "i", home=one))))
+def test_differences_are_paired_and_three_seeds_have_an_interval(tmp_path: Path) -> None:
+    inside = {(tau, seed): 60.0 + 10 * seed + tau * seed for tau in (0.0, 1.0) for seed in (1, 2, 3)}
+    outside = {key: 10.0 for key in inside}
+    ((panel, rows),) = pairs(tabulate(collect(write_models(tmp_path, inside, outside, **GLUE))))
+    line = pair_table(panel, rows).splitlines()[-1]
+    # 1, 2 and 3 points in distribution, none out of it; scores of seeds are ten points apart
+    assert "| +2.00 (95% CI -0.48 to +4.48; 3 seeds) | +0.00 (95% CI +0.00 to +0.00; 3 seeds) |" in line
+    assert line.endswith("| -2.00 (95% CI -4.48 to +0.48; 3 seeds) |")
 
 
-def test_a_higher_score_is_better_where_it_is(tmp_path: Path) -> None:
-    glue = {"experiment": "glue", "metric": "glue_score", "split": "validation", "floor": (50.0, 50.0)}
-    assert verdict_of(tmp_path / "a", **glue) == "home"
-    assert verdict_of(tmp_path / "b", **glue | {"floor": None}) == "home"
-    # below chance nothing falls
-    assert verdict_of(tmp_path / "c", **glue | {"floor": (50.0, 900.0)}) == "untold"
+def test_a_pair_is_shown_on_the_seeds_that_all_of_its_models_have(tmp_path: Path) -> None:
+    runs = collect(write_models(tmp_path))
+    control = runs[(runs["variant"] == "data") & (runs["tau"] == 0.9) & (runs["seed"] == 1)].assign(variant="random")
+    ((panel, rows),) = pairs(tabulate(pd.concat([runs, control], ignore_index=True)))
+    dense, data, random = pair_table(panel, rows).splitlines()[-3:]
+    assert all("(1 seed)" in line for line in (data, random)) and "| 101.00 | 501.00 |" in dense
 
 
-def test_nothing_is_told_from_a_dense_model_that_scores_nothing(tmp_path: Path) -> None:
-    away = {(tau, seed): value * (0 if tau == 0 else 1) for (tau, seed), value in AWAY.items()}
-    how = {"experiment": "glue", "metric": "glue_score", "split": "validation", "floor": None}
-    table = tabulate(collect(write_models(tmp_path, away=away, **how)))
-    assert table["worse_away_mean"].isna().all() and table["change_home"].notna().all()
-    assert "What pruning costs such a model there cannot be told." in as_markdown(table)
-
-
-def test_the_command_writes_the_table_that_documents_show(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files = write_models(tmp_path / "runs")
-    glue = {"experiment": "glue", "metric": "glue_score", "split": "validation", "floor": (50.0, 50.0)}
-    files += write_models(tmp_path / "runs", **glue)
+def test_the_command_writes_the_table_that_documents_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_models(tmp_path / "runs") + write_models(tmp_path / "runs", **GLUE)
     out = tmp_path / "quick" / "ood_table.md"
-    assert main(["--metrics", *map(str, files), "--out", str(out), "--config-name", "quick"]) == 0
+    command = ["--metrics", *map(str, files), "--out", str(out), "--config-name", "quick", "--tau", "glue=0.5"]
+    assert main(command) == 0
     table = read_table(out.with_suffix(".csv"))
-    pd.testing.assert_frame_equal(table, tabulate(collect(files)), check_dtype=False)
+    pd.testing.assert_frame_equal(table, tabulate(collect(files), {"glue": 0.5}), check_dtype=False)
     text = out.read_text()
     assert text == as_markdown(table)
-    answer = "Of 2 pairs, data-informed pruning hurts more away in 1 (home-language_modelling to far); less away in 1 ("
-    assert answer in all_found(table) and answer in text and answer in capsys.readouterr().out
-    assert "| Kneser-Ney bigram | | | | 150.00 | 900.00 | | | | |" in text
-    assert (
-        "| dense | 0% | 0.0% | 0.0% | 101.50 (101.00 to 102.00) | 501.50 (501.00 to 502.00) | +0.0% | +0.0% |  | 2 |"
-        in text
-    )
-    assert "Unknown to the vocabulary: 2.0% of the tokens at home and 25.0% away." in text
-    assert "It costs more away at 50%, 90% (2 seeds agree by chance in 50% of rows)." in text
+    assert "chosen in advance: language_modelling 0.9, glue 0.5." in text
+    assert "home-language_modelling, evaluated on far (unknown tokens: 2.0% in, 25.0% out)" in text
+    assert "| Kneser-Ney bigram | | | | 150.00 | 900.00 | | | |" in text
+    assert "| dense | 0% | 0.0% | 0.0% | 101.50 (101.00 to 102.00) | 501.50 (501.00 to 502.00) |  |  |  |" in text
+    for word in ("hurts", "NOT", "agree", "chance", "worse", "cannot be told"):
+        assert word not in text, "the table states, and judges nothing"
     monkeypatch.setattr(documents, "REFERENCE", tmp_path)
     block = documents.ood_block("quick")
-    assert answer in block and all(line in block for line in text.splitlines() if line.startswith("|"))
+    assert all(line in block for line in text.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.parametrize("tau", ["0.9", "poetry=0.9", "glue=", "glue=90%", "=0.9"])
+def test_a_tau_without_its_experiment_is_refused(tmp_path: Path, tau: str) -> None:
+    files = write_models(tmp_path)
+    with pytest.raises(InputError, match="--tau: expected EXPERIMENT=TAU, of language_modelling, translation, glue"):
+        main(["--metrics", *map(str, files), "--out", str(tmp_path / "ood.md"), "--tau", tau])
 
 
 def test_what_is_incomplete_is_refused(tmp_path: Path) -> None:
     files = write_models(tmp_path)
-    with pytest.raises(InputError, match="expected metrics@NAME.json of models evaluated away from home, found none"):
+    with pytest.raises(InputError, match="expected metrics@NAME.json of models evaluated out of distribution, found"):
         tabulate(collect([file for file in files if "@" not in file.name]))
     lacking = [file for file in files if not (file.name == "metrics@far.json" and "0.9" in str(file.parent))]
-    with pytest.raises(InputError, match="home-language_modelling and far: expected data, tau 0.9, seed 1 at both"):
+    with pytest.raises(InputError, match="expected data, tau 0.9, seed 1 in and out of distribution, found it in dist"):
         tabulate(collect(lacking))
     with pytest.raises(InputError, match="expected a name that ends in .md"):
         main(["--metrics", str(files[0]), "--out", str(tmp_path / "table.csv")])
     with pytest.raises(InputError, match="found no such file"):
         read_table(tmp_path / "none.csv")
     write_csv(pd.DataFrame({"a": [1]}), tmp_path / "other.csv")
-    with pytest.raises(InputError, match="expected the columns config,experiment,home"):
+    with pytest.raises(InputError, match="expected the columns config,experiment,trained_on"):
         read_table(tmp_path / "other.csv")
     assert json.loads(files[0].read_text())["variant"] == "dense"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from attention_pruning import InputError
-from reproduction.curves import PANELS, published, read_reference
+from reproduction.curves import ACCURACY, PANELS, changes, published, read_reference, select
 from reproduction.figures import REFERENCE
 from reproduction.paper_comparison import SCALES, caption, comparison, draw, main, read_configuration
 from reproduction.results import COLUMNS, write_csv
@@ -22,15 +22,17 @@ SHARES = ("effective_sparsity", "evaluated_sparsity", "block_sparsity")
 def made_up() -> pd.DataFrame:
     """Each experiment's value is 50 when dense, and 2 seed tau less when pruned."""
     rows = []
-    for panel in PANELS:
+    for panel in (*PANELS, ACCURACY):
         common = {"config": "quick", "experiment": panel.experiment, "dataset": "d", "split": panel.split}
         common |= {"metric": panel.metric, "sites": panel.sites or "self"}
         for seed in (1, 2):
-            dense = {"variant": "dense", "tau": 0.0, "seed": seed, "value": 50.0}
+            dense = {"variant": "dense", "tau": 0.0, "seed": seed, "value": 50.0 / panel.scale}
             rows.append(common | dense | dict.fromkeys(SHARES, 0.0))
             for tau in (0.4, 0.9):
                 labels = {"variant": "data", "rule": "published", "block_size": 1, "tau": tau, "seed": seed}
-                rows.append(common | labels | dict.fromkeys(SHARES, tau / 2) | {"value": 50 - 2 * seed * tau})
+                rows.append(
+                    common | labels | dict.fromkeys(SHARES, tau / 2) | {"value": (50 - 2 * seed * tau) / panel.scale}
+                )
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"seed": "Int64", "block_size": "Int64"})
 
 
@@ -39,10 +41,37 @@ def test_the_table_joins_both_at_every_tau_of_either() -> None:
     for panel in PANELS:
         rows = table[table["experiment"] == panel.experiment].set_index("percent")
         assert list(rows.index) == [0, 20, 40, 60, 80, 90]
-        assert rows.loc[40, ["change", "low", "high", "effective"]].tolist() == pytest.approx([-2.4, -3.2, -1.6, 20])
+        # two points of the dense model's 50 are four percent of it
+        of_seeds = [-2.4, -3.2, -1.6] if panel.unit == "percent" else [-1.2, -1.6, -0.8]
+        assert rows.loc[40, ["change", "low", "high", "effective"]].tolist() == pytest.approx([*of_seeds, 20])
         paper = published(read_reference(REFERENCE), panel).set_index("percent")["change"]
         assert rows["published_change"].dropna().to_dict() == pytest.approx(paper.to_dict())
         assert rows["change"].isna().tolist() == [False, True, False, True, True, False]
+
+
+def test_accuracy_stands_beside_the_published_accuracy_and_points_beside_points() -> None:
+    """The published curve of panel (c) is a mean accuracy; a GLUE score has correlations in it."""
+    table = made_up()
+    table.loc[table["metric"] == "glue_score", "value"] *= 0.01
+    found = comparison(table, read_reference(REFERENCE)).query("experiment == 'glue'").set_index("percent")
+    assert set(found["metric"]) == {"accuracy"} and set(found["unit"]) == {"points"}
+    assert found.loc[[0, 40, 80], "published_change"].tolist() == pytest.approx([0, -2.46, -10.68])
+    assert found.loc[40, "change"] == pytest.approx(-1.2)
+    axes = draw(table, read_reference(REFERENCE)).axes[2]
+    assert axes.get_ylabel() == "Change of accuracy from dense (points)\nhigher is better"
+    # a score near zero has a change in points, and no percent of next to nothing
+    near = select(table, PANELS[2])
+    near = near.assign(value=near["value"].where(near["tau"] > 0, 0.001))
+    assert changes(near, "points").query("tau > 0")["value"].abs().max() < 1
+
+
+def test_tasks_without_an_accuracy_have_the_published_curve_alone() -> None:
+    table = made_up().query("metric != 'accuracy'")
+    text = caption(table, read_reference(REFERENCE), read_configuration(QUICK), read_configuration(PAPER))
+    assert "Here accuracy was measured on no dataset." in text
+    assert [line.get_label() for line in draw(table, read_reference(REFERENCE)).axes[2].lines][1:] == [
+        "published, GLUE average"
+    ]
 
 
 def test_the_upper_axis_is_the_effective_sparsity_at_each_tau() -> None:

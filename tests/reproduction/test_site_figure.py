@@ -58,7 +58,16 @@ def test_the_command_writes_the_picture_and_its_caption(tmp_path: Path) -> None:
         assert picture.size == (1880, 920)
     text = (tmp_path / "sites.md").read_text()
     assert text == caption(made_up())
-    assert "encoder-decoder attention 17.5 at tau 0.8 (40% lost)" in text and "reaches 21.5" in text
+    assert "encoder-decoder attention at tau 0.8 -4.00 (-4.00, -4.00; 2 seeds), evaluated sparsity 40%" in text
+    assert "Dense 21.5" in text
+
+
+def test_sites_are_compared_on_the_seeds_that_all_models_have() -> None:
+    table = made_up()
+    lacking = table[~((table["variant"] == "window") & (table["seed"] == 2))]
+    assert all(set(rows["seed"]) == {1} for _, _, rows in lines_of(lacking))
+    (by_tau, _) = draw(lacking).axes
+    assert {line.get_ydata()[0] for line in by_tau.lines} == {21.0} and "seed 1, which all" in caption(lacking)
 
 
 def test_a_table_without_single_sites_and_another_ending_are_refused(tmp_path: Path) -> None:

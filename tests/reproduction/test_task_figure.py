@@ -46,6 +46,7 @@ def test_the_table_has_what_is_drawn() -> None:
     assert found.groupby("task").size().to_dict() == dict.fromkeys(TASKS, 3)
     row = found[(found["task"] == "B") & (found["variant"] == "data")].iloc[0]
     assert (row["percent"], row["mean"], row["low"], row["high"], row["seeds"]) == (50, 66.5, 66, 67, 2)
+    assert row["change"] == -5, "in points: Matthews correlation may be near zero"
     assert found[found["variant"] == "majority"]["mean"].tolist() == [50.0] * 4
 
 
@@ -54,10 +55,13 @@ def test_the_command_writes_picture_caption_and_table(tmp_path: Path) -> None:
     assert main(["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "tasks.png")]) == 0
     with Image.open(tmp_path / "tasks.png") as picture:
         picture.load()
-        assert picture.size == (1840, 780)
+        assert picture.size == (1840, 860)
     assert pd.read_csv(tmp_path / "tasks.csv")["task"].tolist() == ["A"] * 3 + ["B"] * 3
     text = (tmp_path / "tasks.md").read_text()
-    assert "A: GLUE score on the validation split of A" in text and "better than the commonest class (50.0)" in text
+    assert (
+        "A: GLUE score on the validation split of A" in text
+        and "Dense 61.5 (61.0 to 62.0); commonest class 50.0." in text
+    )
 
 
 def test_a_table_without_tasks_and_another_ending_are_refused(tmp_path: Path) -> None:

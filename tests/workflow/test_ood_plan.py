@@ -15,7 +15,7 @@ def figure_models(config: dict[str, Any], experiment: str) -> int:
     """How many models of an experiment there are, all seeds counted."""
     pruning, seeds = config[experiment]["pruning"], config[experiment]["seeds"]
     controls = len(pruning["controls"]) * len(pruning["control_taus"])
-    return (1 + len(pruning["taus"])) * len(seeds) + controls * len(pruning["control_seeds"] or seeds)
+    return (1 + len(pruning["taus"]) + controls) * len(seeds)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,3 +50,18 @@ def test_what_has_no_name_is_not_evaluated_away(tmp_path: Path) -> None:
     found = plan(tmp_path, "ood_table", "--configfile", str(own)).stdout
     assert "other_questions" in found
     assert not any(word in found for word in ("other_text", "other_pairs", "other_tasks"))
+
+
+def test_the_tau_of_the_contrast_is_chosen_in_the_configuration(tmp_path: Path) -> None:
+    config, own = read("smoke"), tmp_path / "own.yaml"
+
+    def planned(taus: dict[str, float]) -> str:
+        config["out_of_distribution"]["taus"] = taus
+        own.write_text(yaml.safe_dump(config))
+        return plan(tmp_path, "ood_table", "--configfile", str(own)).stdout
+
+    highest = "--tau language_modelling=0.9 --tau translation=0.5 --tau glue=0.5 --tau squad=0.9"
+    assert f" {highest} --metrics " in planned({})
+    assert " --tau language_modelling=0.5 --tau translation=0.5 " in planned({"language_modelling": 0.5})
+    refused = "out_of_distribution.taus.language_modelling: expected one of language_modelling.pruning.taus, [0.5, 0.9]"
+    assert f"{refused}, found 0.8" in planned({"language_modelling": 0.8})

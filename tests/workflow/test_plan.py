@@ -23,8 +23,7 @@ def test_a_configuration_plans_without_its_data(name: str, tmp_path: Path) -> No
         ("glue", "finetune", "average_finetuned"),
     ):
         pruning, seeds = config[experiment]["pruning"], len(config[experiment]["seeds"])
-        control_seeds = len(pruning["control_seeds"] or config[experiment]["seeds"])
-        controls = len(pruning["controls"]) * len(pruning["control_taus"]) * control_seeds
+        controls = len(pruning["controls"]) * len(pruning["control_taus"]) * seeds
         tasks = len(config[experiment]["dataset"].get("tasks", [None]))
         assert int(jobs[training]) == ((1 + len(pruning["taus"])) * seeds + controls) * tasks, experiment
         assert int(jobs[averaging]) == seeds * tasks, experiment
@@ -77,11 +76,10 @@ def test_the_comparison_of_masks_is_planned_on_request(name: str, tmp_path: Path
         ("translation", "fairseq/train.py", 3),
     ):
         pruning, own = config[experiment]["pruning"], config[experiment]["mask_comparison"]
-        seeds, control_seeds = (len(config[experiment]["seeds"]), len(pruning["control_seeds"] or []))
-        of_figure = control_seeds or seeds
+        seeds = len(config[experiment]["seeds"])
         others = [way for way in own["choices"] if (way["rule"], way["scope"]) != (pruning["rule"], pruning["scope"])]
         models = {f"{way['rule']}-{way['scope']}": seeds for way in others} | {"data": seeds}
-        models |= {control: of_figure if control in pruning["controls"] else seeds for control in own["controls"]}
+        models |= dict.fromkeys(own["controls"], seeds)
         trained = [line for line in found if script in line]
         for variant, number in models.items():
             assert sum(f"/{variant}/tau" in line for line in trained) == number * len(own["taus"]), variant
@@ -145,16 +143,6 @@ def test_what_pruning_saves_a_language_model_is_planned_on_request(names: tuple[
     expected = [[kind, f"tau{tau:g}"] for kind in kinds for tau in own["taus"]]
     assert [path.split("/")[-4:-2] for path in shown] == expected
     assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "efficiency" in line]
-
-
-def test_controls_of_a_seed_that_no_model_has_are_refused(tmp_path: Path) -> None:
-    config = read("smoke")
-    config["translation"]["pruning"]["control_seeds"] = [1, 7]
-    own = tmp_path / "own.yaml"
-    own.write_text(yaml.safe_dump(config))
-    found = plan(tmp_path, "--configfile", str(own))
-    assert found.returncode != 0
-    assert "translation.pruning.control_seeds: expected some of the experiment's seeds, [1], found 7\n" in found.stdout
 
 
 def test_a_task_may_have_lengths_of_its_own(tmp_path: Path) -> None:
