@@ -176,6 +176,15 @@ class AttentionPattern:
             rows_RK &= count_RK > 0
         return allowed
 
+    def block_counts(self, block_size: int) -> Tensor:
+        """int64 [ceil(Q/B), ceil(K/B)]: the observations of all visible cells of each B x B block."""
+        rows = max(1, ROWS // require_block_size(block_size)) * block_size
+        parts = []
+        for start, count_RK in zip(range(0, self.query_length, rows), self._count.split(rows), strict=True):
+            visible_RK = visible_cells(self.query_length, self.key_length, self.causal, slice(start, start + rows))
+            parts.append(block_sum(count_RK * visible_RK, block_size))
+        return torch.cat(parts)
+
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the tensors, the site, causality and the pool, whatever the metadata."""

@@ -1,4 +1,4 @@
-"""The ``attention-pruning`` command: inspect, mask, convert, plot, calibrate."""
+"""The ``attention-pruning`` command: inspect, overlap, mask, convert, plot, explore, calibrate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..make import by_distance, distance_like, from_pattern, random_like, window
 from ..mask import PruneMask
 from ..recipe import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, MaskRecipe
 from ..structure import SITES
-from . import calibrate
+from . import calibrate, explore
 from .describe import as_text, describe, describe_overlap
 
 #: The flags of ``mask`` that a MaskRecipe has by the same names.
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_mask(commands)
     _add_convert(commands)
     _add_plot(commands)
+    _add_npy_flags(explore.add_command(commands))
     calibrate.add_command(commands)
     return parser
 

@@ -228,7 +228,7 @@ def test_overlap_says_how_much_two_masks_prune_in_common(folder, capsys):
     assert "expected a file of format 'attention-pruning/mask/1'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["inspect"], ["overlap"], ["mask"], ["convert"], ["plot"]])
+@pytest.mark.parametrize("command", [[], ["inspect"], ["overlap"], ["mask"], ["convert"], ["plot"], ["explore"]])
 def test_help_explains_every_flag_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as left:
         main([*command, "--help"])
@@ -236,6 +236,14 @@ def test_help_explains_every_flag_with_its_default(command, capsys):
     text = " ".join(capsys.readouterr().out.split())
     flags = text.count(" --") - text.split("options:")[0].count(" --")
     assert flags >= 1 and (not command or "(default: " in text)
+
+
+def test_explore_writes_a_page_of_a_pattern_and_a_mask(folder, capsys):
+    assert run("explore", "pattern.safetensors", "mask.safetensors", "-o", "page.html") == 0
+    size = (folder / "page.html").stat().st_size
+    assert capsys.readouterr().out == f"page.html: {size / 1e6:.1f} MB\n"
+    text = (folder / "page.html").read_text(encoding="utf-8")
+    assert '<h2 id="name-0">pattern.safetensors</h2>' in text and ">of mask.safetensors</option>" in text
 
 
 @pytest.mark.parametrize(
@@ -309,6 +317,10 @@ def test_help_explains_every_flag_with_its_default(command, capsys):
         ("convert pattern.safetensors out.safetensors", "found '.safetensors' to '.safetensors'"),
         ("convert mask.safetensors out.npy --layout bert", "mask.safetensors: expected a file of format"),
         ("plot pattern.safetensors -o out.txt", "out.txt: expected the name of a .png, .pdf or .svg file, found .txt"),
+        ("explore pattern.safetensors -o out.png", "out.png: expected the name of a .html file to write, found .png"),
+        ("explore pattern.safetensors -o no/out.html", "no/out.html: expected a folder that can be written to"),
+        ("explore mask.safetensors -o out.html", "mask.safetensors: expected a file of format"),
+        ("explore pattern.safetensors truncated.safetensors -o out.html", "expected a whole safetensors file"),
         ("plot pattern.safetensors -o no/out.png", "no/out.png: expected a folder that can be written to"),
     ],
 )
