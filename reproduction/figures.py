@@ -63,7 +63,7 @@ FONT = {
 _X_LIMITS = (-4, 100)
 _X_TICKS = (0, 20, 40, 60, 80, 100)
 #: Of what needs no attention, one after the other.
-_DASHES = ("--", (0, (1, 1.5)))
+_DASHES = ("--", "-.")
 
 
 def draw(table: pd.DataFrame, reference: pd.DataFrame) -> Figure:
@@ -178,7 +178,7 @@ def draw_curve(
     axes.plot(line["percent"], line["mean"], linewidth=1.6, markersize=5.5, markevery=markers, zorder=above, **style)
 
 
-def _draw_baseline(axes: Axes, value: float, name: str, line: str | tuple) -> None:
+def _draw_baseline(axes: Axes, value: float, name: str, line: str) -> None:
     """A line where no attention gets; where that would squeeze the curves, the legend alone says where it is."""
     low, high = axes.get_ylim()
     room = 0.35 * (high - low)
