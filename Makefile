@@ -35,7 +35,7 @@ ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
-.PHONY: help figure set-aside same-python report test lint docs sanitize unlock clean distclean
+.PHONY: help install figure set-aside same-python report test lint docs sanitize unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +44,7 @@ help:
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
 	@echo "make lint       checks alone"
 	@echo "make docs       the documentation as a site: build/site/index.html"
+	@echo "make install    the virtual environment alone, which the others make where it is missing"
 	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan"
 	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
 	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG), SURE=1: without asking)"
@@ -58,6 +59,8 @@ figure: config/$(CONFIG).yaml $(INSTALLED) $(if $(FRESH),set-aside)
 	@$(RUN)/python -m reproduction.source --runs runs/$(CONFIG)
 	@echo "The figure is results/ap_figure.png, its caption results/ap_figure.md, all numbers results/$(CONFIG)/metrics.csv;"
 	@echo "each task of panel (c) by itself: results/$(CONFIG)/glue_tasks.png."
+
+install: $(INSTALLED)
 
 # Runs that other source made are kept, under a name of their own.
 set-aside:

@@ -52,7 +52,7 @@ def python_that(folder: Path, beginning: str) -> Path:
 def test_help_names_the_commands_and_configurations(checkout: Path) -> None:
     found = make(checkout)
     assert found.returncode == 0
-    for command in ("figure", "report", "test", "lint", "docs", "clean"):
+    for command in ("install", "figure", "report", "test", "lint", "docs", "clean"):
         assert f"make {command} " in found.stdout
     for word in ("smoke", "quick", "small", "paper"):
         assert word in found.stdout
