@@ -92,8 +92,7 @@ def _page(shown: list[Shown], mask: PruneMask | None) -> str:
     ]
     return _template("page.html").substitute(
         title=html.escape(" and ".join(names)),
-        mask="" if mask is None else html.escape(Path(mask.source).name),
-        hidden="hidden" if mask is None else "",
+        file_option="" if mask is None else f'<option value="file">of {html.escape(Path(mask.source).name)}</option>',
         style=_text("style.css"),
         panels="\n".join(panels),
         data="\n".join(data),

@@ -302,7 +302,7 @@ function buildGrid(panel) {
   const { p, n } = panel;
   const grid = element(`grid-${n}`);
   grid.style.gridTemplateColumns = `max-content repeat(${p.heads}, minmax(1.5rem, 7rem))`;
-  grid.append(label("layer", ""), ...Array.from({ length: p.heads }, (_, head) => label(head, "column")));
+  grid.append(label("layer · pruned", ""), ...Array.from({ length: p.heads }, (_, head) => label(head, "column")));
   for (let layer = 0; layer < p.layers; layer++) {
     panel.rowLabels.push(label(layer, ""));
     grid.append(panel.rowLabels[layer], ...Array.from({ length: p.heads }, (_, head) => headButton(panel, layer, head)));
