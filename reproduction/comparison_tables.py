@@ -39,7 +39,7 @@ def observed_table(table: pd.DataFrame) -> str:
         "|---|---:|---|---:|---|---:|---|---|",
     ]
     for (model, tau, data), rows in table.groupby(["model", "tau", "data"], sort=False):
-        seen = f"{data} batches" if data.startswith("first 1") else data
+        seen = f"{data} batch{'es' * (data != 'first 1')}" if data.startswith("first 1") else data
         cells = [f"{model} ({rows['unit'].iloc[0]})", f"{tau:g}", seen, f"{rows['sequences'].iloc[0]:,}"]
         cells += [_each(rows["overlap"], ".2f"), f"{rows['by_chance'].mean():.2f}", *_rises(rows)]
         lines.append(f"| {' | '.join(cells)} |")

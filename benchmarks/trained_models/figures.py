@@ -16,6 +16,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
+#: Of each tau.
+LINES = {0.5: "--", 0.9: "-"}
 #: Before and after fine-tuning: column of the loss, of the dense model's, and the colour.
 STAGES = {"no training": ("loss", "dense", "C3"), "fine-tuned": ("loss_tuned", "dense_tuned", "C0")}
 
@@ -66,7 +68,7 @@ def draw_overlap(axis: Axes, rows: pd.DataFrame) -> None:
                       label=None if number else f"tau {tau:g}")  # fmt: skip
         other = some[some["data"] == "out-of-distribution"]
         axis.plot(other["sequences"], other["overlap"], "x", color=colour, ms=6)
-        axis.axhline(some["by_chance"].mean(), color=colour, lw=0.8, ls=":")
+        axis.axhline(some["by_chance"].mean(), color=colour, lw=0.8, ls=":", label=f"random masks, tau {tau:g}")
     axis.set(xscale="log", ylim=(0, 1.02))
 
 
@@ -77,11 +79,11 @@ def draw_losses(axis: Axes, rows: pd.DataFrame) -> None:
             grown = some[some["data"].str.startswith("first") | (some["data"] == "all")].sort_values("sequences")
             for number, (_, line) in enumerate(grown.groupby("seed")):
                 axis.plot(
-                    line["sequences"], line[loss] - line[dense], "o-" if tau == 0.9 else "s--", color=colour, ms=3,
+                    line["sequences"], line[loss] - line[dense], f"o{LINES[tau]}", color=colour, ms=3,
                     lw=1, label=None if number else f"tau {tau:g}, {stage}",
                 )  # fmt: skip
             other = some[some["data"] == "out-of-distribution"]
-            axis.plot(other["sequences"], other[loss] - other[dense], "x", color=colour, ms=6)
+            axis.plot(other["sequences"], other[loss] - other[dense], "x", color=colour, ms=6, alpha=tau)
     axis.axhline(0, color="grey", lw=0.8)
     axis.set(xscale="log")
 
@@ -90,20 +92,22 @@ def draw_pattern_data(path: Path) -> None:
     """Models across; overlap above, losses below."""
     table = pd.read_csv(path)
     models = list(dict.fromkeys(table["model"]))
-    figure, axes = plt.subplots(2, len(models), figsize=(3.4 * len(models), 4.8), layout="constrained", squeeze=False)
+    size = (max(5.0, 3.4 * len(models)), 5.6)
+    figure, axes = plt.subplots(2, len(models), figsize=size, layout="constrained", squeeze=False)
     for column, model in enumerate(models):
         rows = table[table["model"] == model]
         draw_overlap(axes[0, column], rows)
         draw_losses(axes[1, column], rows)
         axes[0, column].set_title(model, fontsize=9)
+        axes[1, column].set_xlabel(
+            "sequences that the pattern saw; crosses: out-of-distribution", fontsize=8, labelpad=32
+        )
         axes[1, column].set_ylabel(f"rise of the test loss, {rows['unit'].iloc[0]}", fontsize=8)
     axes[0, 0].set_ylabel("pruned by both / by either,\nwith the mask of all the data", fontsize=8)
     for axis in axes.flat:
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-    for row, where in zip(axes, ("lower right", "upper right"), strict=True):
-        row[-1].legend(fontsize=7, frameon=False, loc=where)
-    figure.supxlabel("sequences that the pattern saw (crosses: out-of-distribution; dotted: random masks)", fontsize=9)
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
 

@@ -141,7 +141,7 @@ def test_tables_show_every_seed():
         for seed in (1, 2)
     ]
     assert observed_table(pd.DataFrame(rows)).splitlines()[-1] == (
-        "| m (nats) | 0.5 | first 1 batches | 8 | 0.25, 0.50 | 0.30 | +1.000, +2.000 | +0.500, +0.500 |"
+        "| m (nats) | 0.5 | first 1 batch | 8 | 0.25, 0.50 | 0.30 | +1.000, +2.000 | +0.500, +0.500 |"
     )
     memories = pd.DataFrame(
         [("dense", 1, 0.0, 64, None, 40.0), ("by distance", 1, 0.9, 64, 0.91, 41.0)],
