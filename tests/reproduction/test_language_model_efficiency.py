@@ -77,7 +77,8 @@ def test_every_setting_has_its_speed_and_its_ceiling(table: pd.DataFrame) -> Non
 
 def test_quality_is_that_of_models_trained_under_the_same_kind_of_mask(table: pd.DataFrame) -> None:
     rows = table[(table["context"] == "64/32") & (table["step"] == "training")].set_index("masks")
-    assert rows.loc["none", ["perplexity", "lowest", "highest", "seeds"]].tolist() == [41, 40, 42, 2]
+    # the seed that all of them have
+    assert rows.loc["none", ["perplexity", "lowest", "highest", "seeds"]].tolist() == [40, 40, 40, 1]
     assert rows.loc["cells", "perplexity"] == 44
     assert rows.loc["blocks of 16", "perplexity"] == 50
     assert pd.isna(rows.loc["no attention", "perplexity"])
