@@ -41,7 +41,8 @@ def draw_speed(axis: Axes, table: pd.DataFrame) -> None:
     axis.axhline(1.0, color="grey", linewidth=0.8)
     axis.set_xscale("log", base=2)
     axis.set(xlabel="context", ylabel="times dense, a token", ylim=(0, None))
-    axis.legend(fontsize=8)
+    axis.set_xticks(contexts := sorted(table["context"].unique()), contexts)
+    axis.legend(fontsize=7, loc="lower right", ncols=2)
 
 
 def draw_memory(axis: Axes) -> None:
