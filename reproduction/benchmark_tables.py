@@ -86,6 +86,17 @@ def generation_table(table: pd.DataFrame) -> str:
     return "\n".join([*lines, "", measured_with(table)]) + "\n"
 
 
+def collecting_table(table: pd.DataFrame) -> str:
+    """Seconds and the highest memory of collecting a pattern, beside those of a forward pass alone."""
+    lines = ["| positions | block | | s | s of processors | peak memory, MB |", "|---:|---:|---|---:|---:|---:|"]
+    for row in table.itertuples():
+        lines.append(
+            f"| {row.length} | {row.block_size} | {row.what} | {row.seconds:.2f} | {row.processor_seconds:.2f} "
+            f"| {row.peak_mb:.0f} |"
+        )
+    return "\n".join([*lines, "", measured_with(table)]) + "\n"
+
+
 def positions_table(table: pd.DataFrame) -> str:
     """The perplexity of each model up to the length that it was trained at, and in what follows, doubling each time."""
     longest = int(table["last"].max()) + 1

@@ -12,7 +12,8 @@ Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG``
 (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
 several sparsities, a row for each shape), ``kernel NAME`` (our kernel against dense attention alone), ``costs NAME``
-(what the choice of a backend goes by), ``generation NAME`` (prefill, time of a token and cache by context),
+(what the choice of a backend goes by), ``collecting NAME`` (time and memory of patterns), ``generation NAME`` (prefill,
+time of a token and cache by context),
 ``positions NAME`` (perplexity by position), ``budgets NAME``, ``observed NAME``, ``memories NAME`` and ``keys NAME``
 (masks on trained models: within a budget of loss, by what was observed, at longer memories, asked for a pass key); and
 ``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json). README.md has ``overview CONFIG``
@@ -241,6 +242,7 @@ BENCHMARKS = {
     "benchmark": benchmark_tables.benchmark_table,
     "speedups": benchmark_tables.speedups_table,
     "kernel": benchmark_tables.kernel_table,
+    "collecting": benchmark_tables.collecting_table,
     "generation": benchmark_tables.generation_table,
     "positions": benchmark_tables.positions_table,
     "costs": benchmark_tables.costs_table,
