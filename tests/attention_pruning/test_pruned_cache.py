@@ -11,7 +11,7 @@ from attention_pruning.huggingface import PrunedCache, cache, find_stacks, prune
 from attention_pruning.ops.cpu import native
 from attention_pruning.structure import expand_blocks, visible_cells
 from test_huggingface_generate import NEW, answer, full_logits
-from tiny_models import make, padded
+from tiny_models import logits_in_pieces, make, padded
 
 PROMPT = 14
 LENGTH = PROMPT + NEW
@@ -92,21 +92,11 @@ def test_a_prompt_in_pieces_equals_the_prompt_at_once(pieces, kernel, room, monk
     if kernel == "none":
         monkeypatch.setenv(native.VARIABLE, "none")
     model, batch = pruned("Llama"), prompt(left=True)
-    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    held, logits, end = PrunedCache(model), [], 0
+    found, positions = logits_in_pieces(model, batch, pieces, PrunedCache(model))
     with torch.no_grad():
-        for piece in pieces:
-            here, end = slice(end, end + piece), end + piece
-            out = model(
-                input_ids=batch["input_ids"][:, here],
-                attention_mask=batch["attention_mask"][:, :end],
-                position_ids=positions[:, here],
-                past_key_values=held,
-            )
-            logits.append(out.logits)
         whole = model(**batch, position_ids=positions).logits
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(torch.cat(logits, 1)[real], whole[real], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found[real], whole[real], atol=1e-4, rtol=1e-5)
 
 
 def test_padding_on_the_right_of_a_prompt_is_never_held(room):

@@ -12,7 +12,7 @@ from attention_pruning.huggingface import PrunedCache, cache, held_keys, prune_m
 from attention_pruning.huggingface.last_rows import FOREVER, last_rows, last_rows_by_distance
 from attention_pruning.ops.cpu import native
 from test_huggingface_generate import answer, full_logits
-from tiny_models import make, padded
+from tiny_models import logits_in_pieces, make, padded
 
 PROMPT, NEW = 14, 16
 LENGTH = PROMPT + NEW
@@ -104,23 +104,13 @@ def test_texts_in_pieces_equal_the_text_at_once(pieces, left, kernel, room, monk
         monkeypatch.setenv(native.VARIABLE, "none")
     mask, length = bands(block=2), sum(pieces)
     batch = padded((length, 20, 3), length, left=left)
-    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    model, logits, end = prune_model(make("Llama"), mask), [], 0
-    held = PrunedCache(model)
+    model = prune_model(make("Llama"), mask)
+    logits, positions = logits_in_pieces(model, batch, pieces, PrunedCache(model))
     with torch.no_grad():
-        for piece in pieces:
-            here, end = slice(end, end + piece), end + piece
-            out = model(
-                input_ids=batch["input_ids"][:, here],
-                attention_mask=batch["attention_mask"][:, :end],
-                position_ids=positions[:, here],
-                past_key_values=held,
-            )
-            logits.append(out.logits)
         whole = prune_model(make("Llama"), mask.at(length), backend="reference")
         expected = whole(**batch, position_ids=positions).logits
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(torch.cat(logits, 1)[real], expected[real], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(logits[real], expected[real], atol=1e-4, rtol=1e-5)
 
 
 def test_memory_does_not_grow_with_the_length(room):

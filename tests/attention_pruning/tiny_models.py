@@ -216,3 +216,20 @@ def random_masks(name: str, share: float, seed: int = 0, block_size: int = 1, si
             metadata={"seed": seed},
         )
     return masks
+
+
+def logits_in_pieces(model, batch, pieces, cache):
+    """Logits of a batch that is read in pieces into a cache, and the positions of its real tokens."""
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    logits, end = [], 0
+    with torch.no_grad():
+        for piece in pieces:
+            here, end = slice(end, end + piece), end + piece
+            out = model(
+                input_ids=batch["input_ids"][:, here],
+                attention_mask=batch["attention_mask"][:, :end],
+                position_ids=positions[:, here],
+                past_key_values=cache,
+            )
+            logits.append(out.logits)
+    return torch.cat(logits, 1), positions
