@@ -1,4 +1,4 @@
-"""Models away from home: every one is planned on request, and none otherwise."""
+"""Out-of-distribution evaluation: every model is planned on request, and none otherwise."""
 
 from __future__ import annotations
 
