@@ -52,11 +52,11 @@ help:
 	@echo "CONFIG is one of: $(basename $(notdir $(filter-out %/schema.yaml,$(wildcard config/*.yaml)))). The environment is $(VENV), made with PYTHON=$(PYTHON)."
 
 figure: config/$(CONFIG).yaml $(INSTALLED) $(if $(FRESH),set-aside)
-	@$(RUN)/python -m reproduction.watch --runs runs/$(CONFIG) -- $(RUN)/snakemake figure --cores $(CORES) --configfile config/$(CONFIG).yaml
+	@$(RUN)/python -m reproduction.runs.watch --runs runs/$(CONFIG) -- $(RUN)/snakemake figure --cores $(CORES) --configfile config/$(CONFIG).yaml
 	@echo
-	@$(RUN)/python -m reproduction.figures --metrics results/$(CONFIG)/metrics.csv --table
+	@$(RUN)/python -m reproduction.analysis.figures.quality --metrics results/$(CONFIG)/metrics.csv --table
 	@echo
-	@$(RUN)/python -m reproduction.source --runs runs/$(CONFIG)
+	@$(RUN)/python -m reproduction.runs.source --runs runs/$(CONFIG)
 	@echo "The figure is results/ap_figure.png, its caption results/ap_figure.md, all numbers results/$(CONFIG)/metrics.csv;"
 	@echo "each task of panel (c) by itself: results/$(CONFIG)/glue_tasks.png."
 
@@ -75,7 +75,7 @@ report: config/$(CONFIG).yaml $(INSTALLED)
 	@test -f results/$(CONFIG)/metrics.csv || { echo "error: results/$(CONFIG)/metrics.csv: expected what make figure CONFIG=$(CONFIG) leaves, found nothing; a report shows what is there" >&2; exit 2; }
 	@$(RUN)/snakemake shown --cores $(CORES) --configfile config/$(CONFIG).yaml --allowed-rules $(DRAWING)
 	@$(RUN)/snakemake shown --configfile config/$(CONFIG).yaml --report results/report.html
-	@$(RUN)/python -m reproduction.source --runs runs/$(CONFIG)
+	@$(RUN)/python -m reproduction.runs.source --runs runs/$(CONFIG)
 	@echo "The report is results/report.html; it needs no connection."
 
 config/%.yaml:

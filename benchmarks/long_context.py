@@ -3,7 +3,7 @@
 A Llama-like model is trained at one length, its pattern collected there, and models of the same size trained anew under
 masks by distance, with first positions (sinks) and without. All are evaluated on sequences several times as long.
 
-    python benchmarks/long_context.py --corpus CORPUS                          # prepared by reproduction.data.bible
+    python benchmarks/long_context.py --corpus CORPUS                     # prepared by reproduction.data.language.bible
     python benchmarks/long_context.py --corpus CORPUS --out results/benchmarks # and writes long_context.csv and .png
 """
 
@@ -25,7 +25,7 @@ from attention_pruning import make
 from attention_pruning.huggingface import collect_patterns, prune_model
 from attention_pruning.huggingface.long_context import perplexity_by_position
 from attention_pruning.huggingface.plots import plot_perplexity
-from reproduction.corpus import Corpus
+from reproduction.data.language.corpus import Corpus
 
 COLUMNS = ("model", "seed", "tau", "sinks", "sparsity", "first", "last", "tokens", "nll", "perplexity")
 
@@ -101,7 +101,12 @@ def main() -> None:
     """Train, prune, train again, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--corpus", type=Path, required=True, help="prepared corpus (python -m reproduction.data.bible --out CORPUS)")
+    add(
+        "--corpus",
+        type=Path,
+        required=True,
+        help="prepared corpus (python -m reproduction.data.language.bible --out CORPUS)",
+    )
     add("--out", type=Path, help="folder for long_context.csv and .png (default: print only)")
     add("--length", type=int, default=512, help="tokens of a training sequence (default: 512)")
     add("--longest", type=int, default=4096, help="tokens of an evaluated sequence (default: 4096)")

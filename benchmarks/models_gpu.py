@@ -45,10 +45,9 @@ from attention_pruning import MaskRecipe, PruneMask
 from attention_pruning.huggingface import prune_model, unprune_model
 from attention_pruning.huggingface.prune import set_implementation
 from attention_pruning.ops.choice import BACKENDS
-from reproduction.curves import read_reference
-from reproduction.efficiency_table import STEPS, ceiling, published_rows
-from reproduction.figures import REFERENCE
-from reproduction.taking_turns import REMOVED, Bench, Setting, measure_seconds
+from reproduction.analysis.figures.efficiency import STEPS, ceiling, published_rows
+from reproduction.analysis.paper import REFERENCE, read_reference
+from reproduction.runs.taking_turns import REMOVED, Bench, Setting, measure_seconds
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: What attention is that is not pruned, by the names that transformers gives; REMOVED is what all of it costs at most.

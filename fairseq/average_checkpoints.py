@@ -22,7 +22,9 @@ import torch  # noqa: E402
 
 from attention_pruning import InputError  # noqa: E402
 from plugin.checkpoint import read_checkpoint  # noqa: E402
-from reproduction.training import RunRecord, run_main, save_checkpoint  # noqa: E402
+from reproduction.runs.checkpoint import save_checkpoint  # noqa: E402
+from reproduction.runs.command import run_main  # noqa: E402
+from reproduction.runs.record import RunRecord  # noqa: E402
 
 #: Which files each kind of "the last N" means; the number is what they are ordered by.
 NAMES = {

@@ -30,8 +30,12 @@ from plugin.batches import collated, data_fingerprint, dropped_sentences, load_s
 from plugin.checkpoint import LoadedModel, load_model  # noqa: E402
 from plugin.flags import SITES_BY_TYPE  # noqa: E402
 from plugin.model import PrunedTransformer, adopt_attention  # noqa: E402
-from reproduction.help_text import HelpFormatter  # noqa: E402
-from reproduction.training import RunRecord, limit_threads, run_main  # noqa: E402
+from reproduction.runs.command import (  # noqa: E402
+    HelpFormatter,  # noqa: E402
+    limit_threads,
+    run_main,
+)
+from reproduction.runs.record import RunRecord  # noqa: E402
 
 DEFAULT_OUT = Path("avg_attn_probabilities")
 

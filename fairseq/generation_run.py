@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
-from reproduction.training import atomic_path
+from reproduction.runs.files import atomic_path
 
 #: A line of one sentence, ``H-12<tab>...``: source, target, hypothesis and what else was asked for of it.
 _OF_SENTENCE = re.compile(r"[A-Z]-(\d+)(?:_\d+)?\t")

@@ -29,8 +29,10 @@ from plugin.flags import SITE_FLAGS  # noqa: E402
 from plugin.model import PrunedTransformer  # noqa: E402
 from plugin.sparsity import sparsities  # noqa: E402
 from plugin.zeros import ZeroCounts, count_zeros  # noqa: E402
-from reproduction.metrics import parse_labels, write_metrics  # noqa: E402
-from reproduction.training import RunRecord, limit_threads, prepare_output, run_main  # noqa: E402
+from reproduction.runs.command import limit_threads, run_main  # noqa: E402
+from reproduction.runs.files import prepare_output  # noqa: E402
+from reproduction.runs.metrics import parse_labels, write_metrics  # noqa: E402
+from reproduction.runs.record import RunRecord  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:

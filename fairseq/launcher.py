@@ -20,8 +20,9 @@ from torch.multiprocessing import ProcessExitedException
 import shims
 from attention_pruning import InputError
 from processes import CPU_BACKENDS, run_processes
-from reproduction.run_folder import add_folder_flags, way
-from reproduction.training import RunRecord, run_main
+from reproduction.runs.command import run_main
+from reproduction.runs.folder import add_folder_flags, way
+from reproduction.runs.record import RunRecord
 
 #: Commands that read batches of sources, so that the side of their padding matters.
 READS_SOURCES = ("train", "generate", "interactive")

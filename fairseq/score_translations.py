@@ -3,7 +3,7 @@
     python fairseq/score_translations.py --generated OUT/generate-test.txt --references PAIRS/test.en \\
         --checkpoint checkpoints/checkpoint_best.pt --data DATA --out metrics.json
 
-``python -m reproduction.scoring`` scores any two text files, such as sources against references: copying.
+``python -m reproduction.scores.bleu`` scores any two text files, such as sources against references: copying.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from plugin.batches import load_split  # noqa: E402
 from plugin.checkpoint import load_model  # noqa: E402
 from plugin.model import PrunedTransformer  # noqa: E402
 from plugin.sparsity import sparsities  # noqa: E402
-from reproduction.metrics import parse_labels, write_metrics  # noqa: E402
-from reproduction.scoring import read_lines, read_translations, score  # noqa: E402
-from reproduction.training import RunRecord, run_main  # noqa: E402
+from reproduction.runs.command import run_main  # noqa: E402
+from reproduction.runs.metrics import parse_labels, write_metrics  # noqa: E402
+from reproduction.runs.record import RunRecord  # noqa: E402
+from reproduction.scores.bleu import read_lines, read_translations, score  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:

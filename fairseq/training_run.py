@@ -28,9 +28,10 @@ from plugin.model import PrunedTransformer
 from plugin.site_masks import load_site_masks, model_shapes
 from plugin.sparsity import effective_sparsity
 from plugin.step_table import TableBar
-from reproduction.run_folder import RunFolder, claim_folder, make_recipe
-from reproduction.step_log import StepLog
-from reproduction.training import Interruption, RunRecord
+from reproduction.runs.checkpoint import Interruption
+from reproduction.runs.folder import RunFolder, claim_folder, make_recipe
+from reproduction.runs.record import RunRecord
+from reproduction.runs.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def main(cfg: DictConfig, *, other: str, record: RunRecord, **options: Any) -> N
     Parameters
     ----------
     other : str
-        What becomes of a run of another recipe in the folder, see ``reproduction.run_folder.claim_folder``.
+        What becomes of a run of another recipe in the folder, see ``reproduction.runs.folder.claim_folder``.
     record : RunRecord
         Written to the folder at the end, by the first process.
 

@@ -31,7 +31,7 @@ rule draw_patterns:
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.pattern_gallery {params.sites} --out {output.figure:q} > {log:q} 2>&1"
+        "python -m reproduction.analysis.figures.patterns {params.sites} --out {output.figure:q} > {log:q} 2>&1"
 
 
 rule draw_structural_zeros:
@@ -66,7 +66,7 @@ rule draw_structural_zeros:
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.structural_zeros {params.sites} --out {output.figure:q} > {log:q} 2>&1"
+        "python -m reproduction.analysis.figures.structural_zeros {params.sites} --out {output.figure:q} > {log:q} 2>&1"
 
 
 rule draw_controls:
@@ -101,7 +101,7 @@ rule draw_controls:
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.controls_figure --metrics {input:q} --out {output.figure:q}"
+        "python -m reproduction.analysis.figures.controls --metrics {input:q} --out {output.figure:q}"
         " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
 
@@ -110,7 +110,7 @@ rule draw_comparison:
         metrics="results/{config}/metrics.csv",
         configuration="results/{config}/configuration.json",
         published=script("config/paper.yaml"),
-        reference=script("reproduction/paper_reference.csv"),
+        reference=script("reproduction/analysis/paper_reference.csv"),
     output:
         figure=report(
             "results/{config}/paper_comparison.png",
@@ -140,7 +140,7 @@ rule draw_comparison:
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.paper_comparison --metrics {input.metrics:q} --configuration {input.configuration:q}"
+        "python -m reproduction.analysis.figures.paper_comparison --metrics {input.metrics:q} --configuration {input.configuration:q}"
         " --published {input.published:q} --reference {input.reference:q} --out {output.figure:q}"
         " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
@@ -201,7 +201,7 @@ rule summarise_runs:
     message:
         "Sum up the runs of {wildcards.config}"
     shell:
-        "python -m reproduction.run_summary --runs runs/{wildcards.config} --out {output.runs:q}"
+        "python -m reproduction.analysis.run_summary --runs runs/{wildcards.config} --out {output.runs:q}"
         " --software {output.software:q} > {log:q} 2>&1"
 
 
@@ -237,5 +237,5 @@ rule language_model_efficiency_table:
     message:
         "Write {output.caption}"
     shell:
-        "python -m reproduction.language_model_efficiency --measured {input.measured:q} --metrics {input.metrics:q}"
+        "python -m reproduction.analysis.figures.language_model_efficiency --measured {input.measured:q} --metrics {input.metrics:q}"
         " --out {output.figure:q} > {log:q} 2>&1"

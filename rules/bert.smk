@@ -13,7 +13,7 @@ rule stand_ins:
         mem_mb=job_resource("data_mem_mb"),
         runtime=job_runtime("data"),
     params:
-        module=lambda wildcards: f"reproduction.data.{config[wildcards.experiment]['dataset']['source']}",
+        module=lambda wildcards: f"reproduction.data.tasks.{config[wildcards.experiment]['dataset']['source']}",
         flags=stand_in_flags,
     message:
         "Write the stand-ins for {wildcards.experiment}"
@@ -44,7 +44,7 @@ rule majority:
     message:
         "Count the answers of {wildcards.dataset}"
     shell:
-        "python -m reproduction.majority --task_name {wildcards.dataset} {params.data} --out {output.metrics:q}"
+        "python -m reproduction.scores.majority --task_name {wildcards.dataset} {params.data} --out {output.metrics:q}"
         " {params.labels} > {log:q} 2>&1"
 
 

@@ -18,7 +18,7 @@ rule corpus:
         mem_mb=job_resource("data_mem_mb"),
         runtime=job_runtime("data"),
     params:
-        module=f"reproduction.data.{LM['dataset']['source']}",
+        module=f"reproduction.data.language.{LM['dataset']['source']}",
         folder=lambda wildcards, output: os.path.dirname(output.description),
         flags=dataset_flags(LM["dataset"]),
     message:
@@ -52,7 +52,7 @@ rule kneser_ney:
     message:
         "Count n-grams of {wildcards.dataset}: kneser-ney{wildcards.order}"
     shell:
-        "python -m reproduction.ngram --data {params.folder:q} --out {output.metrics:q} {params.flags} {params.labels}"
+        "python -m reproduction.scores.ngram --data {params.folder:q} --out {output.metrics:q} {params.flags} {params.labels}"
         " > {log:q} 2>&1"
 
 
@@ -75,7 +75,7 @@ rule pairs:
         mem_mb=job_resource("data_mem_mb"),
         runtime=job_runtime("data"),
     params:
-        module=f"reproduction.data.{MT['dataset']['source']}",
+        module=f"reproduction.data.translation.{MT['dataset']['source']}",
         folder=lambda wildcards, output: os.path.dirname(output.description),
         flags=dataset_flags(MT["dataset"]),
     message:
@@ -108,5 +108,5 @@ rule copy_source:
     message:
         "Score the copied source of {wildcards.dataset}"
     shell:
-        "python -m reproduction.scoring --hypotheses {params.hypotheses:q} --references {params.references:q}"
+        "python -m reproduction.scores.bleu --hypotheses {params.hypotheses:q} --references {params.references:q}"
         " --out {output.metrics:q} {params.labels} > {log:q} 2>&1"

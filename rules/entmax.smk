@@ -51,7 +51,7 @@ rule entmax_metrics:
     message:
         "Collect {output}"
     shell:
-        "python -m reproduction.results --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
+        "python -m reproduction.analysis.table --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
 
 
 rule draw_entmax:
@@ -80,5 +80,5 @@ rule draw_entmax:
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.entmax_figure --metrics {input:q} --out {output.figure:q}"
+        "python -m reproduction.analysis.figures.entmax --metrics {input:q} --out {output.figure:q}"
         " --runs runs/{wildcards.config} > {log:q} 2>&1"

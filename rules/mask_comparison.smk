@@ -22,7 +22,7 @@ rule mask_comparison_metrics:
     message:
         "Collect {output}"
     shell:
-        "python -m reproduction.results --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
+        "python -m reproduction.analysis.table --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
 
 
 rule draw_mask_comparison:
@@ -51,5 +51,5 @@ rule draw_mask_comparison:
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.mask_figure --metrics {input:q} --out {output.figure:q}"
+        "python -m reproduction.analysis.figures.masks --metrics {input:q} --out {output.figure:q}"
         " --runs runs/{wildcards.config} > {log:q} 2>&1"

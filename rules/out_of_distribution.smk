@@ -26,7 +26,7 @@ rule other_text:
     message:
         "Prepare the text {wildcards.away} for models of {wildcards.dataset}"
     shell:
-        "python -m reproduction.data.other_text --trained {params.trained:q} --name {wildcards.away} --out {params.folder:q}"
+        "python -m reproduction.data.shifted.text --trained {params.trained:q} --name {wildcards.away} --out {params.folder:q}"
         " {params.flags} > {log:q} 2>&1"
 
 
@@ -90,7 +90,7 @@ rule other_pairs:
     message:
         "Prepare the sentence pairs {wildcards.away} for models of {wildcards.dataset}"
     shell:
-        "python -m reproduction.data.other_pairs --trained {params.trained:q} --name {wildcards.away} --out {params.folder:q}"
+        "python -m reproduction.data.shifted.pairs --trained {params.trained:q} --name {wildcards.away} --out {params.folder:q}"
         " {params.flags} > {log:q} 2>&1"
 
 
@@ -289,5 +289,5 @@ rule write_ood_table:
     message:
         "Write {output.table}"
     shell:
-        "python -m reproduction.ood_table --config-name {wildcards.config} {params.taus} --metrics {input:q}"
+        "python -m reproduction.analysis.figures.shift --config-name {wildcards.config} {params.taus} --metrics {input:q}"
         " --out {output.table:q} > {log:q} 2>&1"

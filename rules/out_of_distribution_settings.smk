@@ -23,8 +23,8 @@ def other_data_flags():
 def other_rows_module(wildcards):
     """The module that prepares rows or questions, and its flag for the task."""
     if wildcards.experiment == "squad":
-        return "reproduction.data.other_questions"
-    return f"reproduction.data.other_tasks --task {wildcards.dataset}"
+        return "reproduction.data.shifted.questions"
+    return f"reproduction.data.shifted.tasks --task {wildcards.dataset}"
 
 
 def other_rows_flags(wildcards, input):

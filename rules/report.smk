@@ -22,13 +22,13 @@ rule metrics:
     message:
         "Collect {output}"
     shell:
-        "python -m reproduction.results --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
+        "python -m reproduction.analysis.table --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
 
 
 rule draw:
     input:
         metrics="results/{config}/metrics.csv",
-        reference=script("reproduction/paper_reference.csv"),
+        reference=script("reproduction/analysis/paper_reference.csv"),
     output:
         figure=report(
             "results/{config}/ap_figure.png",
@@ -52,7 +52,7 @@ rule draw:
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.figures --metrics {input.metrics:q} --reference {input.reference:q}"
+        "python -m reproduction.analysis.figures.quality --metrics {input.metrics:q} --reference {input.reference:q}"
         " --out {output.figure:q}"
         " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
@@ -89,7 +89,7 @@ rule draw_tasks:
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.task_figure --metrics {input:q} --out {output.figure:q}"
+        "python -m reproduction.analysis.figures.tasks --metrics {input:q} --out {output.figure:q}"
         " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
 
@@ -141,7 +141,7 @@ rule site_metrics:
     message:
         "Collect {output}"
     shell:
-        "python -m reproduction.results --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
+        "python -m reproduction.analysis.table --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
 
 
 rule draw_sites:
@@ -170,7 +170,7 @@ rule draw_sites:
     message:
         "Draw {output.figure}"
     shell:
-        "python -m reproduction.site_figure --metrics {input:q} --out {output.figure:q}"
+        "python -m reproduction.analysis.figures.sites --metrics {input:q} --out {output.figure:q}"
         " --runs runs/{wildcards.config} > {log:q} 2>&1"
 
 
@@ -197,14 +197,14 @@ rule squad_metrics:
     message:
         "Collect {output}"
     shell:
-        "python -m reproduction.results --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
+        "python -m reproduction.analysis.table --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
 
 
 rule efficiency:
     input:
         measured=f"{folder_of('squad')}/efficiency.json".format(config="{config}", dataset=SQUAD["dataset"]["name"]),
         metrics=EFFICIENCY_METRICS,
-        reference=script("reproduction/paper_reference.csv"),
+        reference=script("reproduction/analysis/paper_reference.csv"),
     output:
         figure=report(
             "results/{config}/efficiency_table.png",
@@ -232,7 +232,7 @@ rule efficiency:
     message:
         "Write {output.table}"
     shell:
-        "python -m reproduction.efficiency_table --measured {input.measured:q} --metrics {input.metrics:q}"
+        "python -m reproduction.analysis.figures.efficiency --measured {input.measured:q} --metrics {input.metrics:q}"
         " --reference {input.reference:q} --out {output.figure:q} > {log:q} 2>&1"
 
 

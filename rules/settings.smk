@@ -186,7 +186,7 @@ def figure_caption(name):
 @functools.cache
 def other_source(runs):
     """What captions say of runs that other source made."""
-    command = [sys.executable, "-m", "reproduction.source", "--runs", runs]
+    command = [sys.executable, "-m", "reproduction.runs.source", "--runs", runs]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 

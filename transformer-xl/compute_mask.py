@@ -23,9 +23,10 @@ from data_utils import LMOrderedIterator
 from flags import Parser, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
 from model_file import load_model
-from reproduction.corpus import SPLITS, Corpus
-from reproduction.help_text import HelpFormatter
-from reproduction.training import RunRecord, limit_threads, prepare_output, run_main
+from reproduction.data.language.corpus import SPLITS, Corpus
+from reproduction.runs.command import HelpFormatter, limit_threads, run_main
+from reproduction.runs.files import prepare_output
+from reproduction.runs.record import RunRecord
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,9 +20,10 @@ from flags import Parser
 from foreign_checkpoints import read_checkpoint, write_checkpoint
 from mem_transformer import MemTransformerLM
 from model_file import load_model, save_model
-from reproduction.corpus import Corpus
-from reproduction.help_text import HelpFormatter
-from reproduction.training import RunRecord, prepare_output, run_main
+from reproduction.data.language.corpus import Corpus
+from reproduction.runs.command import HelpFormatter, run_main
+from reproduction.runs.files import prepare_output
+from reproduction.runs.record import RunRecord
 from weight_layouts import LAYOUTS
 
 SUFFIX = ".safetensors"

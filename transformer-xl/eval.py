@@ -22,10 +22,11 @@ from evaluation import evaluate, explain_attention
 from flags import Parser, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
 from mem_transformer import MemTransformerLM
 from model_file import EVALUATION_FIELDS, load_model
-from reproduction.corpus import SPLITS, Corpus
-from reproduction.help_text import HelpFormatter
-from reproduction.metrics import parse_labels, write_metrics
-from reproduction.training import RunRecord, limit_threads, prepare_output, run_main
+from reproduction.data.language.corpus import SPLITS, Corpus
+from reproduction.runs.command import HelpFormatter, limit_threads, run_main
+from reproduction.runs.files import prepare_output
+from reproduction.runs.metrics import parse_labels, write_metrics
+from reproduction.runs.record import RunRecord
 from upstream_flags import add_published_flags, check_upstream_flags
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from attention_pruning import InputError
 from model_config import ModelConfig
 from relative_attention import PositionalEmbedding
-from reproduction.training import atomic_path, write_json
+from reproduction.runs.files import atomic_path, write_json
 from weight_layouts import BUFFERS, from_layout, to_layout
 
 #: Names of files in a folder, by layout, the one to write first.

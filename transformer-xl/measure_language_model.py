@@ -31,9 +31,10 @@ from mem_transformer import Memory, MemTransformerLM
 from model_config import ModelConfig
 from model_file import load_model
 from relative_attention import RelPartialLearnableMultiHeadAttn
-from reproduction.corpus import Corpus
-from reproduction.help_text import HelpFormatter
-from reproduction.taking_turns import (
+from reproduction.data.language.corpus import Corpus
+from reproduction.runs.command import HelpFormatter, limit_threads, run_main
+from reproduction.runs.files import prepare_output, write_json
+from reproduction.runs.taking_turns import (
     REMOVED,
     Bench,
     Setting,
@@ -43,7 +44,6 @@ from reproduction.taking_turns import (
     measured_settings,
     memory_in_a_process,
 )
-from reproduction.training import limit_threads, prepare_output, run_main, write_json
 
 SEED = 1
 #: Share that is pruned at every context length, and the blocks that it is pruned in.

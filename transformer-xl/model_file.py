@@ -16,9 +16,9 @@ from torch import Tensor
 from attention_pruning import DistanceMask, InputError, PruneMask
 from mem_transformer import MemTransformerLM, extended
 from model_config import ModelConfig
-from reproduction.corpus import Corpus
-from reproduction.training import atomic_path
-from reproduction.weights import weights_fingerprint
+from reproduction.data.language.corpus import Corpus
+from reproduction.runs.checkpoint import weights_fingerprint
+from reproduction.runs.files import atomic_path
 
 FORMAT = "transformer-xl/model/1"
 #: The metadata of a mask by distance at the lengths of a model says what it is of, and the header of the model's file

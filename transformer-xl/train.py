@@ -28,10 +28,12 @@ from flags import choose_device
 from mem_transformer import MemTransformerLM, extended
 from model_config import ModelConfig
 from model_file import EVALUATION_FIELDS, describe_mask, load_model
-from reproduction.corpus import Corpus
-from reproduction.run_folder import claim_folder, make_recipe, way
-from reproduction.step_log import StepLog
-from reproduction.training import RunRecord, limit_threads, run_main, seed_everything
+from reproduction.data.language.corpus import Corpus
+from reproduction.runs.checkpoint import seed_everything
+from reproduction.runs.command import limit_threads, run_main
+from reproduction.runs.folder import claim_folder, make_recipe, way
+from reproduction.runs.record import RunRecord
+from reproduction.runs.step_log import StepLog
 from train_flags import RECIPE_FLAGS, build_parser, check, fill_cutoffs, validation_lengths
 from trainer import Trainer
 

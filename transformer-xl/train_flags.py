@@ -9,9 +9,9 @@ from pathlib import Path
 from attention_pruning import InputError
 from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
 from flags import Parser, add_backend_flag, add_beyond_flag, add_run_flags, choose_device
-from reproduction.help_text import HelpFormatter
-from reproduction.run_folder import add_folder_flags
-from reproduction.step_log import add_log_flags, check_log_flags
+from reproduction.runs.command import HelpFormatter
+from reproduction.runs.folder import add_folder_flags
+from reproduction.runs.step_log import add_log_flags, check_log_flags
 from schedules import FALLING_SCHEDULES, SCHEDULES
 from upstream_flags import add_upstream_flags, check_upstream_flags
 

@@ -21,14 +21,14 @@ from data_utils import LMOrderedIterator
 from evaluation import evaluate
 from mem_transformer import Memory, MemTransformerLM
 from model_file import save_model
-from reproduction.step_log import StepLog
-from reproduction.training import (
+from reproduction.runs.checkpoint import (
     Interruption,
     load_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
+from reproduction.runs.step_log import StepLog
 from schedules import learning_rate
 from train_flags import validation_lengths
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from attention_pruning import InputError
-from reproduction.corpus import DESCRIPTION_FILE
+from reproduction.data.language.corpus import DESCRIPTION_FILE
 
 #: Data sets that the published scripts know. The raw text of the last three is not cut into words as theirs is.
 DATASETS = ("wt103", "wt2", "lm1b", "enwik8", "text8")

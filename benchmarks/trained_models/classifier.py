@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from attention_pruning import AttentionPattern, PruneMask
 from attention_pruning.huggingface import collect_patterns, prune_model, unprune_model
-from reproduction.data.glue import find_task, load_task
+from reproduction.data.tasks.glue import find_task, load_task
 
 from .interface import TrainedModel, one_of
 

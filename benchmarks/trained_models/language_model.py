@@ -16,7 +16,7 @@ from compute_mask import average_attention
 from data_utils import LMOrderedIterator
 from evaluation import evaluate
 from model_file import load_model
-from reproduction.corpus import Corpus
+from reproduction.data.language.corpus import Corpus
 
 from .interface import TrainedModel, one_of
 

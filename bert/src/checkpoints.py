@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from attention_pruning import InputError
-from reproduction.run_folder import require_recipe
+from reproduction.runs.folder import require_recipe
 
 _STATE_FILE = "trainer_state.json"
 #: What a training leaves in its folder.

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from attention_pruning import InputError
-from reproduction.pretrained import find_model
+from reproduction.data.tasks.pretrained import find_model
 from run_flags import ModelArguments
 
 #: What transformers raises about a missing, broken or unsuitable model.

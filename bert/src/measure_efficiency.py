@@ -28,7 +28,9 @@ from attention_pruning.huggingface.prune import set_implementation
 from attention_pruning.ops.choice import BACKENDS
 from attention_pruning.ops.layout import BLOCK_SIZES
 from encoders import load_config
-from reproduction.taking_turns import (
+from reproduction.runs.command import limit_threads, run_main
+from reproduction.runs.files import prepare_output, write_json
+from reproduction.runs.taking_turns import (
     REMOVED,
     Bench,
     Setting,
@@ -38,7 +40,6 @@ from reproduction.taking_turns import (
     measured_settings,
     memory_in_a_process,
 )
-from reproduction.training import limit_threads, prepare_output, run_main, write_json
 from run_flags import ModelArguments
 
 SEED = 1

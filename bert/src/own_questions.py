@@ -10,14 +10,14 @@ from datasets import Dataset, DatasetDict
 
 from attention_pruning import InputError
 from own_data import load_own, own_files, read_file
-from reproduction.data.squad import as_dataset, check_questions, read_questions
+from reproduction.data.tasks.squad import as_dataset, check_questions, read_questions
 from run_flags import Flags
 
 _TEXTS = ("id", "context", "question")
 
 
 def own_questions(flags: Flags) -> DatasetDict:
-    """The questions of --dataset_name or of files, as ``reproduction.data.squad.load_squad`` gives SQuAD's.
+    """The questions of --dataset_name or of files, as ``reproduction.data.tasks.squad.load_squad`` gives SQuAD's.
 
     A file has SQuAD's JSON, or rows with ``id question context answers``: in csv and tsv the answers are JSON in their
     cell, ``{"text": [...], "answer_start": [...]}``. A test file may do without answers.

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from transformers import PreTrainedConfig
 
 from attention_pruning import InputError
-from reproduction.data.glue import NO_LABEL, SENTENCES, Task
+from reproduction.data.tasks.glue import NO_LABEL, SENTENCES, Task
 
 #: Columns that number rows, whatever is in them.
 _NUMBERS = ("idx", "id", "guid", "index")

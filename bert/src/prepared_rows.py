@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from attention_pruning import InputError
-from reproduction.training import make_folder
+from reproduction.runs.files import make_folder
 from run_flags import Flags
 
 FOLDER = "prepared"

@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from attention_pruning import PruneMask
 from attention_pruning.sparsity import cell_counts
-from reproduction.metrics import SPARSITIES, write_metrics
+from reproduction.runs.metrics import SPARSITIES, write_metrics
 
 
 def fingerprint_rows(dataset: Dataset) -> str:

@@ -17,10 +17,9 @@ from transformers.integrations import is_tensorboard_available
 
 from attention_pruning import InputError
 from pruning import PruningArguments
-from reproduction.data.wikitext import DATA_DIR_VARIABLE
-from reproduction.help_text import HelpFormatter
-from reproduction.metrics import parse_labels
-from reproduction.training import limit_threads
+from reproduction.data.sources import DATA_DIR_VARIABLE
+from reproduction.runs.command import HelpFormatter, limit_threads
+from reproduction.runs.metrics import parse_labels
 
 
 @dataclass

@@ -32,9 +32,10 @@ from own_data import load_own, own_files
 from own_task import own_task
 from prepared_rows import PreparedRows
 from pruning import apply_pruning
-from reproduction.data.glue import Task, find_task, load_task
-from reproduction.glue_metrics import glue_metrics, glue_score
-from reproduction.training import atomic_path, run_main
+from reproduction.data.tasks.glue import Task, find_task, load_task
+from reproduction.runs.command import run_main
+from reproduction.runs.files import atomic_path
+from reproduction.scores.glue import glue_metrics, glue_score
 from run_files import real_lengths, report_metrics
 from run_flags import Flags, LengthArguments, parse_flags
 from run_steps import Run, choose_rows, logging_options, prepare_outputs

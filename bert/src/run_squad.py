@@ -25,10 +25,12 @@ from encoders import load_config, load_model, load_tokenizer
 from own_questions import own_questions
 from prepared_rows import PreparedRows
 from pruning import apply_pruning
-from reproduction.data.squad import load_squad
-from reproduction.squad_answers import RankedAnswers, ranked_answers
-from reproduction.squad_metrics import squad_metrics
-from reproduction.training import peak_memory_bytes, run_main, write_json
+from reproduction.data.tasks.squad import load_squad
+from reproduction.runs.command import run_main
+from reproduction.runs.files import write_json
+from reproduction.runs.record import peak_memory_bytes
+from reproduction.scores.squad import squad_metrics
+from reproduction.scores.squad_answers import RankedAnswers, ranked_answers
 from run_files import real_lengths, report_metrics
 from run_flags import Flags, LengthArguments, parse_flags
 from run_steps import Run, choose_rows, logging_options, prepare_outputs

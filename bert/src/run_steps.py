@@ -13,8 +13,9 @@ from attention_pruning import InputError, PruneMask
 from attention_pruning.processes import gathered, together
 from checkpoints import FREE_FLAGS, TRACES, find_checkpoint
 from pattern_collection import gather_pattern, save_pattern
-from reproduction.run_folder import claim_folder, make_recipe
-from reproduction.training import RunRecord, make_folder, prepare_output
+from reproduction.runs.files import make_folder, prepare_output
+from reproduction.runs.folder import claim_folder, make_recipe
+from reproduction.runs.record import RunRecord
 from run_files import fingerprint_rows
 from run_flags import Flags
 

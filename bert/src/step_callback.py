@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from reproduction.step_log import StepLog
+from reproduction.runs.step_log import StepLog
 
 #: Beginnings of the names that a Trainer gives values, as TensorBoard groups them; all others are of training.
 _SPLITS = ("eval", "test", "predict")

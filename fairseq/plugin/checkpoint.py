@@ -13,7 +13,7 @@ from torch import nn
 
 from attention_pruning import InputError
 from fairseq import checkpoint_utils
-from reproduction.weights import weights_fingerprint
+from reproduction.runs.checkpoint import weights_fingerprint
 
 #: What torch raises for files that are not whole checkpoints; a foreign pickle may name modules that do not exist.
 _UNREADABLE = (RuntimeError, EOFError, ValueError, OSError, KeyError, ImportError, AttributeError)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from fairseq.logging.progress_bar import BaseProgressBar
 
-from reproduction.step_log import StepLog
+from reproduction.runs.step_log import StepLog
 
 
 class TableBar(BaseProgressBar):

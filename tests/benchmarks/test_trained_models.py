@@ -21,7 +21,7 @@ from without_training import as_sparse, compare, masks_to_compare, used_share  #
 
 from attention_pruning import AttentionPattern, InputError  # noqa: E402
 from attention_pruning.make import from_pattern  # noqa: E402
-from reproduction.comparison_tables import budgets_table, memories_table, observed_table  # noqa: E402
+from reproduction.documents.comparisons import budgets_table, memories_table, observed_table  # noqa: E402
 
 LENGTH = 12
 

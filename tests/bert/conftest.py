@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 import run_glue
 import run_squad
 from attention_pruning import InputError
-from reproduction.training import run_main
+from reproduction.runs.command import run_main
 from tiny_bert import LENGTH, flag_list, random_pattern, save_model, write_mrpc, write_squad
 
 SCRIPTS = {"glue": run_glue, "squad": run_squad}

@@ -13,7 +13,7 @@ import torch
 
 import run_glue
 from attention_pruning import AttentionPattern
-from reproduction.data.glue import find_task, load_task
+from reproduction.data.tasks.glue import find_task, load_task
 from tiny_bert import flag_list, read_metrics
 
 ROOT = Path(__file__).parents[2]

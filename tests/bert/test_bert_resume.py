@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from checkpoints import FREE_FLAGS, last_checkpoint
-from reproduction.run_folder import make_recipe, recipe_fingerprint
+from reproduction.runs.folder import make_recipe, recipe_fingerprint
 from run_flags import build_parser
 from run_glue import DataArguments
 from run_squad import DataArguments as SquadArguments

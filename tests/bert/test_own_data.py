@@ -10,8 +10,8 @@ import sys
 import pytest
 from transformers import AutoConfig
 
-from reproduction.data.glue import find_task, load_task
-from reproduction.data.squad import load_squad
+from reproduction.data.tasks.glue import find_task, load_task
+from reproduction.data.tasks.squad import load_squad
 from run_flags import parse_flags
 from run_glue import DataArguments
 from tiny_bert import read_metrics, save_model, save_tokenizer, sentence, write_squad

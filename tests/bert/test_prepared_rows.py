@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from attention_pruning import InputError
 from prepared_rows import PreparedRows, prepared_folder, tokenizer_fingerprint
-from reproduction.data.glue import find_task, load_task
+from reproduction.data.tasks.glue import find_task, load_task
 from run_files import fingerprint_rows
 from run_flags import parse_flags
 from run_glue import DataArguments, tokeniser

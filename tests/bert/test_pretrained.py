@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attention_pruning import InputError
-from reproduction.pretrained import MINILM_NAMES, find_model
+from reproduction.data.tasks.pretrained import MINILM_NAMES, find_model
 
 
 def test_folders_and_names_of_the_hub_pass_through(tmp_path):

@@ -17,9 +17,9 @@ from attention_pruning.files.published import read_published
 from attention_pruning.huggingface import model_masks
 from attention_pruning.make import from_pattern
 from attention_pruning.sparsity import cell_counts
-from reproduction.data.glue import find_task, load_task
-from reproduction.glue_metrics import glue_metrics
-from reproduction.results import read_run
+from reproduction.analysis.table import read_run
+from reproduction.data.tasks.glue import find_task, load_task
+from reproduction.scores.glue import glue_metrics
 from run_glue import set_labels
 from tiny_bert import HEADS, LAYERS, LENGTH, random_pattern, read_metrics, save_model, sentence, write_task
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from attention_pruning import AttentionPattern
 from attention_pruning.huggingface import model_masks
-from reproduction.data.squad import load_squad
-from reproduction.results import read_run
-from reproduction.squad_metrics import squad_metrics
+from reproduction.analysis.table import read_run
+from reproduction.data.tasks.squad import load_squad
+from reproduction.scores.squad import squad_metrics
 from squad_features import Windows
 from tiny_bert import HEADS, LAYERS, random_pattern, read_metrics, write_squad
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_pruning import InputError
-from reproduction.squad_answers import ranked_answers
-from reproduction.squad_metrics import squad_metrics
+from reproduction.scores.squad import squad_metrics
+from reproduction.scores.squad_answers import ranked_answers
 from squad_features import Windows
 from tiny_bert import LONG_WORDS, WORDS, save_tokenizer
 

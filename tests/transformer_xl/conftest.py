@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState, PartialState
 
 import train
 from attention_pruning import InputError
-from reproduction.corpus import write_corpus
-from reproduction.training import run_main
+from reproduction.data.language.corpus import write_corpus
+from reproduction.runs.command import run_main
 from tiny_xl import random_pattern, training_flags, word_lines
 
 SIZES = {"train": (60, 1), "valid": (12, 2), "test": (9, 3)}

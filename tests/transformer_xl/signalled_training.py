@@ -9,7 +9,7 @@ import os
 import sys
 
 import train
-from reproduction.training import run_main
+from reproduction.runs.command import run_main
 from trainer import Trainer
 
 

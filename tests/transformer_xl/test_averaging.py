@@ -11,7 +11,7 @@ from compute_mask import average_attention
 from data_utils import LMOrderedIterator
 from model_file import load_model
 from naive_xl import naive_hidden
-from reproduction.corpus import Corpus
+from reproduction.data.language.corpus import Corpus
 from tiny_xl import flags, random_cells, random_ids, read_json, tiny_model
 
 ROWS, STEPS = 4, 19  # 18 targets a row: four full segments and one of two tokens

@@ -19,8 +19,8 @@ import convert_checkpoint
 import eval as evaluate_script  # the script's name is that of a builtin
 import train
 from attention_pruning.make import from_pattern
-from reproduction.corpus import write_corpus
-from reproduction.training import save_checkpoint
+from reproduction.data.language.corpus import write_corpus
+from reproduction.runs.checkpoint import save_checkpoint
 from tiny_xl import flags, random_pattern, read_tensors, training_flags, word_lines
 
 

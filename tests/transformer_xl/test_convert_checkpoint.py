@@ -17,7 +17,7 @@ import convert_checkpoint
 import eval as evaluate_script  # the script's name is that of a builtin
 from foreign_checkpoints import read_checkpoint, write_checkpoint
 from model_file import load_model
-from reproduction.corpus import Corpus
+from reproduction.data.language.corpus import Corpus
 from test_golden import CASES, LENGTHS, SHARED, TENSORS
 from test_golden import build as golden_model
 from tiny_xl import flags, law, read_json, read_tensors, tiny_model

@@ -15,8 +15,8 @@ import torch
 import compute_mask
 import train
 from attention_pruning import AttentionPattern, InputError, PruneMask
-from reproduction.corpus import Corpus
-from reproduction.training import load_checkpoint
+from reproduction.data.language.corpus import Corpus
+from reproduction.runs.checkpoint import load_checkpoint
 from tiny_xl import assert_same_model, flags, read_json, training_flags
 
 JOBS = Path(__file__).with_name("distributed_jobs.py")

@@ -17,7 +17,7 @@ from attention_pruning import PruneMask
 from attention_pruning.make import by_distance
 from data_utils import LMOrderedIterator, stream_counts
 from model_file import load_model
-from reproduction.corpus import Corpus, write_corpus
+from reproduction.data.language.corpus import Corpus, write_corpus
 from tiny_xl import flags, law, random_ids, random_pattern, read_json, tiny_model, training_flags, word_lines
 
 

@@ -13,7 +13,7 @@ import train
 from attention_pruning import InputError
 from attention_pruning.make import from_pattern
 from attention_pruning.ops.layer_mask import LayerMask
-from reproduction.taking_turns import REMOVED, STEPS, Setting, measure_memory
+from reproduction.runs.taking_turns import REMOVED, STEPS, Setting, measure_memory
 from tiny_xl import flags, random_pattern, training_flags
 
 LENGTHS = {"tgt_len": 16, "mem_len": 16}

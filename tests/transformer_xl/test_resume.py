@@ -19,8 +19,8 @@ from accelerate.state import AcceleratorState
 import train
 from attention_pruning import PruneMask
 from model_file import load_model
-from reproduction.corpus import Corpus, write_corpus
-from reproduction.training import load_checkpoint
+from reproduction.data.language.corpus import Corpus, write_corpus
+from reproduction.runs.checkpoint import load_checkpoint
 from tiny_xl import assert_same_model, random_pattern, read_json, training_flags, word_lines
 from trainer import Trainer
 

@@ -14,7 +14,7 @@ from attention_pruning.make import from_pattern
 from data_utils import LMOrderedIterator
 from mem_transformer import MemTransformerLM, ModelConfig
 from model_file import load_model
-from reproduction.corpus import Corpus
+from reproduction.data.language.corpus import Corpus
 from schedules import learning_rate
 from tiny_xl import LENGTHS, SHAPE, assert_same_model, flags, random_pattern, read_json, read_tensors, training_flags
 from train_flags import fill_cutoffs

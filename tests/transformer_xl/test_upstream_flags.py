@@ -17,7 +17,7 @@ from attention_pruning import InputError
 from data_utils import LMOrderedIterator
 from evaluation import evaluate
 from model_file import load_model
-from reproduction.corpus import Corpus
+from reproduction.data.language.corpus import Corpus
 from tiny_xl import SHAPE, flags, random_ids, random_pattern, read_json, read_tensors, tiny_model, training_flags
 from train_flags import check
 from upstream_flags import REFUSED

@@ -15,8 +15,10 @@ from attention_pruning.mask import KINDS
 from attention_pruning.ops.layout import BLOCK_SIZES
 from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
 from configurations import NAMES, SCHEMA, filled, printed_by, read
-from reproduction.curves import VARIANTS
-from reproduction.data import bible, bible_glue, bible_pairs, bible_squad, iwslt14, multi30k, wikitext, wmt17
+from reproduction.analysis.curves import VARIANTS
+from reproduction.data.language import bible, wikitext
+from reproduction.data.tasks import bible_glue, bible_squad
+from reproduction.data.translation import bible_pairs, iwslt14, multi30k, wmt17
 from upstream_flags import REFUSED
 
 #: Flags that the workflow gives by itself.

@@ -126,7 +126,7 @@ def test_hooks_look_at_what_they_are_for() -> None:
     assert {"python", "pyi", "jupyter"} == set(hooks["ruff-check"]["types_or"]) == set(hooks["ruff-format"]["types_or"])
     snakefiles = [path.relative_to(ROOT).as_posix() for path in [ROOT / "Snakefile", *(ROOT / "rules").rglob("*.smk")]]
     assert len(snakefiles) > 3 and all(re.search(hooks["snakefmt"]["files"], name) for name in snakefiles)
-    assert not re.search(hooks["snakefmt"]["files"], "reproduction/documents.py")
+    assert not re.search(hooks["snakefmt"]["files"], "reproduction/documents/blocks.py")
 
 
 @pytest.mark.parametrize("name", ["bug", "question"])

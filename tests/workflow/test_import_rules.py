@@ -13,6 +13,14 @@ ROOT = Path(__file__).parents[2]
 LIBRARY, EXPERIMENTS = "attention_pruning", "reproduction"
 #: Folders of scripts that import one another by their bare names. Others join as they come.
 SUBPROJECTS = [name for name in ("transformer-xl", "fairseq", "bert/src") if (ROOT / name).is_dir()]
+#: The rooms of the experiments, and the others that each may import.
+ROOMS = {
+    "runs": set(),
+    "data": {"runs"},
+    "scores": {"runs", "data"},
+    "analysis": {"runs"},
+    "documents": {"runs", "analysis"},
+}
 #: What the library may import whenever it is imported; tests/attention_pruning/test_imports.py has all of its imports.
 ALWAYS = {"torch", "numpy", "safetensors"}
 
@@ -69,6 +77,16 @@ def test_the_experiments_import_no_subproject() -> None:
     scripts = set().union(*map(modules, SUBPROJECTS)) - modules(EXPERIMENTS)
     for file in sources(EXPERIMENTS):
         assert {name for name, _ in imports(parsed(file))} & scripts == set(), file
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_experiments_imports_no_later_one(room: str) -> None:
+    assert sources(f"{EXPERIMENTS}/{room}")
+    for file in sources(f"{EXPERIMENTS}/{room}"):
+        nodes = [node for node in ast.walk(parsed(file)) if isinstance(node, ast.ImportFrom)]
+        assert not [node for node in nodes if node.level or node.module == EXPERIMENTS], file
+        rooms = {node.module.split(".")[1] for node in nodes if node.module.startswith(f"{EXPERIMENTS}.")}
+        assert rooms <= {room} | ROOMS[room], file
 
 
 @pytest.mark.parametrize("subproject", SUBPROJECTS)

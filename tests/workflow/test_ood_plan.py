@@ -35,11 +35,11 @@ def test_every_model_is_planned_away_from_home_on_request(name: str, tmp_path: P
         if experiment in ("language_modelling", "translation"):
             away = [line for line in found if script in line and f"/metrics@{places[0]}.json" in line]
         assert len(away) == figure_models(config, experiment) * len(places), experiment
-    prepared = [line for line in found if "reproduction.data.other_" in line]
+    prepared = [line for line in found if "reproduction.data.shifted." in line]
     assert len(prepared) == 3 + len(tasks)
     assert all((f"--limit {limit} " in f"{line} ") == (limit is not None) for line in prepared)
     # the default target asks for none of it
-    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "reproduction.data.other_" in line]
+    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "reproduction.data.shifted." in line]
 
 
 def test_what_has_no_name_is_not_evaluated_away(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_the_published_experiment_is_the_papers(tmp_path: Path) -> None:
     assert commands
     assert all(part in f"{command} " for command in commands for part in published.replace(" --", " \n--").split("\n"))
     text = found.stdout
-    assert "reproduction.data.wikitext --out" in text and "--data-dir some/where" in text
+    assert "reproduction.data.language.wikitext --out" in text and "--data-dir some/where" in text
     evaluations = [line for line in text.splitlines() if "transformer-xl/eval.py" in line]
     assert any("--tgt_len 64 --mem_len 640 --clamp_len 400 --same_length" in line for line in evaluations)
 

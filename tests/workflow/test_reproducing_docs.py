@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from reproduction.data import glue, iwslt14, multi30k, squad, wikitext, wmt17
+from reproduction.data.language import wikitext
+from reproduction.data.tasks import glue, squad
+from reproduction.data.translation import iwslt14, multi30k, wmt17
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")

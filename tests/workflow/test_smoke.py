@@ -19,8 +19,8 @@ import yaml
 from PIL import Image
 
 from attention_pruning import PruneMask
-from reproduction.ood_table import read_table
-from reproduction.results import COLUMNS, read_csv
+from reproduction.analysis.figures.shift import read_table
+from reproduction.analysis.table import COLUMNS, read_csv
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "config" / "smoke.yaml"

@@ -1,0 +1,1 @@
+"""Figures and the numbers beside them, one module each."""

@@ -1,0 +1,1 @@
+"""Corpora for language modelling, prepared as splits of token ids."""

@@ -1,0 +1,1 @@
+"""GLUE and SQuAD, and stand-ins for them that install with pip."""

@@ -1,0 +1,1 @@
+"""Sentence pairs, prepared as running text and subwords."""

@@ -1,0 +1,1 @@
+"""What a run is: its folder, files, checkpoints and record."""

@@ -1,0 +1,126 @@
+"""What a training needs to go on where it was interrupted: seeds, checkpoints, signals."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import random
+import signal
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from attention_pruning import InputError
+from reproduction.runs.files import atomic_path
+
+CHECKPOINT_FORMAT = "reproduction/checkpoint/1"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a training state (tensors, numbers, strings, lists and dicts of them) atomically."""
+    with atomic_path(path) as temporary:
+        torch.save({"format": CHECKPOINT_FORMAT, **state}, temporary)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a state written by :func:`save_checkpoint`, without unpickling code.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, truncated, or not such a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: expected a training checkpoint, found no such file")
+    try:
+        _check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # also what it will not read safely
+        raise InputError(f"{path}: expected a training checkpoint, found a foreign file") from error
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: expected a training checkpoint, found a damaged file ({found})") from error
+    if not isinstance(state, dict) or state.pop("format", None) != CHECKPOINT_FORMAT:
+        raise InputError(f"{path}: expected a training checkpoint, found no training state in it")
+    return state
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what is no whole zip file: torch checks no sums, and takes what is not one for an old format."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise zipfile.BadZipFile("not an archive")
+        with zipfile.ZipFile(file) as archive:
+            if (name := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {name}")
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators that a training step of this process draws from: the CPU's, and its own GPU's."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo :func:`random_state`."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of names and values of all weights and buffers, masks among them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Interruption:
+    """Turn SIGTERM and SIGINT into a request that the training loop honours between two steps.
+
+    Used as a context manager; a second signal of the same kind has its usual effect.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal = number
+        signal.signal(number, self._before[number])
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal is not None
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal, as a shell reports it."""
+        return 128 + (self.signal or signal.SIGTERM)

@@ -1,0 +1,1 @@
+"""What models are scored by, and what needs no attention."""
