@@ -45,7 +45,7 @@ help:
 	@echo "make lint       checks alone"
 	@echo "make docs       the documentation as a site: build/site/index.html"
 	@echo "make install    the virtual environment alone, which the others make where it is missing"
-	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan"
+	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan; PROBLEMS=10000 for as many random problems"
 	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
 	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG), SURE=1: without asking)"
 	@echo "make distclean  remove the environment and Snakemake's records too"
@@ -132,7 +132,7 @@ SANITIZE_ASKED_x86-64-v4 := -mavx512bf16 -mamx-tile -mamx-bf16
 sanitize:
 	@mkdir -p build
 	@$(foreach march,$(SANITIZED_BUILDS),$(CXX) $(SANITIZE) -march=$(march) $(SANITIZE_ASKED_$(march)) \
-		tests/attention_pruning/sanitize_block_sparse.cpp -o build/sanitize && build/sanitize &&) true
+		tests/attention_pruning/sanitize_block_sparse.cpp -o build/sanitize && build/sanitize $(PROBLEMS) &&) true
 
 unlock: $(INSTALLED)
 	@$(RUN)/snakemake --unlock
