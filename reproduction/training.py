@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import json
 import os
-import pickle
 import platform
 import random
 import re
@@ -15,8 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ import torch
 from attention_pruning import InputError
 from attention_pruning.files.tensors import written_whole
 from reproduction.source import loaded_source
+from reproduction.torch_files import read_torch_file
 
 CHECKPOINT_FORMAT = "reproduction/checkpoint/1"
 _PACKAGES = (
@@ -134,30 +132,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     InputError
         If the file is missing, truncated, or not such a checkpoint.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected a training checkpoint, found no such file")
-    try:
-        _check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # also what it will not read safely
-        raise InputError(f"{path}: expected a training checkpoint, found a foreign file") from error
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        found = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: expected a training checkpoint, found a damaged file ({found})") from error
+    expected = "a training checkpoint"
+    state = read_torch_file(path, expected, unsafe="a foreign file", only_archives=True)
     if not isinstance(state, dict) or state.pop("format", None) != CHECKPOINT_FORMAT:
-        raise InputError(f"{path}: expected a training checkpoint, found no training state in it")
+        raise InputError(f"{path}: expected {expected}, found no training state in it")
     return state
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what is no whole zip file: torch checks no sums, and takes what is not one for an old format."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            raise zipfile.BadZipFile("not an archive")
-        with zipfile.ZipFile(file) as archive:
-            if (name := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"wrong checksum of {name}")
 
 
 def random_state() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mem_transformer import MemTransformerLM
 from model_file import load_model, save_model
 from reproduction.corpus import Corpus
 from reproduction.help_text import HelpFormatter
+from reproduction.raw_text import text_lines
 from reproduction.training import RunRecord, prepare_output, run_main
 from weight_layouts import LAYOUTS
 
@@ -65,11 +66,7 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
     corpus = Corpus.load(args.data)
     if args.vocabulary is None:
         return corpus
-    try:
-        symbols = args.vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{args.vocabulary}: expected symbols, one a line, found: {error}") from error
-    return corpus.reordered(symbols, str(args.vocabulary))
+    return corpus.reordered(text_lines(args.vocabulary), str(args.vocabulary))
 
 
 def bring_in(args: argparse.Namespace) -> None:
