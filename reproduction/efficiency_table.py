@@ -11,7 +11,6 @@ blocks that are kept count as dense attention takes for them, so a kernel that i
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.curves import read_reference
 from reproduction.figures import DPI, FONT, REFERENCE, STYLES, require_png, save_with_caption
+from reproduction.json_file import read_json
 from reproduction.pairing import on_common_seeds
 from reproduction.results import collect, write_csv
 from reproduction.taking_turns import REMOVED
@@ -85,12 +85,7 @@ def read_json_object(path: Path, what: str, fields: Sequence[str]) -> dict[str, 
     InputError
         If it is missing, or something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected {what}, found no such file") from error
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, found something else ({error})") from error
+    content = read_json(path)
     missing = [name for name in fields if not isinstance(content, dict) or name not in content]
     if missing:
         raise InputError(f"{path}: expected {what}, found no {missing[0]}")

@@ -26,7 +26,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 200))
 def fuzzed(share: float = 1.0) -> settings:
     """The same examples in every run: all, or a share of them where each takes long."""
     return settings(
-        max_examples=max(10, int(EXAMPLES * share)),
+        max_examples=max(5, int(EXAMPLES * share)),
         deadline=None,
         derandomize=True,
         database=None,
