@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from attention_pruning import InputError
 from reproduction.pretrained import find_model
 from run_flags import ModelArguments
-
-#: What transformers raises about a missing, broken or unsuitable model.
-_REFUSALS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def load_tokenizer(arguments: ModelArguments, max_seq_length: int) -> PreTrainedTokenizerBase:
@@ -77,7 +73,9 @@ def load_model(arguments: ModelArguments, auto_class: type, config: PreTrainedCo
 def _loaded(name: str, arguments: ModelArguments, what: str, load: Callable[..., Any], **options: Any) -> Any:
     try:
         return load(find_model(name), revision=arguments.model_revision, **arguments.hub, **options)
-    except _REFUSALS as error:
+    except InputError:
+        raise
+    except Exception as error:  # of a damaged file transformers lets out whatever the reading of it runs into
         found = " ".join(str(error).split())
         if "ignore_mismatched_sizes" in found:
             found = "weights of other shapes, such as those of another task's head (--ignore_mismatched_sizes)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +90,16 @@ def training_speed(state: Mapping[str, Any]) -> tuple[float, int]:
     InputError
         If the checkpoint does not have it.
     """
-    recorded = (state.get("extra_state") or {}).get("metrics") or {}
-    meters = {name: meter for _, name, _, meter in recorded.get("default", ())}
-    # The norm of the gradient is logged once an update; the stopwatch itself does not count.
-    updates = meters.get("gnorm", {}).get("count", 0)
-    if "train_wall" not in meters or not updates:
-        raise InputError("checkpoint: expected fairseq's own record of its training time, found none")
-    return float(meters["train_wall"]["sum"]) / int(updates), int(updates)
+    try:
+        meters = {name: meter for _, name, _, meter in state["extra_state"]["metrics"]["default"]}
+        # The norm of the gradient is logged once an update; the stopwatch itself does not count.
+        seconds, updates = float(meters["train_wall"]["sum"]), int(meters["gnorm"]["count"])
+        speed = seconds / updates
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError("checkpoint: expected fairseq's own record of its training time, found none") from error
+    if updates < 1 or not 0 <= speed < math.inf:
+        raise InputError(f"checkpoint: expected the time of some updates, found {seconds} seconds of {updates}")
+    return speed, updates
 
 
 def load_model(path: str | Path, **overrides: Any) -> LoadedModel:

@@ -13,6 +13,7 @@ from attention_pruning import InputError
 from reproduction.data import squad
 from reproduction.data.squad import load_squad
 
+RIGHT = {"text": "Paris", "answer_start": 13}
 ANSWER = {"text": "Paris", "answer_start": 12}
 
 
@@ -68,7 +69,7 @@ def test_the_second_version_has_questions_without_answers(tmp_path: Path) -> Non
     [
         ("{", "expected SQuAD's JSON, found something else"),
         ("[" * 100_000, "found values nested too deep"),
-        (json.dumps({"data": [article(ANSWER), article(ANSWER)]}), "ids of their own, found two of 'q1'"),
+        (json.dumps({"data": [article(RIGHT), article(RIGHT)]}), "ids of their own, found two of 'q1'"),
         (json.dumps({"data": [article(ANSWER | {"answer_start": -6})]}), "character's number .* found -6"),
         ("[]", "expected SQuAD's JSON, found: TypeError"),
         (json.dumps({"data": [{"title": "x"}]}), "expected SQuAD's JSON, found: KeyError 'paragraphs'"),
