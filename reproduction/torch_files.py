@@ -19,7 +19,7 @@ def read_torch_file(
     path: str | Path,
     expected: str,
     *,
-    unsafe: str = "objects in it that might run code",
+    unsafe: str = "objects that might run code",
     only_archives: bool = False,
     mmap: bool = False,
     may_be_trusted: bool = False,

@@ -17,7 +17,7 @@ from reproduction.torch_files import read_torch_file
 from reproduction.weights import weights_fingerprint
 
 #: What a message says of objects that are not declared safe, see ``shims.install``.
-UNSAFE = "objects in it that might run code; if you trust it, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
+UNSAFE = "objects that might run code; if you trust it, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def test_folders_of_models(folder, saved, data):
         assert model_masks(model)
 
 
-@fuzzed()
+@fuzzed(0.25)
 @given(damaged_json({"global_step": 3, "log_history": []}))
 def test_a_state_that_is_not_whole_is_passed_over(folder, content):
     place = folder / "run" / "checkpoint-3"
