@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -129,16 +130,21 @@ class Command:
 @st.composite
 def pickles(draw: st.DrawFn, trap: str) -> bytes:
     """Pickles that would run something, in archives, in torch's old format and bare."""
-    thing = {"format": "reproduction/checkpoint/1", "model": {}, "args": Command(trap)}
-    if draw(st.booleans()):
-        thing = Command(trap)
+    kind = draw(st.sampled_from(["archive", "old", *range(6)]))
+    content = pickled(trap, kind, draw(st.booleans()))
+    return draw(damaged(content, edits=1)) if draw(st.booleans()) else content
+
+
+@functools.cache
+def pickled(trap: str, kind: str | int, bare: bool) -> bytes:
+    """A pickle of some protocol, or in a file of torch; the trap alone, or in a state. Made once."""
+    thing = Command(trap) if bare else {"format": "reproduction/checkpoint/1", "model": {}, "args": Command(trap)}
     buffer = io.BytesIO()
-    kind = draw(st.sampled_from(["archive", "old", "bare"]))
-    if kind == "bare":
-        pickle.dump(thing, buffer, protocol=draw(st.integers(0, 5)))
+    if isinstance(kind, int):
+        pickle.dump(thing, buffer, protocol=kind)
     else:
         torch.save(thing, buffer, _use_new_zipfile_serialization=kind == "archive")
-    return draw(damaged(buffer.getvalue(), edits=1)) if draw(st.booleans()) else buffer.getvalue()
+    return buffer.getvalue()
 
 
 @fuzzed(0.5)
