@@ -35,7 +35,7 @@ ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
-.PHONY: help install figure set-aside same-python report test lint docs sanitize unlock clean distclean
+.PHONY: help install figure set-aside same-python report test lint docs sanitize fuzz unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,7 +45,8 @@ help:
 	@echo "make lint       checks alone"
 	@echo "make docs       the documentation as a site: build/site/index.html"
 	@echo "make install    the virtual environment alone, which the others make where it is missing"
-	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan"
+	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan; PROBLEMS=10000 for as many random problems"
+	@echo "make fuzz       10,000 damaged files of every kind, where make test reads 200: half an hour or more   (WORKERS, EXAMPLES)"
 	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
 	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG), SURE=1: without asking)"
 	@echo "make distclean  remove the environment and Snakemake's records too"
@@ -132,7 +133,12 @@ SANITIZE_ASKED_x86-64-v4 := -mavx512bf16 -mamx-tile -mamx-bf16
 sanitize:
 	@mkdir -p build
 	@$(foreach march,$(SANITIZED_BUILDS),$(CXX) $(SANITIZE) -march=$(march) $(SANITIZE_ASKED_$(march)) \
-		tests/attention_pruning/sanitize_block_sparse.cpp -o build/sanitize && build/sanitize &&) true
+		tests/attention_pruning/sanitize_block_sparse.cpp -o build/sanitize && build/sanitize $(PROBLEMS) &&) true
+
+# Damaged files of every kind that something here reads, the same ones in every run; and as many layouts made and dropped.
+EXAMPLES ?= 10000
+fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist load tests/fuzz tests/attention_pruning/test_load.py
 
 unlock: $(INSTALLED)
 	@$(RUN)/snakemake --unlock

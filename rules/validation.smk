@@ -1,4 +1,6 @@
 # Refuse a configuration that config/schema.yaml does not allow, fill in its defaults, keep the seeds asked for. No rules here.
+import math
+
 from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
@@ -11,7 +13,8 @@ ABSENT = set()
 def check_config():
     """One line for the first fault; Snakemake's own message is followed by the whole schema."""
     try:
-        validate(config, str(Path(workflow.basedir) / "config" / "schema.yaml"))
+        for fill_in in (False, True):  # defaults are filled in before Snakemake looks what they are filled into
+            validate(config, str(Path(workflow.basedir) / "config" / "schema.yaml"), set_default=fill_in)
     except WorkflowError as error:
         fault = error.__context__
         if not hasattr(fault, "absolute_path"):
@@ -22,6 +25,8 @@ def check_config():
         if fault.validator == "additionalProperties":
             expected = f"; expected some of {', '.join(fault.schema['properties'])}"
         raise WorkflowError(f"{files}: {place}: {fault.message}{expected}") from None
+    if fault := unusable(config):
+        raise WorkflowError(fault)
     if absent := [experiment for experiment in config["experiments"] if experiment not in config]:
         raise WorkflowError(f"experiments: expected a section {absent[0]} in the configuration, found none")
     for experiment in ALL_EXPERIMENTS:
@@ -34,6 +39,20 @@ def check_config():
     tasks = config["glue"]["dataset"]["tasks"]
     if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
         raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
+
+
+def unusable(values, place=""):
+    """Where something stands that no schema refuses and no job can be given, and what; None if nowhere.
+
+    YAML can say nan and infinity, which no bound excludes, and characters that no command line can hold.
+    """
+    if isinstance(values, float) and not math.isfinite(values):
+        return f"{place}: expected a number, found {values}"
+    if isinstance(values, str) and not values.isprintable():
+        return f"{place}: expected text that can be printed, found {values!r}"
+    inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    found = (unusable(value, f"{place}.{name}" if place else str(name)) for name, value in inner)
+    return next(filter(None, found), None)
 
 
 def stand_in(experiment):

@@ -6,7 +6,6 @@ transformers writes ``trainer_state.json`` last, so a checkpoint without it was 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import TrainingArguments
 
 from attention_pruning import InputError
 from reproduction.runs.folder import require_recipe
+from reproduction.runs.json_file import read_json
 
 _STATE_FILE = "trainer_state.json"
 #: What a training leaves in its folder.
@@ -89,7 +89,6 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end."""
     try:
-        json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return isinstance(read_json(checkpoint / _STATE_FILE), dict)
+    except InputError:
         return False
-    return True

@@ -20,6 +20,7 @@ from typing import Any
 
 from attention_pruning import InputError
 from reproduction.runs.files import make_folder, write_json
+from reproduction.runs.json_file import read_json
 
 RECIPE_FILE = "recipe.json"
 RECIPE_FORMAT = "reproduction/recipe/1"
@@ -182,8 +183,8 @@ def _files(folder: Path, patterns: Collection[str]) -> Iterator[Path]:
 def _read(folder: Path) -> dict[str, Any] | None:
     """``recipe.json``; None where there is none that is whole."""
     try:
-        found = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / RECIPE_FILE)
+    except InputError:
         return None
     known = isinstance(found, dict) and found.get("format") == RECIPE_FORMAT and isinstance(found.get("recipe"), dict)
     return found if known else None

@@ -27,6 +27,7 @@ from attention_pruning.errors import InputError
 from attention_pruning.files.tensors import name_beside
 from reproduction.data.language.encoding import LEVELS, UNKNOWN, encode_lines, encode_with
 from reproduction.data.language.raw_text import SPLITS, raw_files, read_lines
+from reproduction.runs.json_file import read_json
 
 VOCABULARY_FILE = "vocabulary.txt"
 DESCRIPTION_FILE = "corpus.json"
@@ -292,10 +293,7 @@ def _load_prepared(cls: type[Corpus], folder: Path, level: str | None) -> Corpus
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, found something else ({error})") from error
+    description = read_json(path)
     types = {"name": str, "level": str, "fingerprint": str, "vocabulary_size": int, "tokens": dict}
     for key, kind in types.items():
         if not isinstance(description, dict) or not isinstance(description.get(key), kind):
@@ -306,6 +304,10 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: expected token counts of {', '.join(SPLITS)}, found {', '.join(description['tokens'])}"
         )
+    for key in ("tokens", "characters", "unknown"):  # all of them by split
+        counts = description.get(key, {})
+        if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
+            raise InputError(f"{path}: expected whole numbers by split as {key}, found {counts!r}")
     return description
 
 
@@ -328,7 +330,7 @@ def _read_ids(path: Path, count: int, vocabulary_size: int) -> np.ndarray:
         raise InputError(f"{path}: expected an array of {count} ids, found no such file")
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # of a damaged header numpy lets out whatever Python's parser says of it
         raise InputError(f"{path}: expected a whole .npy array of numbers, found something else ({error})") from error
     if not isinstance(ids, np.ndarray) or ids.dtype != np.int32 or ids.ndim != 1:
         found = f"{ids.dtype} with {ids.ndim} dimensions" if isinstance(ids, np.ndarray) else "an archive"
