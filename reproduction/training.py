@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from attention_pruning import InputError
-from attention_pruning.files.tensors import written_whole
+from attention_pruning.files.whole import written_whole
 from reproduction.source import loaded_source
 
 CHECKPOINT_FORMAT = "reproduction/checkpoint/1"
@@ -44,12 +44,30 @@ _PACKAGES = (
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a command's main function: an :class:`InputError` becomes one line on stderr and exit status 2."""
+    """Run a command's main function: an :class:`InputError` or a full disk becomes one line on stderr, and status 2."""
     try:
         sys.exit(main() or 0)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if (found := no_room(error)) is None:
+            raise
+        print(f"error: expected room on the disk for what is written, found none ({found})", file=sys.stderr)
+        sys.exit(2)
+
+
+#: How Python, torch and safetensors say that a disk is full, or a quota used up.
+_NO_ROOM = re.compile(".*(No space left on device|Disk quota exceeded|File too large|failed writing file).*")
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """The line of an error, or of one that it came from, which says that a disk is full; None if none does."""
+    while error is not None:
+        if found := _NO_ROOM.search(str(error)):
+            return found[0]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def seed_everything(seed: int) -> None:
@@ -114,10 +132,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors leaves a file that only its owner can read
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_json(path: str | Path, content: Any, indent: int = 2) -> None:
     """Write indented JSON atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(content, indent=indent, sort_keys=True) + "\n")
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
