@@ -77,6 +77,34 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+#: What `accelerate launch` tells its processes, by the name that a message has for it.
+_SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+
+
+def refuse_sharding(**flags: object) -> None:
+    """Refuse to spread a model over processes: masks, patterns and checkpoints are of whole ones.
+
+    Parameters
+    ----------
+    flags
+        Those of the script that would spread it, with their values; a value that is empty does not.
+
+    Raises
+    ------
+    InputError
+        If a flag or `accelerate launch` asks for it.
+    """
+    asked = {f"--{name}": value for name, value in flags.items() if value}
+    asked |= {name: what for name, what in _SHARDING.items() if os.environ.get(name, "").lower() == "true"}
+    for name, found in asked.items():
+        raise InputError(f"{name}: expected the whole model in every process, as torchrun starts them, found {found}")
+
+
 def limit_threads(threads: int) -> None:
     """Let torch use this many threads; 0 keeps its own choice (OMP_NUM_THREADS)."""
     if threads < 0:

@@ -31,7 +31,7 @@ from model_file import EVALUATION_FIELDS, describe_mask, load_model
 from reproduction.corpus import Corpus
 from reproduction.run_folder import claim_folder, make_recipe, way
 from reproduction.step_log import StepLog
-from reproduction.training import RunRecord, limit_threads, run_main, seed_everything
+from reproduction.training import RunRecord, limit_threads, refuse_sharding, run_main, seed_everything
 from train_flags import RECIPE_FLAGS, build_parser, check, fill_cutoffs, validation_lengths
 from trainer import Trainer
 
@@ -189,6 +189,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Run the command; returns its exit status."""
     args = parser().parse_args(argv)
     check(args)
+    refuse_sharding()
     limit_threads(args.threads)
     corpus = Corpus.load(args.data)
     fill_cutoffs(args, len(corpus.vocabulary))

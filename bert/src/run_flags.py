@@ -20,7 +20,7 @@ from pruning import PruningArguments
 from reproduction.data.wikitext import DATA_DIR_VARIABLE
 from reproduction.help_text import HelpFormatter
 from reproduction.metrics import parse_labels
-from reproduction.training import limit_threads
+from reproduction.training import limit_threads, refuse_sharding
 
 
 @dataclass
@@ -241,6 +241,7 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
         For an unknown flag, a bad value, or flags that contradict one another.
     """
     parser = build_parser(description, data_class)
+    refuse_sharding()  # TrainingArguments would set it up
     try:
         *groups, rest, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -252,6 +253,8 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
         raise InputError(f"flags: expected some of those that --help lists, found {unknown[0]}")
     flags = Flags(*groups, labels=parse_labels(rest.label), logging_dir=rest.logging_dir)
     flags.data.check()
+    training = flags.training
+    refuse_sharding(fsdp=training.fsdp, deepspeed=training.deepspeed, parallelism_config=training.parallelism_config)
     if "tensorboard" in flags.training.report_to and not is_tensorboard_available():
         raise InputError("--report_to: expected the package tensorboard for tensorboard, found none")
     _check_purpose(flags)

@@ -17,15 +17,21 @@ from safetensors import SafetensorError, safe_open
 _CLOCKS = re.compile(
     r"seconds|started|.*_(seconds|bytes|runtime|per_second|wall)|continued_from|code|command|host|flags"
 )
+#: TensorBoard's: each start of a training adds one.
+_OF_EVERY_START = re.compile(r"events\.out\.tfevents\.")
+#: Names in steps.csv that are clocks.
+_CLOCKED = re.compile(r"wps|ups|(train_)?wall|gb_free|\w*(time|seconds|per_second)")
+#: What run.json says of how something is computed, and where files are.
+_OF_THE_MACHINE = ("attention", "versions", "prepared")
 #: Files of transformers that say how long something took, or average a loss since the last start.
-_NOT_COMPARED = re.compile(r"(.*_results|trainer_state)\.json|.*\.(bin|pth|tfevents.*)|(optimizer|scheduler)\.pt")
+_NOT_COMPARED = re.compile(r"(.*_results|trainer_state)\.json|.*\.(bin|pth)|(optimizer|scheduler)\.pt")
 #: Of fairseq's checkpoints: its meters and its history are clocks, too.
 _FAIRSEQ = ("model", "last_optimizer_state")
 
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Relative path -> what is in it that two equal runs share; None of files that only have to be there."""
-    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir() and not _OF_EVERY_START.match(path.name))
     found = {str(path.relative_to(folder)): content(path) for path in files}
     return found | {f"{path.relative_to(folder)}/": None for path in folder.rglob("*") if path.is_dir()}
 
@@ -43,8 +49,16 @@ def content(path: Path) -> Any:
         return _digest({name: state[name] for name in _FAIRSEQ} if "last_optimizer_state" in state else _xl(state))
     if path.name == "steps.csv":
         with path.open(newline="") as file:
-            return [row for row in csv.reader(file) if not row[2].endswith("per_second")]
+            return [row for row in csv.reader(file) if not _CLOCKED.fullmatch(row[2])]
+    if path.suffix == ".safetensors":
+        return tensors(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def tensors(path: Path) -> str:
+    """A hash of all that a file holds: safetensors writes its header in a random order."""
+    with safe_open(path, framework="pt") as file:
+        return _digest({"": file.metadata(), **{name: file.get_tensor(name) for name in file.keys()}})  # noqa: SIM118
 
 
 def half_written(folder: Path, unfinished: re.Pattern[str]) -> list[str]:
@@ -72,17 +86,12 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     names = sorted(found.keys() | expected.keys())
     lacks = [f"{name} is left" for name in names if name not in expected]
     lacks += [f"{name} is missing" for name in names if name not in found]
-    return lacks + [
-        f"{name} differs" for name in names if name in found and found.get(name) != expected.get(name, found[name])
-    ]
+    both = [name for name in names if name in found and name in expected]
+    return lacks + [f"{name} differs" for name in both if found[name] != expected[name]]
 
 
 def _results(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in _without_clocks(record).items()
-        if name not in ("attention", "versions", "prepared")
-    }
+    return {name: value for name, value in _without_clocks(record).items() if name not in _OF_THE_MACHINE}
 
 
 def _without_clocks(value: Any) -> Any:
