@@ -9,7 +9,12 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
+from reproduction.runs import workflow_lock
+
 min_version("9.0")
+
+# What a killed run had locked is free again.
+workflow_lock.join()
 
 # Only without --configfile: this line would mix quick's values into any other configuration.
 if not workflow.overwrite_configfiles:

@@ -11,7 +11,7 @@ from string import Template
 
 from ..distance_mask import DistanceMask
 from ..errors import InputError
-from ..files.tensors import written_whole
+from ..files.whole import written_whole
 from ..mask import PruneMask, require_mask
 from ..pattern import AttentionPattern, require_pattern
 from .shown import KERNEL_BLOCKS, PRECISION, Shown

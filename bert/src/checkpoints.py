@@ -7,6 +7,7 @@ transformers writes ``trainer_state.json`` last, so a checkpoint without it was 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,13 @@ def last_checkpoint(folder: str | Path) -> Path | None:
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and is_whole(path)
     }
     return numbered[max(numbered)] if numbered else None
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the checkpoints that a run was writing, or removing, when it was killed."""
+    for path in Path(folder).glob("checkpoint-*"):
+        if path.is_dir() and not is_whole(path):
+            shutil.rmtree(path)
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 
 from attention_pruning.errors import InputError
-from attention_pruning.files.tensors import name_beside
+from attention_pruning.files.whole import room_beside
 from reproduction.data.language.encoding import LEVELS, UNKNOWN, encode_lines, encode_with
 from reproduction.data.language.raw_text import SPLITS, raw_files, read_lines
 from reproduction.runs.json_file import read_json
@@ -150,9 +149,9 @@ class Corpus:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: expected a folder to write the corpus to, found a file")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = name_beside(folder)
-        temporary.mkdir()
-        try:
+        with room_beside(folder) as room:
+            temporary = room / "corpus"
+            temporary.mkdir()
             (temporary / VOCABULARY_FILE).write_bytes(_vocabulary_bytes(self.vocabulary))
             for split, ids in self.ids.items():
                 np.save(temporary / f"{split}.npy", ids, allow_pickle=False)
@@ -164,8 +163,6 @@ class Corpus:
             (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
             for file in [VOCABULARY_FILE, *(f"{split}.npy" for split in self.ids), DESCRIPTION_FILE]:
                 os.replace(temporary / file, folder / file)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], level: str | None = None, min_count: int = 1) -> Corpus:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attention_pruning import InputError
-from attention_pruning.files.tensors import name_beside
+from attention_pruning.files.whole import room_beside
 from reproduction.data.language.raw_text import SPLITS, text_lines
 from reproduction.data.translation.subwords import Subwords
 from reproduction.runs.files import make_folder
@@ -68,9 +67,9 @@ def write_pairs(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder to write the pairs to, found a file")
     make_folder(folder.parent)
-    temporary = name_beside(folder)
-    (temporary / SUBWORD_FOLDER).mkdir(parents=True)
-    try:
+    with room_beside(folder) as room:
+        temporary = room / "corpus"
+        (temporary / SUBWORD_FOLDER).mkdir(parents=True)
         digest = hashlib.sha256()
         for split in parts:
             for language, lines in zip(languages, zip(*splits[split], strict=True), strict=True):
@@ -91,8 +90,6 @@ def write_pairs(
         content = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (temporary / DESCRIPTION_FILE).write_text(content, encoding="utf-8")
         _replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return description
 
 
