@@ -40,7 +40,7 @@ endif
 
 help:
 	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES)); FRESH=1: all anew"
-	@echo "make report     every figure and table, configuration and run times in one file: results/report.html   (CONFIG, CORES)"
+	@echo "make report     every figure and table, the explorer of every site, run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
 	@echo "make browser    a Chromium for the tests of the explorer, which are skipped where there is none"
 	@echo "make lint       checks alone"
@@ -69,7 +69,7 @@ set-aside:
 		mv $$folder $$aside && echo "FRESH: $$folder is now $$aside"; fi; done
 
 # What only draws or sums up: a report shows what is there, and never trains.
-DRAWING := shown draw draw_tasks draw_controls draw_comparison draw_patterns draw_structural_zeros draw_sites draw_entmax \
+DRAWING := shown draw draw_tasks draw_controls draw_comparison draw_patterns explore draw_structural_zeros draw_sites draw_entmax \
 	draw_mask_comparison efficiency language_model_efficiency_table configuration summarise_runs
 
 report: config/$(CONFIG).yaml $(INSTALLED)
