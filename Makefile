@@ -35,13 +35,14 @@ ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
-.PHONY: help install figure set-aside same-python report test lint docs sanitize fuzz unlock clean distclean
+.PHONY: help install figure set-aside same-python report test browser lint docs sanitize fuzz unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES)); FRESH=1: all anew"
-	@echo "make report     every figure and table, configuration and run times in one file: results/report.html   (CONFIG, CORES)"
+	@echo "make report     every figure and table, the explorer of every site, run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
+	@echo "make browser    a Chromium for the tests of the explorer, which are skipped where there is none"
 	@echo "make lint       checks alone"
 	@echo "make docs       the documentation as a site: build/site/index.html"
 	@echo "make install    the virtual environment alone, which the others make where it is missing"
@@ -69,7 +70,7 @@ set-aside:
 		mv $$folder $$aside && echo "FRESH: $$folder is now $$aside"; fi; done
 
 # What only draws or sums up: a report shows what is there, and never trains.
-DRAWING := shown draw draw_tasks draw_controls draw_comparison draw_patterns draw_structural_zeros draw_sites draw_entmax \
+DRAWING := shown draw draw_tasks draw_controls draw_comparison draw_patterns explore draw_structural_zeros draw_sites draw_entmax \
 	draw_mask_comparison efficiency language_model_efficiency_table configuration summarise_runs
 
 report: config/$(CONFIG).yaml $(INSTALLED)
@@ -84,6 +85,9 @@ config/%.yaml:
 
 test: lint
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+browser: $(INSTALLED)
+	$(RUN)/playwright install --with-deps --no-shell chromium
 
 lint: $(INSTALLED)
 	$(RUN)/ruff check .

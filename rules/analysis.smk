@@ -34,6 +34,32 @@ rule draw_patterns:
         "python -m reproduction.analysis.figures.patterns {params.sites} --out {output.figure:q} > {log:q} 2>&1"
 
 
+rule explore:
+    input:
+        explored_pattern,
+    output:
+        report(
+            "results/{config}/explore/{page}.html",
+            caption="captions/explore.rst",
+            category="Patterns",
+            labels={"what": explored_title, "as": "page"},
+        ),
+    log:
+        "results/{config}/logs/explore_{page}.log",
+    benchmark:
+        "results/{config}/logs/explore_{page}.benchmark.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=job_resource("mem_mb"),
+        runtime=job_runtime("small"),
+    message:
+        "Write {output}"
+    shell:
+        "python -m attention_pruning.cli explore {input:q} -o {output:q} > {log:q} 2>&1"
+
+
 rule draw_structural_zeros:
     input:
         drawn_files(),

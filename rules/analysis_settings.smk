@@ -40,6 +40,20 @@ def site_flags():
     return shlex.join(word for title, place in DRAWN_SITES.items() for word in ("--site", title, *site_files(*place)))
 
 
+# Pages of the explorer: the title and the pattern of each site.
+EXPLORED = {f"{place[0]}{place[2]}": (title, site_files(*place)[0]) for title, place in DRAWN_SITES.items()}
+
+
+def explored_pattern(wildcards):
+    """The pattern of the dense model of the first seed."""
+    return EXPLORED[wildcards.page][1]
+
+
+def explored_title(wildcards):
+    """What a report calls the page of a site."""
+    return f"{EXPLORED[wildcards.page][0]}: every head and cell"
+
+
 def configuration_text():
     """The configuration with all defaults filled in, as JSON."""
     return json.dumps(config, indent=2)
@@ -50,6 +64,7 @@ def report_files():
     figures = ["ap_figure", "paper_comparison", "controls", "pattern_gallery", "structural_zeros"]
     names = [f"{name}.png" for name in figures]
     names += ["metrics.csv", "configuration.json", "runs.csv"]
+    names += [f"explore/{page}.html" for page in EXPLORED]
     on_request = [
         "translation_sites.png",
         "entmax_comparison.png",
@@ -73,6 +88,8 @@ def shown_files():
             return True
         if file.endswith("runs.csv"):
             return os.path.isdir(f"runs/{config['name']}")
+        if file.endswith(".html"):
+            return os.path.exists(EXPLORED[Path(file).stem][1])
         patterns = file.endswith(("pattern_gallery.png", "structural_zeros.png"))
         drawn_from = drawn_files() if patterns else [f"{RESULTS}/metrics.csv"]
         return all(map(os.path.exists, drawn_from))
