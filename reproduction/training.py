@@ -26,6 +26,7 @@ import torch
 
 from attention_pruning import InputError
 from attention_pruning.files.tensors import written_whole
+from reproduction.device_pool import take_device
 from reproduction.source import loaded_source
 
 CHECKPOINT_FORMAT = "reproduction/checkpoint/1"
@@ -43,9 +44,19 @@ _PACKAGES = (
 )
 
 
-def run_main(main: Callable[[], int | None]) -> None:
-    """Run a command's main function: an :class:`InputError` becomes one line on stderr and exit status 2."""
+def run_main(main: Callable[[], int | None], takes_device: bool = False) -> None:
+    """Run a command's main function: an :class:`InputError` becomes one line on stderr and exit status 2.
+
+    Parameters
+    ----------
+    main : callable
+        Returns the exit status, or None for 0.
+    takes_device : bool
+        The command runs a model, so it takes a GPU of its own where processes share several.
+    """
     try:
+        if takes_device:
+            take_device()
         sys.exit(main() or 0)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

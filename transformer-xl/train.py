@@ -233,4 +233,4 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, takes_device=True)

@@ -73,7 +73,10 @@ def training_process(folder: Path, training: Path) -> tuple[str, int] | None:
         try:
             words = (process / "cmdline").read_text().split("\0")
             known = (process / "environ").read_text().split("\0")
+            within = (process / "cwd").resolve()
         except (OSError, UnicodeDecodeError):
+            continue
+        if within != folder.resolve():
             continue
         if words[0].endswith("python") and str(training) in words and words[1].endswith("transformer-xl/train.py"):
             numbers = [entry.partition("=")[2] for entry in known if entry.startswith("SLURM_JOB_ID=")]

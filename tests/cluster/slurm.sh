@@ -1,8 +1,8 @@
 # A Slurm of one node, in a folder of its own, without systemd and cgroups; nothing listens beyond loopback. Read by run.sh, in
 # a mount namespace of its own, where this folder's configuration is /etc/slurm and nobody else sees it.
-# Expects: folder, accounting (none or slurmdbd).
+# Expects: folder, accounting (none or slurmdbd). PORT (16817) is the first of three ports.
 # The node has two GPUs that are empty files, in the partition "gpu".
-host=$(hostname -s)
+host=$(hostname -s) port=${PORT:-16817}
 
 missing() {
     echo "error: a Slurm to try: expected $1, found none; apt-get install --no-install-recommends slurm-wlm munge slurmdbd mariadb-server" >&2
@@ -52,8 +52,8 @@ AuthType=auth/munge
 CredType=cred/munge
 # Loopback alone: without these two, daemons listen on every address.
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
 SlurmctldPidFile=$folder/run/slurmctld.daemon
 SlurmdPidFile=$folder/run/slurmd.daemon
 SlurmctldLogFile=$folder/log/slurmctld.log
@@ -82,14 +82,14 @@ CONF
     cat >> "$folder/etc/slurm.conf" <<CONF
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
-AccountingStoragePort=16819
+AccountingStoragePort=$((port + 2))
 AccountingStorageEnforce=associations
 CONF
     cat > "$folder/etc/slurmdbd.conf" <<CONF
 AuthType=auth/munge
 DbdHost=$host
 DbdAddr=127.0.0.1
-DbdPort=16819
+DbdPort=$((port + 2))
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=root
 LogFile=$folder/log/slurmdbd.log

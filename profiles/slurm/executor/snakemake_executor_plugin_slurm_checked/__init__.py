@@ -19,7 +19,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
-from snakemake_executor_plugin_slurm_checked.site import one_line, partitions, run, status_source
+from snakemake_executor_plugin_slurm_checked.site import refusal, run, status_source
 
 # Every option of the plug-in, as --slurm-checked-...
 ExecutorSettings = plain.ExecutorSettings
@@ -29,8 +29,6 @@ common_settings = plain.common_settings
 PATIENCE = 60
 #: Seconds that an interruption waits until Slurm has ended all jobs.
 LAST_WAIT = 60
-#: What Slurm says of jobs that it would take, but cannot start now.
-PASSING = ("down, drained or reserved", "busy")
 
 
 class Executor(plain.Executor):
@@ -69,18 +67,11 @@ class Executor(plain.Executor):
             if call in asked:
                 continue
             asked.add(call)
-            answer = run([*shlex.split(call), "--test-only", "--wrap=true"])
-            if answer.status and not any(passing in answer.text for passing in PASSING):
-                raise WorkflowError(self.refusal(job, answer.text))
-
-    def refusal(self, job: JobExecutorInterface, text: str) -> str:
-        """What Slurm says against a job, in one line."""
-        reasons = [line for line in text.splitlines() if "error" in line or "failure" in line]
-        wanted = [f"{name} {job.resources.get(f'slurm_{name}') or 'not named'}" for name in ("partition", "account")]
-        return (
-            f"Slurm: expected a cluster that takes jobs of the rule {job.rule.name} ({', '.join(wanted)}), "
-            f"found: {one_line((reasons or [text])[-1])}; its partitions are {', '.join(partitions())}"
-        )
+            wanted = [
+                f"{name} {job.resources.get(f'slurm_{name}') or 'not named'}" for name in ("partition", "account")
+            ]
+            if fault := refusal(shlex.split(call), job.rule.name, ", ".join(wanted)):
+                raise WorkflowError(fault)
 
     def submission(self, job: JobExecutorInterface) -> str:
         """What ``sbatch`` is asked for a job, without its command."""

@@ -1,12 +1,16 @@
-"""What a cluster answers: which of its commands tells how a job ended, and which partitions it has."""
+"""What a cluster answers: which of its commands tells how a job ended, and whether it takes a job at all."""
 
 from __future__ import annotations
 
+import re
 import subprocess
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from snakemake_executor_plugin_slurm.job_status_query import get_min_job_age
 from snakemake_interface_common.exceptions import WorkflowError
+
+#: What Slurm says of jobs that it would take, but cannot start now.
+PASSING = ("down, drained or reserved", "busy")
 
 
 class Answer(NamedTuple):
@@ -23,7 +27,7 @@ class StatusSource(NamedTuple):
     longest_sleep: float
 
 
-def run(command: list[str], timeout: float = 60) -> Answer:
+def run(command: Sequence[str], timeout: float = 60) -> Answer:
     """Run a command of Slurm; one that is missing or does not answer has failed, with the reason as its text."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -52,7 +56,7 @@ def status_source(wanted: str | None, interval: int) -> StatusSource:
     accounting = run(["sacct", "-X", "--noheader", "--clusters", "all", "--format=JobIdRaw", "--starttime=now"])
     if wanted != "squeue" and accounting.status == 0:
         return StatusSource("sacct", 180)
-    queue, kept = run(["squeue", "--noheader", "--states=all", "--name=asked"]), get_min_job_age()
+    queue, kept = run(["squeue", "--noheader", "--states=all", "--name=asked"]), min_job_age()
     if queue.status == 0 and kept is not None and kept >= 3 * interval:
         return StatusSource("squeue", kept / 3)
     if accounting.status == 0:
@@ -61,6 +65,37 @@ def status_source(wanted: str | None, interval: int) -> StatusSource:
     raise WorkflowError(
         f"Slurm: expected accounting, or a MinJobAge of {3 * interval} s, so that something tells how jobs ended, "
         f"found: {one_line(accounting.text)}; {one_line(found)}"
+    )
+
+
+def min_job_age() -> int | None:
+    """Seconds that jobs which ended stay in ``squeue``; None if the cluster does not say."""
+    found = re.search(r"(?m)^MinJobAge\s*=\s*(\d+)", run(["scontrol", "show", "config"]).text)
+    return int(found[1]) if found else None
+
+
+def refusal(call: Sequence[str], rule: str, wanted: str) -> str | None:
+    """Have Slurm judge a submission without submitting it.
+
+    Parameters
+    ----------
+    call : sequence of str
+        ``sbatch`` and its options.
+    rule, wanted : str
+        Whose job it is, and the partition and account that it names.
+
+    Returns
+    -------
+    str or None
+        Why Slurm would refuse it, in one line; None if it would take it, at once or later.
+    """
+    answer = run([*call, "--test-only", "--wrap=true"])
+    if answer.status == 0 or any(passing in answer.text for passing in PASSING):
+        return None
+    reasons = [line for line in answer.text.splitlines() if "error" in line or "failure" in line]
+    return (
+        f"Slurm: expected a cluster that takes jobs of the rule {rule} ({wanted}), "
+        f"found: {one_line((reasons or [answer.text])[-1])}; its partitions are {', '.join(partitions())}"
     )
 
 
