@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 LM = Path("runs/smoke/language_modelling/bible-bbe")
 #: Seconds for one step of the workflow on a slow machine, and between two looks.
 LONGEST, PAUSE = 5400, 0.5
+CHECKS = ("refused", "interrupted", "figure")
 
 
 def workflow(folder: Path, *arguments: str) -> list[str]:
@@ -96,9 +97,9 @@ def refused(folder: Path, named: str, value: str) -> float:
     return time.monotonic() - started
 
 
-def interrupted(folder: Path, log: Path) -> float:
+def interrupted(folder: Path, log: Path, *chosen: str) -> float:
     """Press Ctrl-C while a job runs; the seconds until the workflow has ended and no job is left."""
-    process = start(folder, log)
+    process = start(folder, log, *chosen)
     until(lambda: queue("RUNNING"), process, log)
     pressed = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
@@ -118,10 +119,10 @@ def end_in_the_middle(state: str, number: str, process: int) -> None:
     subprocess.run(["scontrol", "update", f"JobId={number}", "TimeLimit=1"], check=True)
 
 
-def to_the_figure(folder: Path, log: Path) -> float:
+def to_the_figure(folder: Path, log: Path, *chosen: str) -> float:
     """Run to the figure, with one training out of time and another cancelled, each after a checkpoint; its seconds."""
     started = time.monotonic()
-    process = start(folder, log)
+    process = start(folder, log, *chosen)
     logs = []
     for variant, state in (("dense/tau0", "TIMEOUT"), ("data/tau0.5", "CANCELLED")):
         run = LM / variant / "seed1"
@@ -144,21 +145,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the workflow runs; must not be there")
     parser.add_argument("--accounting", choices=("none", "slurmdbd"), required=True, help="what this Slurm has")
+    parser.add_argument(
+        "--checks", nargs="+", choices=CHECKS, default=CHECKS, help="which, in this order (default: all)"
+    )
+    parser.add_argument("--experiments", nargs="+", help="which of smoke's experiments (default: all)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
-    named = ["partition", "account"] if args.accounting == "slurmdbd" else ["partition"]
-    for name in named:
-        print(f"a {name} that is not there is refused: {refused(args.folder, name, 'absent'):.0f} s", flush=True)
-    seconds = interrupted(args.folder, args.folder / "interrupted.log")
-    print(f"Ctrl-C leaves no job: {seconds:.0f} s", flush=True)
-    log = args.folder / "figure.log"
-    seconds = to_the_figure(args.folder, log)
+    chosen = ["--config", f"experiments=[{','.join(args.experiments)}]"] if args.experiments else []
+    for check in args.checks:
+        if check == "refused":
+            for name in ("partition", "account") if args.accounting == "slurmdbd" else ("partition",):
+                print(
+                    f"a {name} that is not there is refused: {refused(args.folder, name, 'absent'):.0f} s", flush=True
+                )
+        elif check == "interrupted":
+            seconds = interrupted(args.folder, args.folder / "interrupted.log", *chosen)
+            print(f"Ctrl-C leaves no job: {seconds:.0f} s", flush=True)
+        else:
+            log = args.folder / "figure.log"
+            seconds = to_the_figure(args.folder, log, *chosen)
+            print(
+                f"to the figure: {seconds:.0f} s, {counts(log)}, 2 trainings ended in the middle and resumed",
+                flush=True,
+            )
+
+
+def counts(log: Path) -> str:
+    """How many jobs and submissions a run had, and that it warned of no account."""
     text = log.read_text()
     warnings = [line for line in text.splitlines() if "account" in line.lower()]
     assert not warnings, warnings[0]
     submissions = len(re.findall(r"has been submitted with SLURM jobid", text))
-    jobs = len(re.findall(r"Finished jobid", text))
-    print(f"to the figure: {seconds:.0f} s, {jobs} jobs, {submissions} submissions, 2 trainings ended and resumed")
+    return f"{len(re.findall(r'Finished jobid', text))} jobs, {submissions} submissions"
 
 
 if __name__ == "__main__":

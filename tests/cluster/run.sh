@@ -1,8 +1,10 @@
 #!/bin/bash
 # The workflow on a Slurm that is started for it here: refusals, an interruption, a training that is cancelled and one whose time
 # ends, to results/ap_figure.png. Needs root and Debian's slurm-wlm, munge, slurmdbd and mariadb-server.
-# Usage: tests/cluster/run.sh [--without-accounting] [--folder FOLDER] [-- COMMAND...]
-# FOLDER (build/cluster) is made anew and has everything; a COMMAND is run beside that Slurm instead of the checks.
+# Usage: tests/cluster/run.sh [--without-accounting] [--folder FOLDER] [--checks CHECK...] [--experiments EXPERIMENT...]
+#        tests/cluster/run.sh [--without-accounting] [--folder FOLDER] -- COMMAND...
+# FOLDER (build/cluster) is made anew and has everything. CHECK is refused, interrupted or figure; a COMMAND is run beside that
+# Slurm instead of the checks.
 set -euo pipefail
 here=$(realpath "$(dirname "$0")") root=$(realpath "$(dirname "$0")/../..")
 arguments=("$@")
@@ -11,8 +13,9 @@ while [ $# -gt 0 ]; do
     case $1 in
         --without-accounting) accounting=none ;;
         --folder) folder=$(realpath -m "$2"); shift ;;
-        --) shift; break ;;
-        *) sed -n 2,5p "$0" >&2; exit 2 ;;
+        --checks | --experiments) break ;;
+        --) break ;;
+        *) sed -n 2,7p "$0" >&2; exit 2 ;;
     esac
     shift
 done
@@ -29,4 +32,8 @@ start
 echo "a Slurm with AccountingStorageType=$accounting came up in $(($(date +%s) - started)) s"
 python=${PYTHON:-$root/.venv/bin/python}
 export PATH=$(dirname "$python"):$PATH PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-if [ $# -gt 0 ]; then "$@"; else "$python" "$here/checks.py" --folder "$folder/workflow" --accounting "$accounting"; fi
+if [ "${1:-}" = -- ]; then
+    "${@:2}"
+else
+    "$python" "$here/checks.py" --folder "$folder/workflow" --accounting "$accounting" "$@"
+fi

@@ -68,7 +68,7 @@ MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
+SelectTypeParameters=CR_CPU_Memory
 SchedulerParameters=batch_sched_delay=0,sched_interval=5
 MinJobAge=300
 KillWait=5
