@@ -30,6 +30,40 @@ resource_scopes:
     gpu="local",
 
 
+# Seconds each, without a model: on a cluster they run where Snakemake runs, not as hundreds of submissions.
+localrules:
+    mask,
+    control_mask,
+    distance_mask,
+    copy_source,
+    copy_source_away,
+    majority,
+    majority_away,
+    score_translation,
+    score_translation_away,
+    metrics,
+    squad_metrics,
+    site_metrics,
+    entmax_metrics,
+    mask_comparison_metrics,
+    draw,
+    draw_tasks,
+    draw_sites,
+    draw_entmax,
+    draw_mask_comparison,
+    draw_patterns,
+    draw_structural_zeros,
+    draw_controls,
+    draw_comparison,
+    configuration,
+    summarise_runs,
+    language_model_efficiency_table,
+    efficiency,
+    choose,
+    choose_efficiency,
+    write_ood_table,
+
+
 include: "rules/validation.smk"
 include: "rules/settings.smk"
 include: "rules/transformer_xl_settings.smk"

@@ -49,7 +49,7 @@ def run(command: str, description: str | None) -> None:
     description : str, optional
         What --help says before fairseq's own help.
     """
-    run_main(functools.partial(_run, command, description))
+    run_main(functools.partial(_run, command, description), takes_device=command in ("train", "generate"))
 
 
 def _run(command: str, description: str | None) -> int:

@@ -13,6 +13,17 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")])),
 )
 
+# Jobs with a GPU that run at the same time on one machine take one each (reproduction/runs/device_pool.py).
+os.environ.pop("AP_DEVICES", None)
+gpus = workflow.global_resources.get("gpu").value
+if config["resources"]["gpu"] and isinstance(gpus, int) and gpus > 1:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
+    if len(visible.split(",")) < gpus:
+        raise WorkflowError(
+            f"CUDA_VISIBLE_DEVICES: expected {gpus} devices for --resources gpu={gpus}, found {visible}"
+        )
+    os.environ["AP_DEVICES"] = ",".join(visible.split(",")[:gpus])
+
 # glibc gives large tensors back to the system as soon as they are freed, and every page of the next one faults anew: in translation a
 # quarter of a training's time on a CPU went there. Results do not change; other C libraries do not know these names.
 for name, value in {"MMAP_THRESHOLD": 2**25, "TRIM_THRESHOLD": 2**29, "TOP_PAD": 2**25}.items():

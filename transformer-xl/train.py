@@ -236,4 +236,4 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, takes_device=True)

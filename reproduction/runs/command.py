@@ -11,11 +11,22 @@ from collections.abc import Callable
 import torch
 
 from attention_pruning import InputError
+from reproduction.runs.device_pool import take_device
 
 
-def run_main(main: Callable[[], int | None]) -> None:
-    """Run a command's main function: an :class:`InputError` or a full disk becomes one line on stderr, and status 2."""
+def run_main(main: Callable[[], int | None], takes_device: bool = False) -> None:
+    """Run a command's main function: an :class:`InputError` or a full disk becomes one line on stderr, and status 2.
+
+    Parameters
+    ----------
+    main : callable
+        Returns the exit status, or None for 0.
+    takes_device : bool
+        The command runs a model, so it takes a GPU of its own where processes share several.
+    """
     try:
+        if takes_device:
+            take_device()
         sys.exit(main() or 0)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
