@@ -35,7 +35,7 @@ ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
-.PHONY: help install figure set-aside same-python report test browser lint docs sanitize fuzz unlock clean distclean
+.PHONY: help install figure set-aside same-python report test torture browser lint docs sanitize fuzz unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,12 +43,13 @@ help:
 	@echo "make report     every figure and table, the explorer of every site, run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
 	@echo "make browser    a Chromium for the tests of the explorer, which are skipped where there is none"
+	@echo "make torture    kill runs at random and start them again; figures in results/reference/reliability.csv"
 	@echo "make lint       checks alone"
 	@echo "make docs       the documentation as a site: build/site/index.html"
 	@echo "make install    the virtual environment alone, which the others make where it is missing"
 	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan; PROBLEMS=10000 for as many random problems"
 	@echo "make fuzz       10,000 damaged files of every kind, where make test reads 200: half an hour or more   (WORKERS, EXAMPLES)"
-	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
+	@echo "make unlock     after a crash on a file system without locks, if Snakemake says that the directory is locked"
 	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG), SURE=1: without asking)"
 	@echo "make distclean  remove the environment and Snakemake's records too"
 	@echo "CONFIG is one of: $(basename $(notdir $(filter-out %/schema.yaml,$(wildcard config/*.yaml)))). The environment is $(VENV), made with PYTHON=$(PYTHON)."
@@ -88,6 +89,11 @@ test: lint
 
 browser: $(INSTALLED)
 	$(RUN)/playwright install --with-deps --no-shell chromium
+
+# What went well before, by the rows of the table, is not repeated.
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(RUN)/python tests/torture/battery.py --out results/reference/reliability.csv
+	OMP_NUM_THREADS=1 $(RUN)/python tests/torture/workflow.py --out results/reference/reliability.csv
 
 lint: $(INSTALLED)
 	$(RUN)/ruff check .

@@ -141,20 +141,36 @@ def test_an_old_model_gives_the_pattern_that_ours_gives(dense, stock, patterns, 
             compute_attn_score.main(["--path", str(folder), "--attn_type", "self-dec", "--out", str(tmp_path), *flags])
 
 
-def test_two_processes_average_what_one_does(dense, patterns, tmp_path):
+def average_in_two(dense, out, *flags):
     prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [FAIRSEQ / "compute_attn_score.py", "--path", dense[0], "--all", "--out", tmp_path, "--max-tokens", "300"]
+    script = [FAIRSEQ / "compute_attn_score.py", "--path", dense[0], "--all", "--out", out, "--no-cuda", *flags]
     paths = os.pathsep.join(filter(None, [str(FAIRSEQ.parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [*prefix, *script, "--no-cuda"], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+        list(map(str, [*prefix, *script])), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_average_what_one_does(dense, patterns, tmp_path):
+    average_in_two(dense, tmp_path, "--max-tokens", "300")
     for file in patterns.values():
         found, expected = AttentionPattern.load(tmp_path / file.name), AttentionPattern.load(file)
         torch.testing.assert_close(found.average, expected.average, atol=1e-6, rtol=0)
         assert torch.equal(found.count, expected.count)
         assert found.metadata["sequences"] == 160 and found.metadata["dropped_sentences"] == 0
         assert found.metadata["precision"] == "float32"
+
+
+def test_a_process_without_a_batch_adds_nothing(dense, patterns, tmp_path):
+    """One batch for two processes, at all three sites."""
+    flags = ("--max-batches", "1", "--max-tokens", "300")
+    average_in_two(dense, tmp_path / "two", *flags)
+    run_script("compute_attn_score.py", "--path", dense[0], "--all", "--out", tmp_path / "one", "--no-cuda", *flags)
+    for file in patterns.values():
+        found, expected = (AttentionPattern.load(tmp_path / name / file.name) for name in ("two", "one"))
+        torch.testing.assert_close(found.average, expected.average, atol=1e-6, rtol=0)
+        assert torch.equal(found.count, expected.count) and found.metadata == expected.metadata
+        assert 0 < found.metadata["sequences"] < 160
 
 
 def test_patterns_are_written_in_the_published_layout_too(patterns):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 #: Numbers of clocks and of memory, and how a run came about: no two runs have the same.
 _CLOCKS = re.compile(
-    r"seconds|started|.*_(seconds|bytes|runtime|per_second|wall)|continued_from|code|command|host|flags"
+    r"seconds|started|.*_(seconds|bytes|runtime|per_second|wall)|continued_from|code|command|git_commit|host|flags"
 )
 #: TensorBoard's: each start of a training adds one.
 _OF_EVERY_START = re.compile(r"events\.out\.tfevents\.")
