@@ -15,8 +15,9 @@ several sparsities, a row for each shape), ``kernel NAME`` (our kernel against d
 (what the choice of a backend goes by), ``collecting NAME`` (time and memory of patterns), ``generation NAME`` (prefill,
 time of a token and cache by context),
 ``positions NAME`` (perplexity by position), ``budgets NAME``, ``observed NAME``, ``memories NAME`` and ``keys NAME``
-(masks on trained models: within a budget of loss, by what was observed, at longer memories, asked for a pass key); and
-``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json). README.md has ``overview CONFIG``
+(masks on trained models: within a budget of loss, by what was observed, at longer memories, asked for a pass key);
+``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json); and ``tries KIND`` (from
+results/reference/reliability.csv). README.md has ``overview CONFIG``
 (metrics.csv, mask_comparison.csv and squad.csv) and ``speed CONFIG`` (efficiency_table.csv).
 """
 
@@ -240,6 +241,15 @@ def scores_block(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tries_block(kind: str) -> str:
+    """What was tried to break, how often, and how often it held: the rows of one kind."""
+    table = pd.read_csv(REFERENCE / "reliability.csv", keep_default_na=False)
+    lines = ["| what | tries | as it should be | minutes | |", "|---|---:|---:|---:|---|"]
+    for row in table[table["kind"] == kind].itertuples():
+        lines.append(f"| {row.what} | {row.tries:,} | {row.passed:,} | {float(row.seconds) / 60:.1f} | {row.note} |")
+    return "\n".join(lines) + "\n"
+
+
 #: Tables of a benchmark, by the name of the block.
 BENCHMARKS = {
     "benchmark": benchmark_tables.benchmark_table,
@@ -268,6 +278,7 @@ BLOCKS = {
     "entmax": entmax_block,
     "ood": ood_block,
     "scores": scores_block,
+    "tries": tries_block,
     **{name: functools.partial(show_benchmark, show) for name, show in BENCHMARKS.items()},
 }
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,15 @@ def test_a_finished_run_is_left_as_it_is(data, dense):
     log = train(data, dense)
     assert "all 6 updates are done" in log and not losses(log)
     assert {file.name: file.read_bytes() for file in dense.iterdir()} == before
+
+
+def test_a_damaged_checkpoint_is_no_start(data, dense, tmp_path):
+    folder = shutil.copytree(dense, tmp_path / "run")
+    content = bytearray((folder / "checkpoint_last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "checkpoint_last.pt").write_bytes(content)
+    line = error_of("train.py", data, "--save-dir", folder, *MODEL, "--max-update", "8")
+    assert "checkpoint_last.pt: expected a checkpoint of fairseq, found a damaged" in line
 
 
 def test_what_a_run_starts_from_is_in_its_record(data, dense, pattern_files, tmp_path, board):

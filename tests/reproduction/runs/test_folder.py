@@ -183,7 +183,7 @@ def test_the_flags_say_what_becomes_of_another_run():
 
 _HOLDS = """
 import multiprocessing, sys, time
-from reproduction.run_folder import hold_folder
+from reproduction.runs.folder import hold_folder
 hold_folder(sys.argv[1])
 if sys.argv[2] == "worker":
     multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
