@@ -105,7 +105,7 @@ def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
 
     class Offline(checked.Executor):
         def __init__(self) -> None:
-            settings = SimpleNamespace(status_command="squeue")
+            settings = SimpleNamespace(status_command="sacct", requeue=False)
             self.workflow = SimpleNamespace(executor_settings=settings)
             self.logger = SimpleNamespace(error=self.said, debug=self.said)
             self.run_uuid, self.lines, self.errors = "run", [], []
@@ -114,8 +114,12 @@ def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
         def said(self, line: str) -> None:
             self.lines.append(line)
 
-        def report_job_error(self, job_info: SimpleNamespace, msg: str | None = None, **known: str) -> None:
+        def report_job_error(self, job_info: SimpleNamespace, msg: str | None = None, **known: object) -> None:
             self.errors.append(msg)
+            self._settled.add(job_info.external_jobid)
+
+        def report_job_success(self, job_info: SimpleNamespace) -> None:
+            self.lines.append(f"{job_info.external_jobid} is done")
             self._settled.add(job_info.external_jobid)
 
     async def forgets(self, active_jobs):
@@ -129,7 +133,7 @@ def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
 
     def active(jobs: list[str], after: float) -> list[str]:
         async def ask() -> list[str]:
-            given = [SimpleNamespace(external_jobid=job) for job in jobs]
+            given = [SimpleNamespace(external_jobid=job, aux={"slurm_logfile": "log"}) for job in jobs]
             return [job.external_jobid async for job in offline.check_active_jobs(given)]
 
         clock.now += after
@@ -139,7 +143,7 @@ def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
 
 
 def test_no_job_is_forgotten_when_slurm_does_not_answer(executor: SimpleNamespace) -> None:
-    executor.commands(squeue="exit 1")
+    executor.commands(sacct="exit 1")
     for _ in range(4):
         assert executor.active(["7", "8"], after=40) == ["7", "8"]
     assert [line for line in executor.offline.lines if "has not answered for 60 s" in line] == executor.offline.lines[
@@ -149,11 +153,27 @@ def test_no_job_is_forgotten_when_slurm_does_not_answer(executor: SimpleNamespac
 
 
 def test_a_job_that_slurm_does_not_know_has_failed_after_a_minute(executor: SimpleNamespace) -> None:
-    executor.commands(squeue="echo '8|RUNNING'")
+    executor.commands(sacct="echo '8|RUNNING'", scontrol="echo 'Invalid job id specified' >&2; exit 1")
     assert executor.active(["7", "8"], after=0) == ["7", "8"]
     assert executor.active(["7", "8"], after=40) == ["7", "8"]
     assert executor.active(["7", "8"], after=40) == ["8"]
     assert executor.offline.errors == ["Slurm no longer knows job 7, so nothing says how it ended. "]
+
+
+def test_a_job_that_somebody_cancelled_has_ended(executor: SimpleNamespace) -> None:
+    executor.commands(sacct="echo '7|CANCELLED by 1000'; echo '8|COMPLETED'; echo '9|PENDING'")
+    assert executor.active(["7", "8", "9"], after=0) == ["9"]
+    assert executor.offline.errors == ["Slurm ended job 7: CANCELLED. "] and executor.offline.lines == ["8 is done"]
+
+
+@pytest.mark.parametrize(("state", "goes_on"), [("RUNNING", True), ("COMPLETED", False), ("TIMEOUT", False)])
+def test_where_sacct_has_nothing_the_controller_is_asked(executor: SimpleNamespace, state: str, goes_on: bool) -> None:
+    executor.commands(sacct="exit 0", scontrol=f"echo JobId=7 JobName=run JobState={state} Reason=None")
+    for _ in range(3):
+        assert executor.active([] if executor.offline._settled else ["7"], after=60) == (["7"] if goes_on else [])
+    assert len(executor.offline.errors) == (state == "TIMEOUT") and len(executor.offline.lines) == (
+        state == "COMPLETED"
+    )
 
 
 def test_the_script_for_a_slurm_says_what_is_missing(commands: Commands, tmp_path: Path) -> None:
