@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from configurations import ROOT, SCHEMA, filled, printed_by, read
+from warm_python import python
 
 JOBS_OF_A_PLAN = """
 import json, logging, sys
@@ -61,7 +61,7 @@ def test_profiles_say_where_and_never_what(tmp_path: Path) -> None:
     profiles = {path.parent.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")}
     assert set(profiles) == {"default", "slurm"}
     assert profiles["slurm"].pop("executor") == "slurm"
-    options = subprocess.run([sys.executable, "-m", "snakemake", "--help"], capture_output=True, text=True).stdout
+    options = subprocess.run([python(), "-m", "snakemake", "--help"], capture_output=True, text=True).stdout
     for profile in profiles.values():
         for option in profile:
             assert f"--{option}" in options, option

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from reproduction.data import glue, iwslt14, multi30k, squad, wikitext, wmt17
+from warm_python import python
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def named_flags() -> dict[str, set[str]]:
 @functools.cache
 def help_of(script: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, cwd=ROOT, check=False
+        [python(), str(ROOT / script), "--help"], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
