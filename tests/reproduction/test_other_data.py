@@ -31,6 +31,8 @@ from reproduction.parallel_text import write_pairs
 from reproduction.raw_text import SPLITS
 from reproduction.subwords import MosesBPE, SentencePieces, load_subwords
 
+pytestmark = pytest.mark.slow
+
 LINES = st.lists(st.lists(st.sampled_from("abcdef"), max_size=5), min_size=1, max_size=6).filter(any)
 
 

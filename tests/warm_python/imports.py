@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Where those of others are: tests may hand on all of their path.
+INSTALLED = {os.path.realpath(part) for part in sys.path[1:]}
 #: Where our modules are, beside a program's own folder and PYTHONPATH.
 FOLDERS = [ROOT, ROOT / "transformer-xl", ROOT / "bert" / "src", ROOT / "benchmarks"]
 #: What processes that tests spawn are made of.
@@ -55,7 +57,8 @@ class Imports:
 
     def _needed(self, request: dict) -> Iterator[str]:
         argv, cwd = request["argv"], Path(request["cwd"])
-        paths = [Path(cwd, part) for part in request["environment"].get("PYTHONPATH", "").split(os.pathsep) if part]
+        given = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
+        paths = [Path(cwd, part) for part in given if part and os.path.realpath(Path(cwd, part)) not in INSTALLED]
         if "--multiprocessing-fork" in argv:
             yield from self._of_file(SPAWNED, [SPAWNED.parent, *paths])
         elif argv[0] == "-c":

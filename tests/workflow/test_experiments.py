@@ -13,6 +13,8 @@ import yaml
 from configurations import ROOT, plan, read
 from warm_python import python
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = {
     "language_modelling": "transformer-xl/train.py",
     "translation": "fairseq/train.py",

@@ -32,6 +32,7 @@ finally:
 TARGETS = {"figure", "everything"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("smoke", "paper"))
 def test_every_job_brings_its_time_and_memory_and_those_with_a_model_its_gpu(name: str, tmp_path: Path) -> None:
     snakefile = ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
@@ -56,6 +57,7 @@ def test_the_paper_asks_for_a_gpu_and_days() -> None:
     assert min(resources["runtime"][kind] for kind in ("language_modelling", "translation")) >= 24 * 60
 
 
+@pytest.mark.slow
 def test_profiles_say_where_and_never_what(tmp_path: Path) -> None:
     """Options of Snakemake and of its plug-in for Slurm alone; gpu is counted on one machine and not on a cluster."""
     profiles = {path.parent.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")}

@@ -10,6 +10,8 @@ import yaml
 
 from configurations import NAMES, ROOT, filled, plan, planned, read
 
+pytestmark = pytest.mark.slow
+
 
 def figure_models(config: dict[str, Any], experiment: str) -> int:
     """How many models of an experiment there are, all seeds counted."""

@@ -10,6 +10,8 @@ from snakemake.utils import update_config
 
 from configurations import EXPERIMENTS, NAMES, ROOT, filled, plan, planned, read
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_configuration_plans_without_its_data(name: str) -> None:
