@@ -35,13 +35,14 @@ ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
-.PHONY: help install figure set-aside same-python report test torture browser lint docs sanitize fuzz unlock clean distclean
+.PHONY: help install figure set-aside same-python report test test-fast torture browser lint docs sanitize fuzz unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES)); FRESH=1: all anew"
 	@echo "make report     every figure and table, the explorer of every site, run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
+	@echo "make test-fast  the tests that are not slow, with few examples of each law  (WORKERS)"
 	@echo "make browser    a Chromium for the tests of the explorer, which are skipped where there is none"
 	@echo "make torture    kill runs at random and start them again; figures in results/reference/reliability.csv"
 	@echo "make lint       checks alone"
@@ -84,8 +85,15 @@ report: config/$(CONFIG).yaml $(INSTALLED)
 config/%.yaml:
 	@echo "error: CONFIG=$*: there is no $@; see config/" >&2; exit 2
 
+# A worker takes whole files, in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: lint
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST)
+
+# Tests alone, for while one works.
+test-fast: $(INSTALLED)
+	AP_FAST_TESTS=1 $(PYTEST) -m "not slow"
 
 browser: $(INSTALLED)
 	$(RUN)/playwright install --with-deps --no-shell chromium

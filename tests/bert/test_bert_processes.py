@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import run_glue
 from attention_pruning import AttentionPattern
 from reproduction.data.tasks.glue import find_task, load_task
 from tiny_bert import flag_list, read_metrics
+from warm_python import python
 
 ROOT = Path(__file__).parents[2]
 #: Read before the fixtures hide it from the tests.
@@ -23,7 +23,7 @@ DATA_DIR = os.environ.get("AP_DATA_DIR")
 
 def launch_two(words: list[str], script: str = "run_glue.py") -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    line = [sys.executable, *torchrun, str(ROOT / "bert" / "src" / script), *words]
+    line = [python(), *torchrun, str(ROOT / "bert" / "src" / script), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -20,6 +20,9 @@ from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.make import from_pattern
 from plugin.checkpoint import read_checkpoint
 from tiny_translation import FAIRSEQ, as_arguments, error_of, prune_flags, run_script
+from warm_python import python
+
+pytestmark = pytest.mark.slow
 
 SITES = ("enc-self", "dec-self", "enc-dec")
 MODEL = [
@@ -74,7 +77,7 @@ def stock(data, tmp_path_factory):
     arguments = swap(MODEL, "ap_transformer_tiny", "transformer_tiny")
     paths = os.pathsep.join([str(FAIRSEQ.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, program, data, "--save-dir", folder, "--left-pad-source", *arguments],
+        [python(), program, data, "--save-dir", folder, "--left-pad-source", *arguments],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
@@ -142,7 +145,7 @@ def test_an_old_model_gives_the_pattern_that_ours_gives(dense, stock, patterns, 
 
 
 def average_in_two(dense, out, *flags):
-    prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    prefix = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = [FAIRSEQ / "compute_attn_score.py", "--path", dense[0], "--all", "--out", out, "--no-cuda", *flags]
     paths = os.pathsep.join(filter(None, [str(FAIRSEQ.parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -282,7 +285,7 @@ def test_processes_that_share_a_translation_write_what_one_writes(data, pruned, 
 
 
 def test_a_translation_that_torchrun_shares_is_printed_once(data, pruned, tmp_path):
-    prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    prefix = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = ["--path", pruned[0] / "checkpoint_best.pt", "--cpu", "--batch-size", "8", "--scoring", "sacrebleu"]
     done = subprocess.run(
         [*prefix, FAIRSEQ / "generate.py", data, *flags],
@@ -303,7 +306,7 @@ def test_two_processes_on_a_cpu_agree_with_one(data, patterns, tmp_path, launch)
     if launch == "own":
         two = train(data, tmp_path / "two", *flags, "--distributed-world-size", "2")
     else:
-        prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        prefix = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         backends = ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
         two = subprocess.run(
             [*prefix, FAIRSEQ / "train.py", data, "--save-dir", tmp_path / "two", *MODEL, *flags, *backends],

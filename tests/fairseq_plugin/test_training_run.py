@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -17,8 +16,9 @@ import training_run
 from attention_pruning import InputError, PruneMask
 from plugin.step_table import numbers
 from tiny_translation import FAIRSEQ, as_arguments, error_of, prune_flags, run_script
+from warm_python import python
 
-pytestmark = pytest.mark.filterwarnings("ignore:\n.*is validated against ConfigStore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:\n.*is validated against ConfigStore")]
 
 MODEL = [
     *("--arch", "ap_transformer_tiny", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "16"),
@@ -233,7 +233,7 @@ def test_an_interrupted_training_is_saved_and_goes_on(data, tmp_path, number, st
     """No interval asks for a checkpoint: what there is, the signal has left."""
     flags = ["--max-update", "4000", "--distributed-world-size", str(processes)]
     flags += ["--save-interval", "1000", "--validate-interval", "1000"]
-    command = [sys.executable, str(FAIRSEQ / "train.py"), str(data), "--save-dir", str(tmp_path), *MODEL, *flags]
+    command = [python(), str(FAIRSEQ / "train.py"), str(data), "--save-dir", str(tmp_path), *MODEL, *flags]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FAIRSEQ.parent), os.environ.get("PYTHONPATH", "")])}
     log = tmp_path.parent / f"{tmp_path.name}.log"
     with log.open("w") as file:

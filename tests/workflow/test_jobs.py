@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from configurations import ROOT, SCHEMA, filled, plan, printed_by, read
+from warm_python import python
 
 JOBS_OF_A_PLAN = """
 import json, logging, sys
@@ -34,6 +34,7 @@ LISTED = (ROOT / "Snakefile").read_text().partition("localrules:")[2].partition(
 LOCAL = set(re.findall(r"(?m)^    (\w+),$", LISTED))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("smoke", "paper"))
 def test_every_job_brings_its_time_and_memory_and_those_with_a_model_its_gpu(name: str, tmp_path: Path) -> None:
     snakefile = ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
@@ -61,12 +62,13 @@ def test_the_paper_asks_for_a_gpu_and_days() -> None:
     assert min(resources["runtime"][kind] for kind in ("language_modelling", "translation")) >= 24 * 60
 
 
+@pytest.mark.slow
 def test_profiles_say_where_and_never_what(tmp_path: Path) -> None:
     """Options of Snakemake and of its plug-in for Slurm alone; gpu is counted on one machine and not on a cluster."""
     profiles = {path.parent.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")}
     assert set(profiles) == {"default", "slurm"}
     assert profiles["slurm"].pop("executor") == "slurm-checked"
-    options = subprocess.run([sys.executable, "-m", "snakemake", "--help"], capture_output=True, text=True).stdout
+    options = subprocess.run([python(), "-m", "snakemake", "--help"], capture_output=True, text=True).stdout
     for profile in profiles.values():
         for option in profile:
             # The executor's own are known where it is installed.

@@ -8,15 +8,16 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from configurations import EXPERIMENTS, NAMES, ROOT, filled, plan, read
+from configurations import EXPERIMENTS, NAMES, ROOT, filled, plan, planned, read
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_configuration_plans_without_its_data(name: str, tmp_path: Path) -> None:
-    found = plan(tmp_path, "--configfile", str(ROOT / "config" / f"{name}.yaml"))
-    assert found.returncode == 0, found.stdout
+def test_a_configuration_plans_without_its_data(name: str) -> None:
+    found = planned("--configfile", str(ROOT / "config" / f"{name}.yaml"))
     config = filled(read(name))
-    jobs = dict(line.split() for line in found.stdout.splitlines() if len(line.split()) == 2)
+    jobs = dict(line.split() for line in found.splitlines() if len(line.split()) == 2)
     for experiment, training, averaging in (
         ("language_modelling", "train_language_model", "average_language_model"),
         ("translation", "train_translation", "average_translation"),
@@ -28,29 +29,28 @@ def test_a_configuration_plans_without_its_data(name: str, tmp_path: Path) -> No
         assert int(jobs[training]) == ((1 + len(pruning["taus"])) * seeds + controls) * tasks, experiment
         assert int(jobs[averaging]) == seeds * tasks, experiment
     assert int(jobs["translate"]) == int(jobs["score_translation"]) == int(jobs["train_translation"])
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_single_sites_and_questions_are_planned_on_request(name: str, tmp_path: Path) -> None:
+def test_single_sites_and_questions_are_planned_on_request(name: str) -> None:
     config = filled(read(name))
     file = ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
-    found = plan(tmp_path, f"results/{name}/translation_sites.png", *file).stdout
+    found = planned(f"results/{name}/translation_sites.png", *file)
     assert f"--PRUNE_ENC_DEC_ATTN --ENCODER_DECODER_ATTN_PATH runs/{name}/translation/" in found
     alone = [line for line in found.splitlines() if "fairseq/train.py" in line and "@enc-dec" in line]
     assert len(alone) == len(config["translation"]["site_taus"]) * len(config["translation"]["seeds"])
     assert all(" --PRUNE_BOOL " in line and "PRUNE_ENC_SELF" not in line for line in alone)
-    found = plan(tmp_path, "squad", *file).stdout
+    found = planned("squad", *file)
     trained = [line for line in found.splitlines() if "run_squad.py --do_train" in line]
     assert len(trained) == (1 + len(config["squad"]["pruning"]["taus"])) * len(config["squad"]["seeds"])
     assert sum(" --prune --attn_path " in line for line in trained) == len(trained) - len(config["squad"]["seeds"])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_comparison_with_entmax_is_planned_on_request(name: str, tmp_path: Path) -> None:
+def test_the_comparison_with_entmax_is_planned_on_request(name: str) -> None:
     config, file = filled(read(name))["translation"], ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
     models, seeds = 1 + len(config["entmax"]["taus"]), len(config["seeds"])
-    found = plan(tmp_path, f"results/{name}/entmax_comparison.png", *file).stdout.splitlines()
+    found = planned(f"results/{name}/entmax_comparison.png", *file).splitlines()
     trained = [line for line in found if "fairseq/train.py" in line]
     with_entmax = [line for line in trained if " --USE_ENTMAX" in line]
     assert len(with_entmax) == models * seeds and len(trained) == 2 * len(with_entmax)
@@ -64,13 +64,13 @@ def test_the_comparison_with_entmax_is_planned_on_request(name: str, tmp_path: P
     assert sorted("--use_entmax" in line for line in averaged) == [False] * seeds + [True] * seeds
     assert all(("--use_entmax" in line) == ("/entmax-dense/" in line) for line in averaged)
     assert len([line for line in found if "fairseq/inspect_checkpoint.py" in line]) == len(trained)
-    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "entmax" in line]
+    assert not [line for line in planned(*file).splitlines() if "entmax" in line]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_comparison_of_masks_is_planned_on_request(name: str, tmp_path: Path) -> None:
+def test_the_comparison_of_masks_is_planned_on_request(name: str) -> None:
     config, file = filled(read(name)), ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
-    found = plan(tmp_path, f"results/{name}/mask_comparison.png", *file).stdout.splitlines()
+    found = planned(f"results/{name}/mask_comparison.png", *file).splitlines()
     for experiment, script, sites in (
         ("language_modelling", "transformer-xl/train.py", 1),
         ("translation", "fairseq/train.py", 3),
@@ -94,12 +94,12 @@ def test_the_comparison_of_masks_is_planned_on_request(name: str, tmp_path: Path
         assert len(by_distance) == models["distance"] * len(own["taus"]) * sites
         by_use = pruning["controls_equal"] == "evaluated_sparsity"
         assert all(("--equal-use" in line) == by_use for line in by_distance)
-    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "distance" in line or "-head/" in line]
+    assert not [line for line in planned(*file).splitlines() if "distance" in line or "-head/" in line]
 
 
-def test_a_scope_is_said_where_it_is_not_the_one_that_is_meant_without(tmp_path: Path) -> None:
+def test_a_scope_is_said_where_it_is_not_the_one_that_is_meant_without() -> None:
     file = ("--configfile", str(ROOT / "config" / "smoke.yaml"))
-    found = plan(tmp_path, "results/smoke/mask_comparison.png", *file).stdout.splitlines()
+    found = planned("results/smoke/mask_comparison.png", *file).splitlines()
     evaluated = [line for line in found if "transformer-xl/eval.py" in line or "score_translations.py" in line]
     for variant, labels in (("allowed-row", "rule=allowed --label scope=row"), ("published-head", "scope=head")):
         own = [line for line in evaluated if f" --label variant={variant} " in line]
@@ -108,10 +108,10 @@ def test_a_scope_is_said_where_it_is_not_the_one_that_is_meant_without(tmp_path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_efficiency_table_is_planned_on_request(name: str, tmp_path: Path) -> None:
+def test_the_efficiency_table_is_planned_on_request(name: str) -> None:
     config = filled(read(name))["squad"]
     own, file = config["efficiency"], ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
-    found = plan(tmp_path, "results/efficiency_table.md", *file).stdout.splitlines()
+    found = planned("results/efficiency_table.md", *file).splitlines()
     trained = [line for line in found if "run_squad.py --do_train" in line]
     assert len(trained) == (1 + len(own["quality_taus"])) * len(config["seeds"])
     masks = [line for line in found if "cli mask" in line]
@@ -120,18 +120,18 @@ def test_the_efficiency_table_is_planned_on_request(name: str, tmp_path: Path) -
     shown = timed.partition("--masks ")[2].partition(" --")[0].split()
     assert [path.split("/tau")[1].split("/")[0] for path in shown] == [f"{tau:g}" for tau in own["taus"]]
     assert all(f"block_size={own['block_size']}" in line for line in trained if " --prune " in line)
-    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "efficiency" in line]
+    assert not [line for line in planned(*file).splitlines() if "efficiency" in line]
 
 
 @pytest.mark.parametrize("names", [*((name,) for name in NAMES), ("quick", "long")], ids="+".join)
-def test_what_pruning_saves_a_language_model_is_planned_on_request(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_what_pruning_saves_a_language_model_is_planned_on_request(names: tuple[str, ...]) -> None:
     config: dict = {}
     for name in names:
         update_config(config, read(name))
     config = filled(config)
     own, seeds = config["language_modelling"]["efficiency"], config["language_modelling"]["seeds"]
     file = ("--configfile", *(str(ROOT / "config" / f"{name}.yaml") for name in names))
-    found = plan(tmp_path, "language_model_efficiency", *file).stdout.splitlines()
+    found = planned("language_model_efficiency", *file).splitlines()
     kinds = ["data", *(f"block{size}" for size in own["block_sizes"])]
     trained = [line for line in found if "transformer-xl/train.py" in line]
     assert len(trained) == (1 + len(kinds) * len(own["quality_taus"])) * len(seeds)
@@ -142,7 +142,7 @@ def test_what_pruning_saves_a_language_model_is_planned_on_request(names: tuple[
     shown = timed.partition("--masks ")[2].partition(" --")[0].split()
     expected = [[kind, f"tau{tau:g}"] for kind in kinds for tau in own["taus"]]
     assert [path.split("/")[-4:-2] for path in shown] == expected
-    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "efficiency" in line]
+    assert not [line for line in planned(*file).splitlines() if "efficiency" in line]
 
 
 def test_a_task_may_have_lengths_of_its_own(tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_a_task_may_have_lengths_of_its_own(tmp_path: Path) -> None:
     assert f"glue.task_lengths: expected some of the tasks, {first}, {second}, found MRPC\n" in refused.stdout
 
 
-def test_the_published_experiment_is_the_papers(tmp_path: Path) -> None:
-    found = plan(tmp_path, "--configfile", str(ROOT / "config" / "paper.yaml"), "--config", "data_dir=some/where")
-    commands = [line for line in found.stdout.splitlines() if "transformer-xl/train.py" in line]
+def test_the_published_experiment_is_the_papers() -> None:
+    found = planned("--configfile", str(ROOT / "config" / "paper.yaml"), "--config", "data_dir=some/where")
+    commands = [line for line in found.splitlines() if "transformer-xl/train.py" in line]
     published = (
         "--n_layer 16 --n_head 10 --d_head 41 --d_model 410 --d_inner 2100 --dropout 0.1 --dropatt 0.0 --adaptive "
         "--cutoffs 20000 40000 200000 --div_val 1 --tgt_len 150 --mem_len 150 --optim adam --lr 0.00025 "
@@ -176,14 +176,13 @@ def test_the_published_experiment_is_the_papers(tmp_path: Path) -> None:
     )
     assert commands
     assert all(part in f"{command} " for command in commands for part in published.replace(" --", " \n--").split("\n"))
-    text = found.stdout
-    assert "reproduction.data.language.wikitext --out" in text and "--data-dir some/where" in text
-    evaluations = [line for line in text.splitlines() if "transformer-xl/eval.py" in line]
+    assert "reproduction.data.language.wikitext --out" in found and "--data-dir some/where" in found
+    evaluations = [line for line in found.splitlines() if "transformer-xl/eval.py" in line]
     assert any("--tgt_len 64 --mem_len 640 --clamp_len 400 --same_length" in line for line in evaluations)
 
 
 def test_quick_is_the_default_and_leaks_into_nothing(tmp_path: Path) -> None:
-    assert "runs/quick/" in plan(tmp_path).stdout
+    assert "runs/quick/" in planned()
     own = tmp_path / "own.yaml"
     incomplete = read("smoke")
     del incomplete["name"]

@@ -65,6 +65,7 @@ def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
         other_source(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_changed_file_counts_wherever_it_was_loaded(tmp_path: Path) -> None:
     """In a copy of the repository, with one of its files edited after the run."""
     for part in ("attention_pruning", "reproduction"):

@@ -28,6 +28,8 @@ from reproduction.data.translation.parallel_text import write_pairs
 from reproduction.data.translation.subwords import MosesBPE, SentencePieces, load_subwords
 from reproduction.scores.majority import evaluate
 
+pytestmark = pytest.mark.slow
+
 LINES = st.lists(st.lists(st.sampled_from("abcdef"), max_size=5), min_size=1, max_size=6).filter(any)
 
 
