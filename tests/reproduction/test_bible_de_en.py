@@ -110,8 +110,16 @@ def test_verses_without_a_word_first_verses_of_psalms_and_unlike_ones_are_left_o
     file = write_database(tmp_path, [("e", i, text) for i, text in german.items()])
     found = bible_de_en.german_verses(file)
     assert [i for i, _ in found] == [19003001, 19003002, 19003004, 19003005]
-    pairs = bible_de_en.fit_pairs(found, "kjv", 40, lower_case=False)
+    pairs = bible_de_en.fit_pairs(found, "kjv", "verse", 40, lower_case=False)
     assert pairs == [(19, (english[i], english[i])) for i in (19003002, 19003005)]
+    # Psalm 3:2 and 3:5 have two clauses each, one of them ("Selah.") too short
+    parts = bible_de_en.fit_pairs(found, "kjv", "clause", 40, lower_case=False)
+    assert [pair[0] for _, pair in parts] == [
+        "Many there be which say of my soul, There is no help for him in God.",
+        "I laid me down and slept;",
+        "I awaked;",
+        "for the LORD sustained me.",
+    ]
 
 
 def test_the_installed_package_is_found_and_the_data_folder_comes_first(tmp_path, monkeypatch):

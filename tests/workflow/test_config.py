@@ -16,7 +16,18 @@ from attention_pruning.ops.layout import BLOCK_SIZES
 from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
 from configurations import NAMES, SCHEMA, filled, printed_by, read
 from reproduction.curves import VARIANTS
-from reproduction.data import bible, bible_glue, bible_pairs, bible_squad, iwslt14, multi30k, wikitext, wmt17
+from reproduction.data import (
+    bible,
+    bible_de_en,
+    bible_glue,
+    bible_pairs,
+    bible_squad,
+    iwslt14,
+    multi30k,
+    wikitext,
+    wmt17,
+)
+from reproduction.results import FURTHER
 from upstream_flags import REFUSED
 
 #: Flags that the workflow gives by itself.
@@ -87,6 +98,8 @@ def test_an_unknown_key_is_refused_by_name_wherever_it_stands(way: tuple[str, ..
         (("translation", "mask_comparison"), {"choices": [{"rule": "published"}]}),
         (("translation", "mask_comparison"), {"choices": [{"rule": "published", "scope": "column"}]}),
         (("translation", "mask_comparison"), {"controls": ["data"]}),
+        (("translation", "pairs_comparison"), {"fractions": [1.0]}),
+        (("translation", "pairs_comparison"), {"lengths": [0, 10]}),
         (("translation", "pruning", "control_seeds"), [1]),
         (("glue", "dataset", "tasks"), ["MRPC", "Poetry"]),
         (("squad", "lengths"), {"max_seq_length": "384"}),
@@ -147,6 +160,7 @@ def definition(name: str, part: str | None = None) -> dict[str, Any]:
         pytest.param(definition("text", "bible"), bible.build_parser, set(), id="bible"),
         pytest.param(definition("text", "wikitext"), wikitext.build_parser, {"data_dir"}, id="wikitext"),
         pytest.param(definition("pairs", "bible_pairs"), bible_pairs.build_parser, set(), id="bible_pairs"),
+        pytest.param(definition("pairs", "bible_de_en"), bible_de_en.build_parser, {"data_dir"}, id="bible_de_en"),
         pytest.param(definition("pairs", "multi30k"), multi30k.build_parser, {"data_dir"}, id="multi30k"),
         pytest.param(definition("pairs", "iwslt14"), iwslt14.build_parser, {"archive"}, id="iwslt14"),
         pytest.param(definition("pairs", "wmt17"), wmt17.build_parser, {"archives"}, id="wmt17"),
@@ -231,4 +245,7 @@ def test_the_choices_of_pruning_are_the_librarys() -> None:
     assert tuple(choices["scope"]["enum"]) == SCOPES
     assert tuple(definition("pruning")["row_floor"]["enum"]) == ROW_FLOORS
     assert ("data", *choices["control"]["enum"]) == VARIANTS
-    assert (*VARIANTS, "custom") == KINDS  # no experiment chooses its cells by hand
+    further = [name for name in (*FURTHER, "dropout", "dense-longer") if name not in VARIANTS]
+    assert choices["comparison_control"]["enum"] == [*VARIANTS[1:], *further]
+    # no experiment chooses its cells by hand; with sinks, or of another seed, a mask is of a kind that is there already
+    assert set(KINDS) == {*VARIANTS, "shuffled-heads", "custom"}
