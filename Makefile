@@ -73,7 +73,7 @@ set-aside:
 
 # What only draws or sums up: a report shows what is there, and never trains.
 DRAWING := shown draw draw_tasks draw_controls draw_comparison draw_patterns explore draw_structural_zeros draw_sites draw_entmax \
-	draw_mask_comparison efficiency language_model_efficiency_table configuration summarise_runs
+	draw_mask_comparison draw_pairs_comparison efficiency language_model_efficiency_table configuration summarise_runs
 
 report: config/$(CONFIG).yaml $(INSTALLED)
 	@test -f results/$(CONFIG)/metrics.csv || { echo "error: results/$(CONFIG)/metrics.csv: expected what make figure CONFIG=$(CONFIG) leaves, found nothing; a report shows what is there" >&2; exit 2; }

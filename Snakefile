@@ -73,6 +73,7 @@ include: "rules/analysis_settings.smk"
 include: "rules/entmax_settings.smk"
 include: "rules/out_of_distribution_settings.smk"
 include: "rules/mask_comparison_settings.smk"
+include: "rules/pairs_comparison_settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"
 include: "rules/transformer_xl.smk"
@@ -83,6 +84,7 @@ include: "rules/analysis.smk"
 include: "rules/entmax.smk"
 include: "rules/out_of_distribution.smk"
 include: "rules/mask_comparison.smk"
+include: "rules/pairs_comparison.smk"
 
 
 rule figure:
@@ -138,6 +140,17 @@ rule mask_comparison:
             f"results/{config['name']}/mask_comparison.png",
             COMPARED[0] if COMPARED else EXPERIMENTS[0],
             "mask_comparison",
+            "taus",
+        ),
+
+
+rule pairs_comparison:
+    input:
+        asked_for(
+            "pairs_comparison",
+            f"results/{config['name']}/pairs_comparison.png",
+            "translation",
+            "pairs_comparison",
             "taus",
         ),
 

@@ -69,6 +69,7 @@ def report_files():
         "translation_sites.png",
         "entmax_comparison.png",
         "mask_comparison.png",
+        "pairs_comparison.png",
         "language_model_efficiency.png",
         "efficiency_table.png",
     ]

@@ -77,7 +77,7 @@ rule pairs:
     params:
         module=f"reproduction.data.translation.{MT['dataset']['source']}",
         folder=lambda wildcards, output: os.path.dirname(output.description),
-        flags=dataset_flags(MT["dataset"]),
+        flags=pairs_flags,
     message:
         "Prepare the sentence pairs {wildcards.dataset}"
     shell:

@@ -54,7 +54,7 @@ rule train_translation:
         data=binarised_folder,
         work=lambda wildcards, output: f"{os.path.dirname(output.model)}/training",
         device=fairseq_device("--CUDA"),
-        flags=translation_model_flags(),
+        flags=translation_model_flags,
         pruning=translation_pruning_flags,
         chosen=MT["decoding"]["checkpoint"],
     message:

@@ -17,6 +17,7 @@ SITE_FLAGS = {
 # How generate.py turns subwords into running text again.
 DETOKENISATION = {
     "bible_pairs": "--remove-bpe sentencepiece",
+    "bible_de_en": "--remove-bpe sentencepiece",
     "multi30k": "--remove-bpe sentencepiece",
     "iwslt14": "--remove-bpe --tokenizer moses",
     "wmt17": "--remove-bpe --tokenizer moses",
@@ -29,6 +30,7 @@ def languages():
     options = MT["dataset"][source]
     return {
         "bible_pairs": lambda: (options["source"], options["target"]),
+        "bible_de_en": lambda: ("de", "en") if options["source"] == "de" else ("en", "de"),
         "multi30k": lambda: ("de", "en") if options["source"] == "de" else ("en", "de"),
         "iwslt14": lambda: ("de", "en"),
         "wmt17": lambda: ("en", "de"),
@@ -42,6 +44,16 @@ SPLITS = ["train", "valid", "test"]
 def pairs_folder(wildcards):
     """The prepared sentence pairs of a run."""
     return PAIRS.format(**wildcards)
+
+
+def pairs_flags(wildcards):
+    """Flags of the module that prepares the pairs: all that the data set has, or the share in its name."""
+    dataset, source = MT["dataset"], MT["dataset"]["source"]
+    for fraction in MT["pairs_comparison"]["fractions"]:
+        if wildcards.dataset == fewer_pairs(fraction):
+            share = fraction * dataset[source]["pairs_fraction"]
+            return dataset_flags({**dataset, source: {**dataset[source], "pairs_fraction": share}})
+    return dataset_flags(dataset)
 
 
 def binarised_folder(wildcards):
@@ -59,10 +71,17 @@ def averaging_device():
     return {"cpu": "--no-cuda", "cuda": "--cuda", "auto": ""}[job_resource("device")]
 
 
-def translation_model_flags():
-    """Flags of train.py about model and optimisation; the architecture is the plug-in's twin of fairseq's."""
+def translation_model_flags(wildcards):
+    """Flags of train.py about model and optimisation; the architecture is the plug-in's twin of fairseq's.
+
+    Variant dropout drops as much attention as tau says instead of pruning it, dense-longer has twice as many updates.
+    """
     model = {**MT["model"], "arch": f"ap_{MT['model']['arch']}"}
     training = {"optimizer": "adam", "criterion": "label_smoothed_cross_entropy", **MT["training"]}
+    if wildcards.variant == "dropout":
+        model["attention_dropout"] = float(wildcards.tau)
+    if wildcards.variant == "dense-longer":
+        training |= twice(training, ("max_update", "total_num_update"))
     return flags({**model, **training}, dashes=True)
 
 
@@ -79,7 +98,7 @@ def translation_pattern_flags(wildcards):
 
 def pruned_sites(wildcards):
     """The sites that a model prunes."""
-    if wildcards.variant in DENSE_VARIANTS:
+    if wildcards.variant in UNPRUNED:
         return []
     return [wildcards.sites.removeprefix("@")] if wildcards.sites else SITES
 

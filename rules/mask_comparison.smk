@@ -1,4 +1,4 @@
-# Rules, scopes and controls of masks against each other, in language modelling and translation: one table, one figure.
+# Rules, scopes and controls of masks against each other, in every experiment: one table, one figure.
 rule mask_comparison_metrics:
     input:
         COMPARISON_METRICS,

@@ -7,23 +7,27 @@ def comparison_models(experiment):
     choices = ["{rule}-{scope}".format(**choice) for choice in own["choices"]]
     # The experiment's own rule and scope are those of the variant data, which its figure has already.
     others = [choice for choice in choices if rule_and_scope(choice, experiment) != rule_and_scope("data", experiment)]
-    return [("dense", 0), *((variant, tau) for tau in own["taus"] for variant in ["data", *others, *own["controls"]])]
+    # What is trained twice as long has no tau.
+    longer = [("dense-longer", 0)] if "dense-longer" in own["controls"] else []
+    variants = ["data", *others, *(control for control in own["controls"] if control != "dense-longer")]
+    return [("dense", 0), *longer, *((variant, tau) for tau in own["taus"] for variant in variants)]
 
 
 # The experiments whose masks are compared.
 COMPARED = [
     name
-    for name in ("language_modelling", "translation")
+    for name in ("language_modelling", "translation", "glue")
     if name in EXPERIMENTS and config[name]["mask_comparison"]["taus"]
 ]
 
 
 def comparison_metrics():
-    """Metrics of each of them, language modelling first."""
+    """Metrics of each of them, language modelling first; of understanding, every task."""
     found = []
     for experiment in COMPARED:
-        dataset = config[experiment]["dataset"]["name"]
-        found += model_files(experiment, dataset, comparison_models(experiment), "metrics.json")
+        own = config[experiment]["dataset"]
+        for dataset in own.get("tasks") or [own["name"]]:
+            found += model_files(experiment, dataset, comparison_models(experiment), "metrics.json")
     return found
 
 

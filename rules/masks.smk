@@ -9,7 +9,7 @@ rule mask:
     benchmark:
         f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
     wildcard_constraints:
-        variant=rf"data|block\d*|entmax-data|{CHOICE}",
+        variant=rf"data|other-seed|block\d*|entmax-data|{CHOICE}",
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -36,7 +36,7 @@ rule control_mask:
     benchmark:
         f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
     wildcard_constraints:
-        variant="random|window",
+        variant="random|window|window-sinks|shuffled-heads",
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -48,8 +48,7 @@ rule control_mask:
     message:
         "Mask: {wildcards.experiment}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.site}"
     shell:
-        "python -m attention_pruning.cli mask --{wildcards.variant}-like {input.like:q} {params.flags}"
-        " --output {output:q} > {log:q} 2>&1"
+        "python -m attention_pruning.cli mask {params.flags}" " --output {output:q} > {log:q} 2>&1"
 
 
 rule distance_mask:
@@ -65,7 +64,7 @@ rule distance_mask:
     benchmark:
         f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.benchmark.tsv"
     wildcard_constraints:
-        variant="distance",
+        variant="distance|distance-sinks",
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -77,5 +76,4 @@ rule distance_mask:
     message:
         "Mask: {wildcards.experiment}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.site}"
     shell:
-        "python -m attention_pruning.cli mask {input.pattern:q} --distance-like {input.like:q} {params.flags}"
-        " --output {output:q} > {log:q} 2>&1"
+        "python -m attention_pruning.cli mask {input.pattern:q} {params.flags}" " --output {output:q} > {log:q} 2>&1"

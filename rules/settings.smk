@@ -36,6 +36,12 @@ if config["data_dir"]:
 LM, MT = config["language_modelling"], config["translation"]
 EXPERIMENTS = config["experiments"]
 
+
+def fewer_pairs(fraction):
+    """What the data set of translation is called where only a share of its training pairs is there."""
+    return f"{MT['dataset']['name']}-{fraction:g}"
+
+
 # Where the runs of an experiment are, and within that a model, and the dense model that it was made from.
 FOLDER = "runs/{config}/{experiment}/{dataset}"
 RUN = "{variant}{sites}/tau{tau}/seed{seed}"
@@ -43,11 +49,13 @@ DENSE = "dense/tau0/seed{seed}"
 DATASETS = [
     LM["dataset"]["name"],
     MT["dataset"]["name"],
+    *map(fewer_pairs, MT["pairs_comparison"]["fractions"]),
     *config["glue"]["dataset"]["tasks"],
     config["squad"]["dataset"]["name"],
 ]
-# The models that nothing is pruned from.
+# The models that nothing is pruned from, and controls that train them in another way.
 DENSE_VARIANTS = ("dense", "entmax-dense")
+UNPRUNED = (*DENSE_VARIANTS, "dropout", "dense-longer")
 # A data-informed mask of another rule and scope than the experiment's.
 CHOICE = "(published|allowed)-(layer|head|row|model)"
 # Sites of attention in translation; elsewhere there is one, which paths do not name.
@@ -58,7 +66,8 @@ wildcard_constraints:
     config=config["name"],
     experiment="language_modelling|translation|glue|squad",
     dataset="|".join(DATASETS),
-    variant=rf"dense|data|random|window|distance|block\d*|entmax-dense|entmax-data|{CHOICE}",
+    variant=rf"dense|data|random|window|distance|window-sinks|distance-sinks|shuffled-heads|other-seed|dropout|dense-longer"
+    rf"|block\d*|entmax-dense|entmax-data|{CHOICE}",
     # The only site that is pruned, in the name of a model; the site of a pattern or mask.
     sites=f"(@({'|'.join(SITES)}))?",
     site=f"(-({'|'.join(SITES)}))?",
@@ -98,6 +107,11 @@ def flags(options, dashes=False):
     return shlex.join(words)
 
 
+def twice(options, names):
+    """Those of the options that say how long a training is, doubled."""
+    return {name: 2 * options[name] for name in names if options.get(name) is not None}
+
+
 def labels(**known):
     """Labels that a script copies into metrics.json."""
     return shlex.join(word for key, value in known.items() for word in ("--label", f"{key}={value}"))
@@ -106,7 +120,7 @@ def labels(**known):
 def run_labels(wildcards, experiment, sites):
     """Labels of a model's evaluation. A dense model has no rule and no blocks."""
     known = {name: wildcards[name] for name in ("config", "dataset", "variant", "tau", "seed")}
-    if wildcards.variant not in DENSE_VARIANTS:
+    if wildcards.variant not in UNPRUNED:
         known |= {**rule_and_scope(wildcards.variant, experiment), "block_size": block_size(wildcards, experiment)}
         # Metrics without a scope mean "layer". To say so, too, would have every model that there is evaluated again.
         if known["scope"] == "layer":
@@ -117,7 +131,7 @@ def run_labels(wildcards, experiment, sites):
 def dataset_flags(dataset):
     """Flags of the module of reproduction/data that prepares a dataset."""
     options = dict(dataset[dataset["source"]])
-    if dataset["source"] in ("wikitext", "multi30k") and config["data_dir"]:
+    if dataset["source"] in ("wikitext", "multi30k", "bible_de_en") and config["data_dir"]:
         # A shell leaves the ~ of `--config data_dir=~/data` as it is.
         options["data_dir"] = os.path.expanduser(config["data_dir"])
     return flags(options, dashes=True)
@@ -153,22 +167,34 @@ def dense_of(variant):
 
 
 def dense_pattern(wildcards):
-    """The pattern that a mask is made of."""
-    run = f"{FOLDER}/{dense_of(wildcards.variant)}/tau0/seed{{seed}}"
+    """The pattern that a mask is made of; variant other-seed takes that of the next seed, and of the first after the last."""
+    seed = wildcards.seed
+    if wildcards.variant == "other-seed":
+        seeds = ALL_SEEDS[wildcards.experiment]
+        seed = seeds[(seeds.index(int(seed)) + 1) % len(seeds)]
+    run = f"{FOLDER}/{dense_of(wildcards.variant)}/tau0/seed{seed}"
     return f"{run}/pattern{{site}}.safetensors".format(**wildcards)
 
 
 def observed_pattern(wildcards):
-    """The pattern whose counts make a control mask equal in evaluated sparsity; none if it is to be equal in cells."""
-    if config[wildcards.experiment]["pruning"]["controls_equal"] == "effective_sparsity":
+    """The pattern whose counts make a control mask equal in evaluated sparsity; none if it is to be equal in cells.
+
+    Whatever head a mask is on, it takes as much of the use.
+    """
+    equal = config[wildcards.experiment]["pruning"]["controls_equal"]
+    if equal == "effective_sparsity" or wildcards.variant == "shuffled-heads":
         return []
     return f"{FOLDER}/{DENSE}/pattern{{site}}.safetensors".format(**wildcards)
 
 
 def control_flags(wildcards, input):
     """Flags of a control mask. A window is not drawn, so it has no seed."""
-    seed = wildcards.seed if wildcards.variant == "random" else None
-    return flags({"seed": seed, "equal_use": input.get("observed") or None}, dashes=True)
+    variant = wildcards.variant
+    options = {f"{variant.removesuffix('-sinks')}-like": input.like}
+    options["seed"] = wildcards.seed if variant in ("random", "shuffled-heads") else None
+    if variant.endswith("-sinks"):
+        options["sinks"] = config[wildcards.experiment]["pruning"]["sinks"]
+    return flags({**options, "equal_use": input.get("observed") or None}, dashes=True)
 
 
 def models(experiment):

@@ -23,7 +23,7 @@ rule train_language_model:
         script=script("transformer-xl/train.py"),
         corpus=corpus_folder,
         work=lambda wildcards, output: f"{os.path.dirname(output.model)}/training",
-        flags=flags({**LM["model"], **LM["training"], "device": job_resource("device")}),
+        flags=language_model_flags,
         mask=lambda wildcards, input: flags({"fn": input.get("mask")}),
     message:
         "Train a language model: {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} ({log})"

@@ -22,9 +22,22 @@ def corpus_folder(wildcards):
     return CORPUS.format(**wildcards)
 
 
+def language_model_flags(wildcards):
+    """Flags of train.py about model and optimisation.
+
+    Variant dropout drops as much attention as tau says instead of pruning it, dense-longer has twice as many updates.
+    """
+    options = {**LM["model"], **LM["training"], "device": job_resource("device")}
+    if wildcards.variant == "dropout":
+        options["dropatt"] = float(wildcards.tau)
+    if wildcards.variant == "dense-longer":
+        options |= twice(options, ("max_step",))
+    return flags(options)
+
+
 def language_model_mask(wildcards):
     """The mask of a sparse training; a dense one has none."""
-    return [] if wildcards.variant == "dense" else f"{LM_RUN}/mask.safetensors".format(**wildcards)
+    return [] if wildcards.variant in UNPRUNED else f"{LM_RUN}/mask.safetensors".format(**wildcards)
 
 
 def second_evaluation():

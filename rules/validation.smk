@@ -36,6 +36,12 @@ def check_config():
         if contrasted is not None and experiment not in ABSENT and contrasted not in taus:
             expected = f"expected one of {experiment}.pruning.taus, {taus}"
             raise WorkflowError(f"out_of_distribution.taus.{experiment}: {expected}, found {contrasted}")
+    for experiment in ("language_modelling", "translation", "glue"):
+        check_controls(experiment)
+    pairs = config["translation"]["dataset"]
+    if config["translation"]["pairs_comparison"]["fractions"] and "pairs_fraction" not in pairs[pairs["source"]]:
+        expected = "expected none of the source"
+        raise WorkflowError(f"translation.pairs_comparison.fractions: {expected} {pairs['source']}, found some")
     tasks = config["glue"]["dataset"]["tasks"]
     if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
         raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
@@ -53,6 +59,18 @@ def unusable(values, place=""):
     inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     found = (unusable(value, f"{place}.{name}" if place else str(name)) for name, value in inner)
     return next(filter(None, found), None)
+
+
+def check_controls(experiment):
+    """Controls that an experiment cannot have: sinks behind a memory, and the mask of another seed where there is one."""
+    own = config[experiment]["mask_comparison"]
+    place = f"{experiment}.mask_comparison.controls"
+    for control in own["controls"] if own["taus"] else []:
+        if control.endswith("-sinks") and experiment == "language_modelling":
+            expected = "expected no masks with sinks, since memory slots come before the first positions"
+            raise WorkflowError(f"{place}: {expected}, found {control}")
+        if control == "other-seed" and len(config[experiment]["seeds"]) == 1:
+            raise WorkflowError(f"{place}: expected two seeds at least with other-seed, found one")
 
 
 def stand_in(experiment):
@@ -82,10 +100,15 @@ def asked_for(target, files, *keys):
     return found
 
 
+# The seeds of each experiment, also those that a command does not ask for.
+ALL_SEEDS = {}
+
+
 def keep_first_seeds():
     """A long run in parts: the first seeds now, the others when they are asked for."""
     for experiment in ALL_EXPERIMENTS:
         own = config[experiment]
+        ALL_SEEDS[experiment] = own["seeds"]
         own["seeds"] = own["seeds"][: config["first_seeds"]]
 
 

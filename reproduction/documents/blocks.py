@@ -7,7 +7,8 @@ a file under results/reference/:
     python -m reproduction.documents --check    # fail if one differs from its file
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG`` and ``tasks CONFIG`` (metrics.csv),
-``sites CONFIG`` (translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv),
+``sites CONFIG`` (translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``pairs CONFIG``
+(pairs_comparison.csv), ``questions CONFIG`` (squad.csv),
 ``efficiency CONFIG`` (efficiency_table.csv), ``saved CONFIG`` (language_model_efficiency.csv), ``entmax CONFIG``
 (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
@@ -38,6 +39,7 @@ from reproduction.analysis.figures import language_model_efficiency as language_
 from reproduction.analysis.figures.captions import NAMES, change_text, name_of, spread, table_markdown
 from reproduction.analysis.figures.efficiency import STEPS, step_table
 from reproduction.analysis.figures.masks import markdown as masks_markdown
+from reproduction.analysis.figures.pairs import markdown as pairs_markdown
 from reproduction.analysis.figures.paper_comparison import comparison
 from reproduction.analysis.figures.shift import how_to_read, read_table, titled
 from reproduction.analysis.figures.sites import SITES, lines_of
@@ -118,6 +120,11 @@ def sites_block(config: str) -> str:
 def masks_block(config: str) -> str:
     """Rules, scopes and controls of masks, a Markdown table an experiment."""
     return masks_markdown(read_csv(REFERENCE / config / "mask_comparison.csv"))
+
+
+def pairs_block(config: str) -> str:
+    """Translation models of fewer pairs, and by the length of the sentence, a Markdown table each."""
+    return pairs_markdown(read_csv(REFERENCE / config / "pairs_comparison.csv"))
 
 
 def questions_block(config: str) -> str:
@@ -270,6 +277,7 @@ BLOCKS = {
     "tasks": tasks_block,
     "sites": sites_block,
     "masks": masks_block,
+    "pairs": pairs_block,
     "questions": questions_block,
     "overview": overview_block,
     "speed": speed_block,

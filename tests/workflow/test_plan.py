@@ -81,20 +81,109 @@ def test_the_comparison_of_masks_is_planned_on_request(name: str) -> None:
         models = {f"{way['rule']}-{way['scope']}": seeds for way in others} | {"data": seeds}
         models |= dict.fromkeys(own["controls"], seeds)
         trained = [line for line in found if script in line]
-        for variant, number in models.items():
-            assert sum(f"/{variant}/tau" in line for line in trained) == number * len(own["taus"]), variant
-        assert len(trained) == seeds + sum(models.values()) * len(own["taus"])
+        # what is trained twice as long has no tau
+        numbers = {name: n * (1 if name == "dense-longer" else len(own["taus"])) for name, n in models.items()}
+        for variant, number in numbers.items():
+            assert sum(f"/{variant}/tau" in line for line in trained) == number, variant
+        assert len(trained) == seeds + sum(numbers.values())
         masks = [line for line in found if "cli mask" in line and f"/{experiment}/" in line]
-        assert len(masks) == sum(models.values()) * len(own["taus"]) * sites
+        pruned = {name: number for name, number in numbers.items() if name not in ("dropout", "dense-longer")}
+        assert len(masks) == sum(pruned.values()) * sites
         for way in others:
             flags = f" --rule {way['rule']} --scope {way['scope']} "
             made = [line for line in masks if f"/{way['rule']}-{way['scope']}/tau" in line]
             assert made and all(flags in line for line in made)
         by_distance = [line for line in masks if "/pattern" in line and " --distance-like " in line]
-        assert len(by_distance) == models["distance"] * len(own["taus"]) * sites
+        assert len(by_distance) == (pruned["distance"] + pruned.get("distance-sinks", 0)) * sites
         by_use = pruning["controls_equal"] == "evaluated_sparsity"
         assert all(("--equal-use" in line) == by_use for line in by_distance)
     assert not [line for line in planned(*file).splitlines() if "distance" in line or "-head/" in line]
+
+
+@pytest.mark.parametrize("overlay", ["german", "captions"])
+def test_fewer_pairs_are_planned_on_request(overlay: str) -> None:
+    config: dict = {}
+    for name in ("quick", overlay):
+        update_config(config, read(name))
+    own, name = filled(config)["translation"], config["translation"]["dataset"]["name"]
+    asked, seeds = own["pairs_comparison"], len(own["seeds"])
+    file = ("--configfile", *(str(ROOT / "config" / f"{name}.yaml") for name in ("quick", overlay)))
+    found = planned("pairs_comparison", *file).splitlines()
+    datasets = [name, *(f"{name}-{fraction:g}" for fraction in asked["fractions"])]
+    prepared = [line for line in found if f"reproduction.data.translation.{own['dataset']['source']} --out" in line]
+    assert len(prepared) == len(datasets)
+    for dataset, fraction in zip(datasets, [1.0, *asked["fractions"]], strict=True):
+        (line,) = (line for line in prepared if f"/{dataset}/pairs " in line)
+        assert f" --pairs-fraction {fraction} " in line
+        trained = [line for line in found if "fairseq/train.py" in line and f"/{dataset}/binarised" in line]
+        assert len(trained) == (1 + len(asked["taus"])) * seeds
+        # each by the pattern of as many pairs
+        assert all(f"/translation/{dataset}/" in line.partition("--PRUNE")[2] for line in trained if "PRUNE_" in line)
+    by_length = [line for line in found if "reproduction.scores.length_scores" in line]
+    assert len(by_length) == len(datasets) * (1 + len(asked["taus"])) * seeds
+    assert not [line for line in planned(*file).splitlines() if f"{name}-0." in line]
+
+
+def test_fewer_pairs_of_a_source_without_the_flag_are_refused(tmp_path: Path) -> None:
+    config = read("smoke")
+    config["translation"]["dataset"] |= {"name": "iwslt14", "source": "iwslt14"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    found = plan(tmp_path, "--configfile", str(tmp_path / "mine.yaml"))
+    assert found.returncode != 0
+    assert "translation.pairs_comparison.fractions: expected none of the source iwslt14, found some" in found.stdout
+
+
+def test_further_controls_are_made_as_they_are_called() -> None:
+    config, file = read("smoke"), ("--configfile", str(ROOT / "config" / "smoke.yaml"))
+    found = planned("mask_comparison", *file).splitlines()
+    commands = [line for line in found if "cli mask" in line or "fairseq/train.py" in line or "xl/train.py" in line]
+
+    def of(experiment: str, variant: str) -> list[str]:
+        return [line for line in commands if f"/{experiment}/" in line and f"/{variant}/tau" in line]
+
+    masks = [line for line in of("language_modelling", "other-seed") if "cli mask" in line]
+    assert len(masks) == 2
+    for ours, theirs in ((1, 2), (2, 1)):
+        (line,) = (line for line in masks if f"/seed{ours}/mask.safetensors" in line)
+        assert f"/dense/tau0/seed{theirs}/pattern.safetensors --tau 0.9" in line
+    masks = [line for line in of("language_modelling", "shuffled-heads") if "cli mask" in line]
+    assert len(masks) == 2
+    assert all(" --shuffled-heads-like runs/" in line and " --seed " in line for line in masks)
+    for kind, like in (("window-sinks", " --window-like "), ("distance-sinks", " --distance-like ")):
+        masks = [line for line in of("translation", kind) if "cli mask" in line]
+        assert len(masks) == 3 and all(like in line and " --sinks 1 " in line for line in masks)
+        assert all(" --equal-use " in line for line in masks)
+    (longer,) = of("translation", "dense-longer")
+    steps = 2 * config["translation"]["training"]["max_update"]
+    assert f" --max-update {steps} " in longer and f" --total-num-update {steps} " in longer
+    (dropped,) = of("translation", "dropout")
+    assert " --attention-dropout 0.5 " in dropped and "PRUNE" not in longer + dropped
+    for line in of("language_modelling", "dense-longer"):
+        assert f" --max_step {2 * config['language_modelling']['training']['max_step']} " in line
+    for line in of("language_modelling", "dropout"):
+        assert " --dropatt 0.9 " in line and " --fn " not in line
+    evaluated = [line for line in found if "/dropout/tau" in line and "--label variant=dropout" in line]
+    assert len(evaluated) == 3 and not any("--label rule=" in line for line in evaluated)
+    tasks = config["glue"]["dataset"]["tasks"]
+    tuned = [line for line in found if "run_glue.py --do_train" in line and "/window-sinks/tau0.5/" in line]
+    assert len(tuned) == len(tasks)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "control", "expected"),
+    [
+        ("language_modelling", "window-sinks", "expected no masks with sinks, since memory slots come before the"),
+        ("translation", "other-seed", "expected two seeds at least with other-seed, found one"),
+    ],
+)
+def test_controls_that_an_experiment_cannot_have_are_refused(
+    experiment: str, control: str, expected: str, tmp_path: Path
+) -> None:
+    config = read("smoke")
+    config[experiment]["mask_comparison"]["controls"] = [control]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    found = plan(tmp_path, "--configfile", str(tmp_path / "mine.yaml"))
+    assert found.returncode != 0 and f"{experiment}.mask_comparison.controls: {expected}" in found.stdout
 
 
 def test_a_scope_is_said_where_it_is_not_the_one_that_is_meant_without() -> None:

@@ -264,6 +264,9 @@ def test_rules_scopes_and_controls_are_compared_on_request_and_then_shown(finish
     bleu = table[table["metric"] == "bleu"]
     # What the experiment does anyhow is not trained again under another name.
     assert set(bleu["variant"]) == {"dense", "data", "published-head", *own["controls"]}
+    understood = table[table["metric"] == "glue_score"]
+    assert set(understood["variant"]) == {"dense", "data", "window-sinks"}
+    assert set(understood["dataset"]) == set(TASKS)
     perplexity = table[(table["metric"] == "perplexity") & (table["split"] == "test")]
     made = perplexity[perplexity["rule"].notna()].groupby("variant")[["rule", "scope"]].agg(set)
     assert made.loc["allowed-row"].tolist() == [{"allowed"}, {"row"}]
@@ -272,8 +275,10 @@ def test_rules_scopes_and_controls_are_compared_on_request_and_then_shown(finish
         (tau,) = CONFIG["language_modelling"]["mask_comparison"]["taus"]
         masks = {
             kind: PruneMask.load(finished / EXPERIMENT / kind / f"tau{tau:g}" / f"seed{seed}" / "mask.safetensors")
-            for kind in ("data", "distance", "allowed-row")
+            for kind in ("data", "distance", "allowed-row", "shuffled-heads", "other-seed")
         }
+        assert masks["shuffled-heads"].layer_sparsity == masks["data"].layer_sparsity
+        assert masks["shuffled-heads"] != masks["data"] != masks["other-seed"]
         assert masks["distance"].kind == "distance"
         assert masks["distance"].layer_sparsity == masks["data"].layer_sparsity
         assert (masks["allowed-row"].rule, masks["allowed-row"].scope) == ("allowed", "row")
@@ -282,6 +287,28 @@ def test_rules_scopes_and_controls_are_compared_on_request_and_then_shown(finish
     # Neither the figure's models nor their scores were made anew.
     again = snakemake(finished, "--dry-run")
     assert "Nothing to be done" in again.stdout
+
+
+def test_models_of_fewer_pairs_are_compared_on_request(finished: Path) -> None:
+    found = snakemake(finished, "pairs_comparison")
+    assert found.returncode == 0, found.stdout
+    folder = finished / "results" / "smoke"
+    leaves(folder, "pairs_comparison.png", "pairs_comparison.md")
+    table = read_csv(folder / "pairs_comparison.csv")
+    models = table[table["metric"] == "bleu"].groupby(["dataset", "variant", "tau"]).size()
+    wanted = {(name, *model) for name in (MT, f"{MT}-0.5") for model in (("dense", 0.0), ("data", 0.5))}
+    assert set(models.index) == wanted
+    numbers = table[table["metric"].str.startswith("sentences_")].groupby(["dataset", "variant", "tau"])["value"].sum()
+    assert set(numbers) == {CONFIG["translation"]["dataset"]["bible_pairs"]["max_eval_pairs"]}
+    pairs = {name: json.loads((finished / runs_of(name) / "pairs.json").read_text()) for name in (MT, f"{MT}-0.5")}
+    assert pairs[f"{MT}-0.5"]["pairs"]["train"] * 2 == pairs[MT]["pairs"]["train"] == 400
+    again = snakemake(finished, "--dry-run")
+    assert "Nothing to be done" in again.stdout
+
+
+def runs_of(dataset: str) -> Path:
+    """Where the prepared pairs are."""
+    return Path("runs") / "smoke" / "translation" / dataset / "pairs"
 
 
 def test_the_table_has_no_empty_column(finished: Path) -> None:

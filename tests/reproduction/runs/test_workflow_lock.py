@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduction import workflow_lock
+from reproduction.runs import workflow_lock
 
 ROOT = Path(__file__).parents[2]
 _WORKS = "import sys; from reproduction.workflow_lock import join; print(join(sys.argv[1]), flush=True); input()"
