@@ -9,12 +9,14 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from reproduction.runs import workflow_lock
-
 min_version("9.0")
 
+
 # What a killed run had locked is free again.
-workflow_lock.join()
+include: "rules/lock.smk"
+
+
+join_folder()
 
 # Only without --configfile: this line would mix quick's values into any other configuration.
 if not workflow.overwrite_configfiles:

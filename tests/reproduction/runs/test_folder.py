@@ -25,7 +25,7 @@ from reproduction.runs.folder import (
     way,
 )
 
-ROOT = str(Path(__file__).parents[2])
+ROOT = str(Path(__file__).parents[3])
 TRACES = ("checkpoint*", "model.safetensors")
 
 

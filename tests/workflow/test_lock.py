@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from reproduction.runs import workflow_lock
-
 ROOT = Path(__file__).parents[2]
-_WORKS = "import sys; from reproduction.workflow_lock import join; print(join(sys.argv[1]), flush=True); input()"
+LOCK = ROOT / "rules" / "lock.smk"
+_WORKS = "import runpy, sys; print(runpy.run_path(sys.argv[2])['join_folder'](sys.argv[1]), flush=True); input()"
 
 
 def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", _WORKS, folder],
+        [sys.executable, "-c", _WORKS, folder, LOCK],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
 
 
 def locked(folder: Path) -> Path:
-    lock = folder / workflow_lock.RECORDS / workflow_lock.LOCKS / "0.input.lock"
+    lock = folder / ".snakemake" / "locks" / "0.input.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.touch()
     return lock
@@ -51,7 +50,7 @@ def test_what_a_killed_run_has_locked_is_free_and_what_a_living_one_has_is_not(t
 
 def test_a_folder_that_cannot_be_written_to_is_left_to_snakemake(tmp_path):
     (tmp_path / ".snakemake").touch()
-    assert workflow_lock.join(tmp_path) is False
+    assert runpy.run_path(str(LOCK))["join_folder"](tmp_path) is False
 
 
 @pytest.mark.slow

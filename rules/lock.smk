@@ -1,7 +1,4 @@
-"""Who works in a folder of the workflow: after a crash Snakemake's own lock stays, and nobody would be let in again."""
-
-from __future__ import annotations
-
+# Who works in a folder of the workflow: after a crash Snakemake's own lock stays, and nobody would be let in again.
 import contextlib
 import fcntl
 import os
@@ -13,7 +10,7 @@ RECORDS, LOCKS = Path(".snakemake"), Path("locks")
 _HELD: list[int] = []
 
 
-def join(folder: str | Path = ".") -> bool:
+def join_folder(folder: str | Path = ".") -> bool:
     """Note that this process works in a folder until it ends; remove what Snakemake has locked if no other does.
 
     The system lifts a lock when the process that holds it ends, in whatever way, which it does not do with the files
