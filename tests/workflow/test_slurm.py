@@ -96,12 +96,18 @@ def test_jobs_that_can_start_later_are_taken(site: types.ModuleType, commands: C
     assert site.refusal(["sbatch"], "finetune", "") is None
 
 
-@pytest.fixture
-def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """An executor of two jobs, with the plug-in's queries of their state failing; ``errors`` are what it reports."""
+@pytest.fixture(scope="module")
+def checked() -> types.ModuleType:
+    """The executor itself, which asks for commands when it is imported."""
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="profiles/slurm/executor is not installed")
-    monkeypatch.syspath_prepend(EXECUTOR)
-    import snakemake_executor_plugin_slurm_checked as checked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXECUTOR)
+        return importlib.import_module("snakemake_executor_plugin_slurm_checked")
+
+
+@pytest.fixture
+def executor(checked: types.ModuleType, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """An executor whose plug-in forgets its jobs; ``errors`` and ``lines`` are what it reports."""
 
     class Offline(checked.Executor):
         def __init__(self) -> None:

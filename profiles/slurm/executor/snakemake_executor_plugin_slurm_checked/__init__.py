@@ -27,7 +27,7 @@ common_settings = plain.common_settings
 
 #: Seconds after which a job that Slurm does not know has failed, and after which it is said that nothing answers.
 PATIENCE = 60
-#: Seconds between two queries, at most: the plug-in's pauses grow to three minutes, each a minute and a half for nothing.
+#: Seconds between two queries, at most, where the plug-in's pauses grow to three minutes.
 LONGEST_SLEEP = 60
 #: Seconds that an interruption waits until Slurm has ended all jobs.
 LAST_WAIT = 60
