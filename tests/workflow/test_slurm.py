@@ -182,6 +182,19 @@ def test_where_sacct_has_nothing_the_controller_is_asked(executor: SimpleNamespa
     )
 
 
+def test_the_executor_is_whole_before_its_thread_starts(
+    checked: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked_at_once(executor: object) -> list[object]:
+        return [job async for job in executor.check_active_jobs([])]
+
+    seen = []
+    started = lambda self, workflow, logger: seen.append(asyncio.run(asked_at_once(self)))  # noqa: E731
+    monkeypatch.setattr(checked.plain.Executor, "__init__", started)
+    checked.Executor(None, None)
+    assert seen == [[]]
+
+
 def test_the_script_for_a_slurm_says_what_is_missing(commands: Commands, tmp_path: Path) -> None:
     for name in ("bash", "dirname", "realpath", "hostname", "id", "sed"):
         (tmp_path / name).symlink_to(next(p for p in (Path("/usr/bin") / name, Path("/bin") / name) if p.exists()))
