@@ -96,12 +96,18 @@ def test_jobs_that_can_start_later_are_taken(site: types.ModuleType, commands: C
     assert site.refusal(["sbatch"], "finetune", "") is None
 
 
-@pytest.fixture
-def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """An executor of two jobs, with the plug-in's queries of their state failing; ``errors`` are what it reports."""
+@pytest.fixture(scope="module")
+def checked() -> types.ModuleType:
+    """The executor itself, which asks for commands when it is imported."""
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="profiles/slurm/executor is not installed")
-    monkeypatch.syspath_prepend(EXECUTOR)
-    import snakemake_executor_plugin_slurm_checked as checked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXECUTOR)
+        return importlib.import_module("snakemake_executor_plugin_slurm_checked")
+
+
+@pytest.fixture
+def executor(checked: types.ModuleType, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """An executor whose plug-in forgets its jobs; ``errors`` and ``lines`` are what it reports."""
 
     class Offline(checked.Executor):
         def __init__(self) -> None:
@@ -174,6 +180,19 @@ def test_where_sacct_has_nothing_the_controller_is_asked(executor: SimpleNamespa
     assert len(executor.offline.errors) == (state == "TIMEOUT") and len(executor.offline.lines) == (
         state == "COMPLETED"
     )
+
+
+def test_the_executor_is_whole_before_its_thread_starts(
+    checked: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked_at_once(executor: object) -> list[object]:
+        return [job async for job in executor.check_active_jobs([])]
+
+    seen = []
+    started = lambda self, workflow, logger: seen.append(asyncio.run(asked_at_once(self)))  # noqa: E731
+    monkeypatch.setattr(checked.plain.Executor, "__init__", started)
+    checked.Executor(None, None)
+    assert seen == [[]]
 
 
 def test_the_script_for_a_slurm_says_what_is_missing(commands: Commands, tmp_path: Path) -> None:

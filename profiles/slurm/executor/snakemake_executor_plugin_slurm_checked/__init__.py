@@ -27,13 +27,22 @@ common_settings = plain.common_settings
 
 #: Seconds after which a job that Slurm does not know has failed, and after which it is said that nothing answers.
 PATIENCE = 60
-#: Seconds between two queries, at most: the plug-in's pauses grow to three minutes, half of them for nothing.
+#: Seconds between two queries, at most, where the plug-in's pauses grow to three minutes.
 LONGEST_SLEEP = 60
 #: Seconds that an interruption waits until Slurm has ended all jobs.
 LAST_WAIT = 60
 
 
 class Executor(plain.Executor):
+    def __init__(self, workflow: Any, logger: Any) -> None:
+        # Before the thread starts that looks after jobs: should it fail, the workflow would wait for ever.
+        self._longest_sleep = float(LONGEST_SLEEP)
+        self._interrupted = False
+        self._settled: set[str] = set()
+        self._unseen_since: dict[str, float] = {}
+        self._unanswered_since: float | None = None
+        super().__init__(workflow, logger)
+
     def __post_init__(self, test_mode: bool = False) -> None:
         settings = self.workflow.executor_settings
         source = status_source(settings.status_command, settings.init_seconds_before_status_checks)
@@ -41,11 +50,7 @@ class Executor(plain.Executor):
         settings.status_command = None
         super().__post_init__(test_mode)
         settings.status_command = source.command
-        self._longest_sleep = source.longest_sleep
-        self._interrupted = False
-        self._settled: set[str] = set()
-        self._unseen_since: dict[str, float] = {}
-        self._unanswered_since: float | None = None
+        self._longest_sleep = min(source.longest_sleep, LONGEST_SLEEP)
         self.slurm_logdir.mkdir(parents=True, exist_ok=True)
         self.ask_before_submitting()
 
@@ -120,7 +125,7 @@ class Executor(plain.Executor):
 
         The plug-in settles what it can; it takes "CANCELLED by 1000", as ``sacct`` says, for a job that goes on.
         """
-        if self._interrupted:
+        if self._interrupted or not active_jobs:
             return
         async for _ in super().check_active_jobs(active_jobs):
             pass
@@ -180,7 +185,7 @@ class Executor(plain.Executor):
         """Wait for the next query in short steps, so that an interruption need not wait for it."""
         pause = self.next_seconds_between_status_checks
         pause = PATIENCE / 3 if self._unseen_since or self._unanswered_since is not None else pause
-        end = time.monotonic() + min(pause, self._longest_sleep, LONGEST_SLEEP)
+        end = time.monotonic() + min(pause, self._longest_sleep)
         while self.wait and time.monotonic() < end:
             await asyncio.sleep(0.5)
 
