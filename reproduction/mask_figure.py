@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from attention_pruning import InputError
-from reproduction.captions import NAMES, SPREAD, name_of, spread
+from reproduction.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of, spread
 from reproduction.controls_figure import CONTROLS
 from reproduction.curves import Panel, curve, select
 from reproduction.figure_command import run_figure
@@ -135,7 +135,7 @@ def _draw_panel(axes: Axes, panel: Panel, tau: float, rows: pd.DataFrame, lines:
 
 
 def _leave_out_the_farthest(axes: Axes, places: list[float], lines: pd.DataFrame) -> None:
-    """Where random masks are so far off that the others run together, an arrow says where they are."""
+    """Random masks that are outliers are shown by an arrow, so that the others stay apart."""
     near = [value for line in lines.itertuples() if line.variant != "random" for value in line.minus_dense.values]
     low, high = min([0.0, *near]), max([0.0, *near])
     room = high - low
@@ -155,8 +155,7 @@ def caption(table: pd.DataFrame) -> str:
         "the experiment's own), below them controls that prune as much as the experiment's own. Each model is shown as "
         "its difference from the dense model of the same seed; dots are seeds, marks their means, lines reach from the "
         "lowest to the highest. A panel has the seeds that all of its models have. On the right, the evaluated "
-        "sparsity: the share of the attention in the evaluated text that is pruned. An arrow stands for random masks "
-        f"that are far off. {SPREAD}"
+        f"sparsity: {EVALUATED_SPARSITY}. An arrow stands for random masks that are outliers. {SPREAD}"
     ]
     for panel in panels_of(table):
         first = select(table, panel)

@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 
 from attention_pruning import InputError
-from reproduction.captions import SPREAD, change_text, name_of, tasks_of
+from reproduction.captions import EFFECTIVE_SPARSITY, SPREAD, change_text, name_of, tasks_of
 from reproduction.curves import Panel, changes, comparable, curve, published, read_reference
 from reproduction.figures import (
     DPI,
@@ -158,8 +158,8 @@ def caption(
     parts = [
         f"Change from the dense model against tau: configuration {name} beside the paper. Each seed is compared with "
         f"the dense model of the same seed; dots are seeds, lines their means, bands the range of the seeds. {SPREAD} "
-        f"Published: {sources}; one value a point, without a spread. The upper axis is the effective sparsity here: "
-        "how much of the attention that the structure allows is pruned; the paper states tau alone."
+        f"Published: {sources}; one value a point, without a spread. The upper axis is the effective sparsity here, "
+        f"{EFFECTIVE_SPARSITY}; the paper states tau alone."
     ]
     compared = comparison(table, reference)
     for panel in panels_of(table):

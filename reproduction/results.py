@@ -42,7 +42,7 @@ COLUMNS = (
     "value",
 )
 EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
-#: What needs no attention (counting words, copying the source, the commonest class), models without a mask, and models
+#: What needs no attention (counting words, copying the source, the majority class), models without a mask, and models
 #: with one: each kind says more about itself than the one before.
 BASELINES = ("kneser-ney", "kneser-ney-5", "copy", "majority")
 DENSE = ("dense", "entmax-dense")
