@@ -1,4 +1,4 @@
-# What the numbers and the patterns say beyond the paper's figure, and what the runs were and cost.
+# Figures of numbers and patterns beyond the paper's figure; configuration, time and memory of the runs.
 rule draw_patterns:
     input:
         drawn_files(),
@@ -42,7 +42,7 @@ rule explore:
             "results/{config}/explore/{page}.html",
             caption="captions/explore.rst",
             category="Patterns",
-            labels={"what": explored_title, "as": "page"},
+            labels=explored_labels,
         ),
     log:
         "results/{config}/logs/explore_{page}.log",

@@ -49,9 +49,9 @@ def explored_pattern(wildcards):
     return EXPLORED[wildcards.page][1]
 
 
-def explored_title(wildcards):
+def explored_labels(wildcards):
     """What a report calls the page of a site."""
-    return f"{EXPLORED[wildcards.page][0]}: every head and cell"
+    return {"what": f"{EXPLORED[wildcards.page][0]}: every head and cell", "as": "page"}
 
 
 def configuration_text():

@@ -22,7 +22,7 @@ rule stand_ins:
 
 
 rule majority:
-    # What is an answer worth? This is the score of always giving the commonest.
+    # The majority-class baseline.
     input:
         stand_ins=lambda wildcards: stand_ins(wildcards, "glue"),
     output:

@@ -1,4 +1,4 @@
-# Texts, and what counting words alone makes of them.
+# Texts, and n-gram baselines on them.
 rule corpus:
     output:
         description=f"{CORPUS}/corpus.json",
@@ -85,7 +85,7 @@ rule pairs:
 
 
 rule copy_source:
-    # What is a translation worth? This is the score of none at all.
+    # The baseline of translation: the source, copied.
     input:
         rules.pairs.output,
     output:

@@ -1,4 +1,4 @@
-# Models where they were not trained: other data in the form of the training, the same evaluations, one table.
+# Models out of distribution: other data in the form of the training data, the same evaluations, one table.
 rule other_text:
     input:
         rules.corpus.output,

@@ -222,11 +222,11 @@ def figure_caption(name):
 
 @functools.cache
 def other_source(runs):
-    """What captions say of runs that other source made."""
+    """What captions say of runs that another version of the source code made."""
     command = [sys.executable, "-m", "reproduction.runs.source", "--runs", runs]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def code_of_runs(wildcards):
-    """Which runs other source made: a figure is drawn anew when that changes, since its caption says so."""
+    """Runs of another version of the source code: a figure is drawn again when they change, as its caption names them."""
     return other_source(f"runs/{wildcards.config}")

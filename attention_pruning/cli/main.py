@@ -182,7 +182,7 @@ def _add_npy_flags(command: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether queries see no later keys (default: what the file says; for .npy only dec-self)",
     )
-    group.add_argument("--layout", choices=tuple(LAYOUTS), help="axes of the .npy (default: told by its shape)")
+    group.add_argument("--layout", choices=tuple(LAYOUTS), help="axes of the .npy (default: inferred from its shape)")
 
 
 def _file_flags(arguments: argparse.Namespace) -> dict[str, object]:

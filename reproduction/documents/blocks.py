@@ -3,7 +3,7 @@
 A block ``<!-- numbers NAME ARGUMENT -->`` ... ``<!-- end numbers -->`` in README.md, docs/ or benchmarks/ is made from
 a file under results/reference/:
 
-    python -m reproduction.documents            # write all blocks anew
+    python -m reproduction.documents            # rewrite all blocks
     python -m reproduction.documents --check    # fail if one differs from its file
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG`` and ``tasks CONFIG`` (metrics.csv),
@@ -104,7 +104,7 @@ def paper_block(config: str) -> str:
 
 
 def sites_block(config: str) -> str:
-    """What each site of a translation model costs alone, at every tau."""
+    """The cost of pruning one site of a translation model alone, at every tau."""
     table = read_csv(REFERENCE / config / "translation_sites.csv")
     lines = ["| pruned | tau | evaluated | BLEU, test | minus dense | seeds |", "|---|---:|---:|---|---|---:|"]
     dense = compared_sites(table).query("variant == 'dense'")
@@ -292,7 +292,7 @@ BLOCKS = {
 
 
 def filled(text: str, path: Path) -> str:
-    """A document with every block made anew.
+    """A document with every block rewritten.
 
     Raises
     ------

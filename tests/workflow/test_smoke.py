@@ -169,7 +169,7 @@ def test_the_figure_is_a_picture_of_these_numbers(finished: Path) -> None:
         "Kneser-Ney bigram",
         "Kneser-Ney 5-gram",
         "copied source",
-        "commonest class",
+        "majority class",
         *TASKS,
     ):
         assert word in caption

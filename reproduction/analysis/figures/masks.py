@@ -17,7 +17,7 @@ import pandas as pd
 
 from attention_pruning import InputError
 from reproduction.analysis.curves import Panel, curve, panels_of, select
-from reproduction.analysis.figures.captions import NAMES, SPREAD, name_of, spread
+from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of, spread
 from reproduction.analysis.figures.command import run_figure
 from reproduction.analysis.figures.controls import CONTROLS
 from reproduction.analysis.figures.style import DPI, FONT, STYLES
@@ -158,7 +158,7 @@ def style_of(variant: str) -> dict[str, str]:
 
 
 def _leave_out_the_farthest(axes: Axes, places: list[float], lines: pd.DataFrame) -> None:
-    """Where some controls are so far off that the others run together, an arrow says where they are."""
+    """Controls that are outliers are shown by an arrow, so that the others stay apart."""
     near = [value for line in lines.itertuples() if line.variant not in FAR for value in line.minus_dense.values]
     low, high = min([0.0, *near]), max([0.0, *near])
     room = high - low
@@ -178,8 +178,7 @@ def caption(table: pd.DataFrame) -> str:
         "the experiment's own), below them controls that prune as much as the experiment's own. Each model is shown as "
         "its difference from the dense model of the same seed; dots are seeds, marks their means, lines reach from the "
         "lowest to the highest. A panel has the seeds that all of its models have. On the right, the evaluated "
-        "sparsity: the share of the attention in the evaluated text that is pruned. An arrow stands for a control that "
-        f"is far off. {SPREAD}"
+        f"sparsity: {EVALUATED_SPARSITY}. An arrow stands for a control that is an outlier. {SPREAD}"
     ]
     for panel in panels_of(table):
         first = select(table, panel)

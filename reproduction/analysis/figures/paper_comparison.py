@@ -21,7 +21,7 @@ import yaml
 
 from attention_pruning import InputError
 from reproduction.analysis.curves import Panel, changes, comparable, curve, panels_of
-from reproduction.analysis.figures.captions import SPREAD, change_text, name_of, tasks_of
+from reproduction.analysis.figures.captions import EFFECTIVE_SPARSITY, SPREAD, change_text, name_of, tasks_of
 from reproduction.analysis.figures.quality import draw_change, effective_axis
 from reproduction.analysis.figures.style import DPI, FONT, add_runs_flag, require_png, save_with_caption
 from reproduction.analysis.paper import REFERENCE, published, read_reference
@@ -150,8 +150,8 @@ def caption(
     parts = [
         f"Change from the dense model against tau: configuration {name} beside the paper. Each seed is compared with "
         f"the dense model of the same seed; dots are seeds, lines their means, bands the range of the seeds. {SPREAD} "
-        f"Published: {sources}; one value a point, without a spread. The upper axis is the effective sparsity here: "
-        "how much of the attention that the structure allows is pruned; the paper states tau alone."
+        f"Published: {sources}; one value a point, without a spread. The upper axis is the effective sparsity here, "
+        f"{EFFECTIVE_SPARSITY}; the paper states tau alone."
     ]
     compared = comparison(table, reference)
     for panel in panels_of(table):

@@ -49,7 +49,7 @@ def test_other_source_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     record(tmp_path / "b/metrics.run.json", code | dict.fromkeys(names[:1], "00000000"))
     record(tmp_path / "c/run.json", {"transformer-xl/gone.py": "12345678"})
     expected = f"2 of 3 runs ({names[0]}, transformer-xl/gone.py changed since)."
-    assert other_source(tmp_path) == f"Made by other source than that of this repository: {expected}"
+    assert other_source(tmp_path) == f"Made by another version of the source code than this repository's: {expected}"
     record(tmp_path / "c/run.json", code | dict.fromkeys(names, "00000000"))
     assert f"({', '.join(names[:3])}, 2 more changed since)" in other_source(tmp_path)
     main(["--runs", str(tmp_path)])
