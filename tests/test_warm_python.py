@@ -14,6 +14,11 @@ import pytest
 
 from warm_python import python
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("AP_COLD_PYTHON" in os.environ, reason="AP_COLD_PYTHON asks for none of it"),
+]
+
 ROOT = Path(__file__).parents[1]
 TELL = """
 import json, os, sys

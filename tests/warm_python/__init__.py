@@ -17,7 +17,6 @@ import functools
 import json
 import multiprocessing.spawn
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,7 +53,7 @@ def python() -> str:
         )
         for family in FAMILIES
     ]
-    atexit.register(_end, servers, folder)
+    atexit.register(_end, servers)
     while not all((folder / f"{family}.ready").exists() for family in FAMILIES):
         if any(server.poll() is not None for server in servers):
             raise RuntimeError("".join(path.read_text() for path in folder.glob("*.log")))
@@ -74,8 +73,7 @@ def spawn(function: Callable[..., None], arguments: tuple, processes: int) -> No
         multiprocessing.spawn.set_executable(before)
 
 
-def _end(servers: list[subprocess.Popen], folder: Path) -> None:
+def _end(servers: list[subprocess.Popen]) -> None:
     for server in servers:
         server.stdin.close()
         server.wait()
-    shutil.rmtree(folder, ignore_errors=True)

@@ -90,6 +90,8 @@ def _main(argv: list[str]) -> int:
     main = types.ModuleType("__main__")
     main.__builtins__ = __builtins__
     sys.modules["__main__"] = main
+    if "__mp_main__" in sys.modules:  # another name of it, once multiprocessing is imported
+        sys.modules["__mp_main__"] = main
     try:
         if argv[0] == "-m":
             sys.argv = ["-m", *argv[2:]]

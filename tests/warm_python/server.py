@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -60,6 +61,7 @@ class Server:
     def stop(self, _: object) -> None:
         for process in list(self.clients):
             os.kill(process, signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)  # here, as who asked may have been killed
         os._exit(0)
 
     def accept(self, _: object) -> None:
