@@ -9,12 +9,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from reproduction import workflow_lock
-
 min_version("9.0")
-
-# What a killed run had locked is free again.
-workflow_lock.join()
 
 # Only without --configfile: this line would mix quick's values into any other configuration.
 if not workflow.overwrite_configfiles:
@@ -30,6 +25,7 @@ resource_scopes:
     gpu="local",
 
 
+include: "rules/lock.smk"
 include: "rules/validation.smk"
 include: "rules/settings.smk"
 include: "rules/transformer_xl_settings.smk"
