@@ -11,13 +11,6 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-
-# What a killed run had locked is free again.
-include: "rules/lock.smk"
-
-
-join_folder()
-
 # Only without --configfile: this line would mix quick's values into any other configuration.
 if not workflow.overwrite_configfiles:
 
@@ -66,6 +59,7 @@ localrules:
     write_ood_table,
 
 
+include: "rules/lock.smk"
 include: "rules/validation.smk"
 include: "rules/settings.smk"
 include: "rules/transformer_xl_settings.smk"
