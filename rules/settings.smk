@@ -22,7 +22,7 @@ if config["resources"]["gpu"] and isinstance(gpus, int) and gpus > 1:
         raise WorkflowError(
             f"CUDA_VISIBLE_DEVICES: expected {gpus} devices for --resources gpu={gpus}, found {visible}"
         )
-    os.environ["AP_DEVICES"] = ",".join(visible.split(",")[:gpus])
+    os.environ.update(AP_DEVICES=",".join(visible.split(",")[:gpus]))
 
 # glibc gives large tensors back to the system as soon as they are freed, and every page of the next one faults anew: in translation a
 # quarter of a training's time on a CPU went there. Results do not change; other C libraries do not know these names.
