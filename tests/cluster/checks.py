@@ -159,7 +159,10 @@ def main() -> None:
                     f"a {name} that is not there is refused: {refused(args.folder, name, 'absent'):.0f} s", flush=True
                 )
         elif check == "interrupted":
-            seconds = interrupted(args.folder, args.folder / "interrupted.log", *chosen)
+            # In a folder of its own: another check may have left nothing to do in the other.
+            folder = args.folder / "interrupted"
+            folder.mkdir(exist_ok=True)
+            seconds = interrupted(folder, args.folder / "interrupted.log", *chosen)
             print(f"Ctrl-C leaves no job: {seconds:.0f} s", flush=True)
         else:
             log = args.folder / "figure.log"
