@@ -251,12 +251,17 @@ def scores_block(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tries_block(kind: str) -> str:
-    """What was tried to break, how often, and how often it held: the rows of one kind."""
+#: Kinds of tries that share a table.
+_TRIES = {"battery": ("killed at a moment", "killed in a write", "full disk", "two runs in one folder")}
+
+
+def tries_block(name: str) -> str:
+    """What was tried to break, how often, and how often it held: the rows of a kind, or of kinds that share a table."""
     table = pd.read_csv(REFERENCE / "reliability.csv", keep_default_na=False)
     lines = ["| what | tries | as it should be | minutes | |", "|---|---:|---:|---:|---|"]
-    for row in table[table["kind"] == kind].itertuples():
-        lines.append(f"| {row.what} | {row.tries:,} | {row.passed:,} | {float(row.seconds) / 60:.1f} | {row.note} |")
+    for row in table[table["kind"].isin(_TRIES.get(name, (name,)))].itertuples():
+        what = f"{row.what}: {row.kind}" if name in _TRIES else row.what
+        lines.append(f"| {what} | {row.tries:,} | {row.passed:,} | {float(row.seconds) / 60:.1f} | {row.note} |")
     return "\n".join(lines) + "\n"
 
 
