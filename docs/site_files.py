@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"\]\(([^)\s#]+)")
@@ -35,5 +35,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     found = dict.fromkeys([*pages(), *(target for page in pages() for target in linked(page))])
     for path in found:
         name = path.relative_to(REPOSITORY).as_posix()
-        files.append(File.generated(config, name, abs_src_path=str(path)))
+        # A table that a page links to is read from there, not from the navigation.
+        level = InclusionLevel.UNDEFINED if path in pages() else InclusionLevel.NOT_IN_NAV
+        files.append(File.generated(config, name, abs_src_path=str(path), inclusion=level))
     return files
