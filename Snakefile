@@ -25,25 +25,15 @@ resource_scopes:
     gpu="local",
 
 
-include: "rules/validation.smk"
 include: "rules/settings.smk"
-include: "rules/transformer_xl_settings.smk"
-include: "rules/fairseq_settings.smk"
-include: "rules/bert_settings.smk"
-include: "rules/analysis_settings.smk"
-include: "rules/entmax_settings.smk"
-include: "rules/out_of_distribution_settings.smk"
-include: "rules/mask_comparison_settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"
-include: "rules/transformer_xl.smk"
-include: "rules/fairseq.smk"
-include: "rules/bert.smk"
-include: "rules/report.smk"
-include: "rules/analysis.smk"
-include: "rules/entmax.smk"
+include: "rules/language_modelling.smk"
+include: "rules/translation.smk"
+include: "rules/understanding.smk"
 include: "rules/out_of_distribution.smk"
-include: "rules/mask_comparison.smk"
+include: "rules/on_request.smk"
+include: "rules/figures.smk"
 
 
 rule figure:

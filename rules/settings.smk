@@ -1,4 +1,4 @@
-# What the rules of all experiments share: folders, flags, labels. No rules here.
+# What the rules of all experiments share: the configuration, checked; folders, flags, labels. No rules here.
 import functools
 import json
 import os
@@ -6,6 +6,81 @@ import re
 import shlex
 import subprocess
 import sys
+
+from snakemake.common.configfile import load_configfile
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+ALL_EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
+
+# Experiments without a section in the configuration.
+ABSENT = set()
+
+
+def check_config():
+    """One line for the first fault; Snakemake's own message is followed by the whole schema."""
+    try:
+        validate(config, str(Path(workflow.basedir) / "config" / "schema.yaml"))
+    except WorkflowError as error:
+        fault = error.__context__
+        if not hasattr(fault, "absolute_path"):
+            raise
+        files = ", ".join(map(str, workflow.overwrite_configfiles)) or "config/quick.yaml"
+        place = ".".join(map(str, fault.absolute_path)) or "top level"
+        expected = ""
+        if fault.validator == "additionalProperties":
+            expected = f"; expected some of {', '.join(fault.schema['properties'])}"
+        raise WorkflowError(f"{files}: {place}: {fault.message}{expected}") from None
+    if absent := [experiment for experiment in config["experiments"] if experiment not in config]:
+        raise WorkflowError(f"experiments: expected a section {absent[0]} in the configuration, found none")
+    for experiment in ALL_EXPERIMENTS:
+        if experiment not in config:
+            config[experiment] = stand_in(experiment)
+        contrasted, taus = config["out_of_distribution"]["taus"][experiment], config[experiment]["pruning"]["taus"]
+        if contrasted is not None and experiment not in ABSENT and contrasted not in taus:
+            expected = f"expected one of {experiment}.pruning.taus, {taus}"
+            raise WorkflowError(f"out_of_distribution.taus.{experiment}: {expected}, found {contrasted}")
+    tasks = config["glue"]["dataset"]["tasks"]
+    if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
+        raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
+
+
+def stand_in(experiment):
+    """The settings of an experiment that a configuration has no section for, so that its rules can be read: smoke's.
+
+    Nothing of it is run: a target of it is refused.
+    """
+    ABSENT.add(experiment)
+    smoke = load_configfile(str(Path(workflow.basedir) / "config" / "smoke.yaml"))
+    validate(smoke, str(Path(workflow.basedir) / "config" / "schema.yaml"))
+    return smoke[experiment]
+
+
+def asked_for(target, files, *keys):
+    """Input of a target: its files, or one line if the configuration has nothing for it, before anything runs."""
+
+    def found(wildcards):
+        value = config
+        for place, key in enumerate(keys):
+            if key in ABSENT:
+                raise WorkflowError(f"{target}: expected a section {key} in the configuration, found none")
+            value = value[key]
+        if not value or (isinstance(value, dict) and not any(value.values())):
+            raise WorkflowError(f"{target}: expected something in {'.'.join(keys)} of the configuration, found nothing")
+        return files
+
+    return found
+
+
+def keep_first_seeds():
+    """A long run in parts: the first seeds now, the others when they are asked for."""
+    for experiment in ALL_EXPERIMENTS:
+        own = config[experiment]
+        own["seeds"] = own["seeds"][: config["first_seeds"]]
+
+
+check_config()
+keep_first_seeds()
 
 # Jobs use the interpreter that runs Snakemake, activated or not, and find this repository's packages in any environment.
 os.environ.update(
@@ -21,8 +96,8 @@ for name, value in {"MMAP_THRESHOLD": 2**25, "TRIM_THRESHOLD": 2**29, "TOP_PAD":
 # Every script that reads local data looks there by default, the archives of IWSLT14 and WMT17 included.
 if config["data_dir"]:
     os.environ.update(AP_DATA_DIR=os.path.expanduser(config["data_dir"]))
-
 LM, MT = config["language_modelling"], config["translation"]
+GLUE, SQUAD = config["glue"], config["squad"]
 EXPERIMENTS = config["experiments"]
 
 # Where the runs of an experiment are, and within that a model, and the dense model that it was made from.
@@ -35,10 +110,13 @@ DATASETS = [
     *config["glue"]["dataset"]["tasks"],
     config["squad"]["dataset"]["name"],
 ]
+
 # The models that nothing is pruned from.
 DENSE_VARIANTS = ("dense", "entmax-dense")
+
 # A data-informed mask of another rule and scope than the experiment's.
 CHOICE = "(published|allowed)-(layer|head|row|model)"
+
 # Sites of attention in translation; elsewhere there is one, which paths do not name.
 SITES = ["enc-self", "dec-self", "enc-dec"]
 
@@ -103,15 +181,6 @@ def run_labels(wildcards, experiment, sites):
     return labels(experiment=experiment, sites=sites, **known)
 
 
-def dataset_flags(dataset):
-    """Flags of the module of reproduction/data that prepares a dataset."""
-    options = dict(dataset[dataset["source"]])
-    if dataset["source"] in ("wikitext", "multi30k") and config["data_dir"]:
-        # A shell leaves the ~ of `--config data_dir=~/data` as it is.
-        options["data_dir"] = os.path.expanduser(config["data_dir"])
-    return flags(options, dashes=True)
-
-
 def block_size(wildcards, experiment):
     """Side of the blocks that a mask prunes: variant block has those of the efficiency table, block16 those of 16."""
     own, variant = config[experiment], wildcards.get("variant", "")
@@ -128,36 +197,9 @@ def rule_and_scope(variant, experiment):
     return {name: config[experiment]["pruning"][name] for name in names}
 
 
-def mask_flags(wildcards):
-    """Flags of a data-informed mask. The published rule takes the whole array of a Transformer-XL, hence no crop."""
-    pruning = config[wildcards.experiment]["pruning"]
-    options = {**rule_and_scope(wildcards.variant, wildcards.experiment), "row_floor": pruning["row_floor"]}
-    options["block_size"] = block_size(wildcards, wildcards.experiment)
-    return flags({**options, "no_crop": wildcards.experiment == "language_modelling"}, dashes=True)
-
-
 def dense_of(variant):
     """The dense variant whose pattern a sparse one is pruned by."""
     return "entmax-dense" if variant.startswith("entmax-") else "dense"
-
-
-def dense_pattern(wildcards):
-    """The pattern that a mask is made of."""
-    run = f"{FOLDER}/{dense_of(wildcards.variant)}/tau0/seed{{seed}}"
-    return f"{run}/pattern{{site}}.safetensors".format(**wildcards)
-
-
-def observed_pattern(wildcards):
-    """The pattern whose counts make a control mask equal in evaluated sparsity; none if it is to be equal in cells."""
-    if config[wildcards.experiment]["pruning"]["controls_equal"] == "effective_sparsity":
-        return []
-    return f"{FOLDER}/{DENSE}/pattern{{site}}.safetensors".format(**wildcards)
-
-
-def control_flags(wildcards, input):
-    """Flags of a control mask. A window is not drawn, so it has no seed."""
-    seed = wildcards.seed if wildcards.variant == "random" else None
-    return flags({"seed": seed, "equal_use": input.get("observed") or None}, dashes=True)
 
 
 def models(experiment):
@@ -176,20 +218,3 @@ def model_files(experiment, dataset, chosen, name, sites=""):
         for variant, tau in chosen
         for seed in config[experiment]["seeds"]
     ]
-
-
-def figure_caption(name):
-    """The caption that is written beside a figure. Absolute, as a report looks for captions beside the rules."""
-    return str(Path("results", config["name"], f"{name}.md").absolute())
-
-
-@functools.cache
-def other_source(runs):
-    """What captions say of runs that other source made."""
-    command = [sys.executable, "-m", "reproduction.runs.source", "--runs", runs]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-
-def code_of_runs(wildcards):
-    """Which runs other source made: a figure is drawn anew when that changes, since its caption says so."""
-    return other_source(f"runs/{wildcards.config}")

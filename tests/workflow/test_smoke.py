@@ -88,13 +88,12 @@ def leaves(folder: Path, *names: str) -> None:
         assert (folder / name).stat().st_size > 0, f"{folder}/{name}"
 
 
-def test_every_model_leaves_its_record_its_log_and_its_measurement(finished: Path) -> None:
+def test_every_model_leaves_its_record_and_its_log(finished: Path) -> None:
     for (variant, _, _), run in RUNS.items():
         folder = finished / run
         leaves(folder, "model.safetensors", "metrics.json", "run.json", "train.log", "evaluate.log")
-        leaves(folder, "train.benchmark.tsv", "evaluate.benchmark.tsv")
         of_attention = "pattern" if variant == "dense" else "mask"
-        leaves(folder, *(f"{of_attention}{ending}" for ending in (".safetensors", ".log", ".benchmark.tsv")))
+        leaves(folder, *(f"{of_attention}{ending}" for ending in (".safetensors", ".log")))
         # Finished training needs no checkpoint.
         assert not (folder / "training").exists()
 
@@ -113,7 +112,7 @@ def test_every_fine_tuned_model_leaves_its_measurement_and_not_its_weights(finis
     for task in TASKS:
         for (variant, _, _), run in runs("glue", task).items():
             folder = finished / run
-            leaves(folder, "metrics.json", "run.json", "finetune.log", "finetune.benchmark.tsv")
+            leaves(folder, "metrics.json", "run.json", "finetune.log")
             leaves(folder, "pattern.safetensors" if variant == "dense" else "mask.safetensors")
             assert not (folder / "training").exists() and not (folder / "model").exists()
 
