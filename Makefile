@@ -35,17 +35,19 @@ ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
-.PHONY: help install figure set-aside same-python report test lint docs sanitize unlock clean distclean
+.PHONY: help install figure set-aside same-python report test browser lint docs sanitize fuzz unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES)); FRESH=1: all anew"
-	@echo "make report     every figure and table, configuration and run times in one file: results/report.html   (CONFIG, CORES)"
+	@echo "make report     every figure and table, the explorer of every site, run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
+	@echo "make browser    a Chromium for the tests of the explorer, which are skipped where there is none"
 	@echo "make lint       checks alone"
 	@echo "make docs       the documentation as a site: build/site/index.html"
 	@echo "make install    the virtual environment alone, which the others make where it is missing"
-	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan"
+	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan; PROBLEMS=10000 for as many random problems"
+	@echo "make fuzz       10,000 damaged files of every kind, where make test reads 200: half an hour or more   (WORKERS, EXAMPLES)"
 	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
 	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG), SURE=1: without asking)"
 	@echo "make distclean  remove the environment and Snakemake's records too"
@@ -69,7 +71,7 @@ set-aside:
 
 # What only draws or sums up: a report shows what is there, and never trains.
 DRAWING := shown configuration summarise_runs draw_ap_figure draw_glue_tasks draw_controls draw_paper_comparison draw_pattern_gallery \
-	draw_structural_zeros draw_translation_sites draw_entmax_comparison draw_mask_comparison draw_efficiency_table draw_language_model_efficiency
+	explore draw_structural_zeros draw_translation_sites draw_entmax_comparison draw_mask_comparison draw_efficiency_table draw_language_model_efficiency
 
 report: config/$(CONFIG).yaml $(INSTALLED)
 	@test -f results/$(CONFIG)/metrics.csv || { echo "error: results/$(CONFIG)/metrics.csv: expected what make figure CONFIG=$(CONFIG) leaves, found nothing; a report shows what is there" >&2; exit 2; }
@@ -83,6 +85,9 @@ config/%.yaml:
 
 test: lint
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+browser: $(INSTALLED)
+	$(RUN)/playwright install --with-deps --no-shell chromium
 
 # Settings stand beside their rules, the one thing that Snakemake would have otherwise.
 define LINTED
@@ -142,7 +147,12 @@ SANITIZE_ASKED_x86-64-v4 := -mavx512bf16 -mamx-tile -mamx-bf16
 sanitize:
 	@mkdir -p build
 	@$(foreach march,$(SANITIZED_BUILDS),$(CXX) $(SANITIZE) -march=$(march) $(SANITIZE_ASKED_$(march)) \
-		tests/attention_pruning/sanitize_block_sparse.cpp -o build/sanitize && build/sanitize &&) true
+		tests/attention_pruning/sanitize_block_sparse.cpp -o build/sanitize && build/sanitize $(PROBLEMS) &&) true
+
+# Damaged files of every kind that something here reads, the same ones in every run; and as many layouts made and dropped.
+EXAMPLES ?= 10000
+fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist load tests/fuzz tests/attention_pruning/test_load.py
 
 unlock: $(INSTALLED)
 	@$(RUN)/snakemake --unlock

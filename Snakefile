@@ -9,7 +9,12 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
+from reproduction.runs import workflow_lock
+
 min_version("9.0")
+
+# What a killed run had locked is free again.
+workflow_lock.join()
 
 # Only without --configfile: this line would mix quick's values into any other configuration.
 if not workflow.overwrite_configfiles:
@@ -23,6 +28,22 @@ report: "rules/captions/workflow.rst"
 # One machine shares its GPUs (profiles/default); on a cluster every job has its own.
 resource_scopes:
     gpu="local",
+
+
+# Seconds each, without a model: on a cluster they run where Snakemake runs, not as hundreds of submissions. So does what collects and draws.
+localrules:
+    mask,
+    control_mask,
+    copy_source,
+    copy_source_away,
+    majority,
+    majority_away,
+    score_translation,
+    score_translation_away,
+    configuration,
+    summarise_runs,
+    choose,
+    choose_efficiency,
 
 
 include: "rules/settings.smk"

@@ -18,6 +18,8 @@ from .structure import block_cells
 
 #: Cells that are written out at a time.
 _CELLS_AT_ONCE = 1 << 19
+#: Cells that a file may speak of: four corners and two lengths could claim any number, and all are looked at.
+_MOST_CELLS = 1 << 36
 
 
 class CellCounts:
@@ -61,6 +63,8 @@ class CellCounts:
             For anything but two lengths, a bool and corners within the lengths, or counts below 0.
         """
         whole = isinstance(lengths, list) and len(lengths) == 2 and all(type(one) is int and one > 0 for one in lengths)
+        if whole and lengths[0] * lengths[1] > _MOST_CELLS:
+            raise InputError(f"{source}: expected at most {_MOST_CELLS} cells, found lengths {lengths}")
         inside = whole and corners.ndim == 2 and corners.shape[1] == 3 and isinstance(causal, bool)
         if inside and len(corners):
             places = corners[:, :2]

@@ -29,6 +29,15 @@ SHORTEST = 256
 _FIELDS = ("site", "sinks", "block_size", "tau", "scope", "observed", "metadata")
 
 
+#: The longest sequence that distances can be said to be learned from: sparsity looks at each of its positions.
+_LONGEST = 1 << 24
+
+
+def _require_length(observed: object, source: str) -> None:
+    if isinstance(observed, bool) or not isinstance(observed, int) or not 0 <= observed <= _LONGEST:
+        raise InputError(f"{source}: expected a length of 0 to {_LONGEST} as observed, found {observed!r}")
+
+
 class DistanceMask:
     """What causal self-attention keeps by distance: a set of distances for each head, and the first positions.
 
@@ -90,6 +99,7 @@ class DistanceMask:
         self.kept = as_tensor(kept_LHd, f"{self.source}: kept_LHd").cpu()
         self.block_size = require_block_size(block_size)
         self._check(sinks, site)
+        _require_length(observed, self.source)
         named = self.kept.any(0).any(0).nonzero()
         self.kept = self.kept[..., : int(named.max()) + 1 if len(named) else 1].contiguous()
         self.sinks, self.site, self.observed = sinks, site, observed

@@ -113,6 +113,8 @@ class PruneMask:
         self._layers: dict[int, LayerMask] = {}
         self.site = site
         self.causal = resolve_structure(site, causal, *self.allowed.shape)
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise InputError(f"{self.source}: expected a whole number or none as seed, found {seed!r}")
         self.kind, self.seed = kind, seed
         made = {name: getattr(recipe, name) for name in _IN_METADATA}
         self.metadata = checked_metadata(metadata) | {name: how for name, how in made.items() if how is not None}

@@ -246,8 +246,18 @@ class AttentionPattern:
         tensors, fields = dict(stored.tensors), dict(stored.fields)
         if stored.kind is cls.POOLED_FILE:
             lengths, causal = fields.pop("lengths"), fields.pop("counted_causal")
+            _require_blocks(tensors["average"], lengths, fields["pool"], str(stored.path))
             tensors["count"] = CellCounts.read(lengths, causal, tensors.pop("corners"), str(stored.path))
         return cls(**tensors, **fields, source=str(stored.path))
+
+
+def _require_blocks(average: Tensor, lengths: object, pool: object, source: str) -> None:
+    """Refuse lengths that are not those of the averages, before anything is made of their size."""
+    whole = isinstance(lengths, list) and all(type(length) is int for length in lengths)
+    if not whole or [block_count(length, require_block_size(pool)) for length in lengths] != list(average.shape[2:]):
+        raise InputError(
+            f"{source}: expected lengths of averages of shape {list(average.shape)} with pool {pool}, found {lengths}"
+        )
 
 
 def _as_count(count: Tensor | np.ndarray | CellCounts, source: str) -> Tensor | CellCounts:

@@ -14,6 +14,8 @@ from .errors import InputError
 
 #: ``self-local``: self-attention within a window, beside layers of the same model that have none.
 SITES = ("self", "self-local", "enc-self", "dec-self", "enc-dec")
+#: The largest side of a block.
+LARGEST_BLOCK = 1 << 20
 
 
 def visible_cells(query_length: int, key_length: int, causal: bool, rows: slice = slice(None)) -> Tensor:
@@ -54,9 +56,11 @@ def resolve_structure(site: str, causal: bool | None, query_length: int, key_len
 
 
 def require_block_size(block_size: int) -> int:
-    """Refuse, with InputError, what is not a whole number of at least 1."""
+    """Refuse, with InputError, what is not a whole number of at least 1, and at most `LARGEST_BLOCK`."""
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
         raise InputError(f"block_size: expected a whole number of 1 or more, found {block_size!r}")
+    if block_size > LARGEST_BLOCK:
+        raise InputError(f"block_size: expected at most {LARGEST_BLOCK}, found {block_size}")
     return block_size
 
 
@@ -70,9 +74,11 @@ def block_sum(x_QK: Tensor, block_size: int) -> Tensor:
     if block_size == 1:
         return x_QK
     rows, columns = x_QK.shape[-2:]
-    padded = F.pad(x_QK, (0, -columns % block_size, 0, -rows % block_size))
-    q, k = block_count(rows, block_size), block_count(columns, block_size)
-    return padded.reshape(*x_QK.shape[:-2], q, block_size, k, block_size).sum((-3, -1))
+    # nothing is padded to a block that is longer than all cells
+    high, wide = max(1, min(block_size, rows)), max(1, min(block_size, columns))
+    padded = F.pad(x_QK, (0, -columns % wide, 0, -rows % high))
+    q, k = block_count(rows, high), block_count(columns, wide)
+    return padded.reshape(*x_QK.shape[:-2], q, high, k, wide).sum((-3, -1))
 
 
 def block_cells(x_QK: Tensor, block_size: int) -> Tensor:
@@ -85,7 +91,11 @@ def block_cells(x_QK: Tensor, block_size: int) -> Tensor:
 
 
 def _in_blocks(x: Tensor, axis: int, block_size: int) -> Tensor:
-    """An axis, counted from the end, as two, of blocks and of places in them: 0 or False where a block goes beyond."""
+    """An axis, counted from the end, as two, of blocks and of places in them: 0 or False where a block goes beyond.
+
+    A block that is longer than the axis has as many places as the axis.
+    """
+    block_size = min(block_size, max(1, x.shape[axis]))
     missing = -x.shape[axis] % block_size
     if missing:  # else nothing is copied
         x = F.pad(x, (0, 0) * (-axis - 1) + (0, missing))
@@ -111,8 +121,9 @@ def expand_blocks(x_qk: Tensor, block_size: int, query_length: int, key_length: 
     """Give every cell the value of its block: [..., q, k] -> [..., Q, K]. For ``block_size`` 1 this is ``x`` itself."""
     if block_size == 1:
         return x_qk
-    by_row = x_qk.repeat_interleave(block_size, -2)[..., :query_length, :]
-    return by_row.repeat_interleave(block_size, -1)[..., :key_length]
+    high, wide = min(block_size, query_length), min(block_size, key_length)
+    by_row = x_qk.repeat_interleave(high, -2)[..., :query_length, :]
+    return by_row.repeat_interleave(wide, -1)[..., :key_length]
 
 
 def visible_blocks(query_length: int, key_length: int, block_size: int, causal: bool) -> Tensor:
@@ -127,5 +138,6 @@ def visible_blocks(query_length: int, key_length: int, block_size: int, causal: 
 
 def rows_without(kept_Hqk: Tensor, useful_Qk: Tensor, block_size: int) -> Tensor:
     """The rows (head, query) that have useful blocks but no kept one among them: bool [H, Q]."""
-    kept_HQk = kept_Hqk.repeat_interleave(block_size, 1)[:, : useful_Qk.shape[0]]
+    queries = useful_Qk.shape[0]
+    kept_HQk = kept_Hqk.repeat_interleave(min(block_size, queries), 1)[:, :queries]
     return useful_Qk.any(-1) & ~(kept_HQk & useful_Qk).any(-1)

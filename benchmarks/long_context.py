@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 import time
 from pathlib import Path
@@ -72,6 +73,30 @@ def train(model: transformers.PreTrainedModel, ids: torch.Tensor, arguments: arg
     model.eval()
 
 
+def over_seeds(rows: list[dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+    """By model and position: the perplexity of the seeds' mean loss, and the lowest and the highest of a seed."""
+    places: dict[tuple, list[dict[str, float]]] = {}
+    for row in rows:
+        places.setdefault((row["model"], row["first"], row["last"]), []).append(row)
+    shown: dict[str, list[dict[str, float]]] = {}
+    for (name, first, last), found in places.items():
+        each = [row["perplexity"] for row in found]
+        mean = math.exp(sum(row["nll"] for row in found) / len(found))
+        spread = {"lowest": min(each), "highest": max(each)} if len(each) > 1 else {}
+        shown.setdefault(name, []).append({"first": first, "last": last, "perplexity": mean, **spread})
+    return shown
+
+
+def write(rows: list[dict[str, float]], folder: Path) -> None:
+    """All seeds so far, as a table and as a figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "long_context.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    plot_perplexity(over_seeds(rows), folder / "long_context.png")
+
+
 def main() -> None:
     """Train, prune, train again, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,11 +126,10 @@ def main() -> None:
     corpus = Corpus.load(arguments.corpus)
     test = windows(corpus.split("test"), arguments.longest)[: arguments.sequences]
     held_out = [{"input_ids": row[None]} for row in test]
-    train_ids, rows, shown = corpus.split("train"), [], {}
+    train_ids, rows = corpus.split("train"), []
 
     def evaluate(name: str, model, seed: int, **facts: float) -> None:
         found = perplexity_by_position(model, held_out, arguments.length // 2)
-        shown.setdefault(f"{name}, seed {seed}" if len(arguments.seeds) > 1 else name, found)
         rows.extend({"model": name, "seed": seed, **facts, **row} for row in found)
         inside = [row["nll"] for row in found if row["last"] < arguments.length]
         beyond = [row["nll"] for row in found if row["first"] >= arguments.length]
@@ -125,13 +149,8 @@ def main() -> None:
             pruned = prune_model(build(len(corpus.vocabulary), arguments, seed), mask)
             train(pruned, train_ids, arguments, seed)
             evaluate(name, pruned, seed, **facts)
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        with (arguments.out / "long_context.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        plot_perplexity(shown, arguments.out / "long_context.png")
+        if arguments.out is not None:
+            write(rows, arguments.out)
 
 
 if __name__ == "__main__":

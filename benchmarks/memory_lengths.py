@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trained_models.interface import one_of
 
 from attention_pruning import AttentionPattern, make
-from attention_pruning.files.tensors import written_whole
+from attention_pruning.files.whole import written_whole
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "transformer-xl"
 COLUMNS = ("model", "seed", "tau", "memory", "sparsity", "perplexity")

@@ -25,7 +25,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from attention_pruning import make
-from attention_pruning.files.tensors import written_whole
+from attention_pruning.files.whole import written_whole
 from attention_pruning.huggingface import collect_patterns, prune_model
 from attention_pruning.huggingface.long_context import FILLER, NEEDLE, QUESTION, passkey, prompt
 

@@ -20,7 +20,7 @@ from torch.multiprocessing import ProcessExitedException
 import shims
 from attention_pruning import InputError
 from processes import CPU_BACKENDS, run_processes
-from reproduction.runs.command import run_main
+from reproduction.runs.command import refuse_sharding, run_main
 from reproduction.runs.folder import add_folder_flags, way
 from reproduction.runs.record import RunRecord
 
@@ -49,7 +49,7 @@ def run(command: str, description: str | None) -> None:
     description : str, optional
         What --help says before fairseq's own help.
     """
-    run_main(functools.partial(_run, command, description))
+    run_main(functools.partial(_run, command, description), takes_device=command in ("train", "generate"))
 
 
 def _run(command: str, description: str | None) -> int:
@@ -59,6 +59,7 @@ def _run(command: str, description: str | None) -> int:
     other = "refuse"
     passed = arguments
     if command == "train":
+        check_whole_models(arguments)
         passed, other = take_folder_flags(arguments)
     rewritten = rewrite(command, passed)
     if number := _own_processes(command, arguments):
@@ -104,6 +105,24 @@ def pass_on(number: int, frame: object) -> None:
         sys.exit(128 + number)
     for child in children:
         os.kill(child.pid, number)
+
+
+def check_whole_models(arguments: list[str]) -> None:
+    """Refuse what spreads the weights or the optimiser of a model over processes; fairseq needs other packages for it.
+
+    Raises
+    ------
+    InputError
+    """
+    spreading = {
+        "ddp_backend": _value(arguments, "--ddp-backend") in ("fully_sharded", "slowmo"),
+        "zero_sharding": _value(arguments, "--zero-sharding") not in (None, "none"),
+        "model_parallel_size": (_value(arguments, "--model-parallel-size") or "1") != "1",
+        "pipeline_model_parallel": "--pipeline-model-parallel" in arguments,
+    }
+    values = {name: _value(arguments, f"--{name.replace('_', '-')}") or "it" for name in spreading}
+    flags = {name.replace("_", "-"): values[name] for name, spreads in spreading.items() if spreads}
+    refuse_sharding(**flags)
 
 
 def take_folder_flags(arguments: list[str]) -> tuple[list[str], str]:

@@ -50,6 +50,9 @@ def install() -> None:
     3. fairseq's inference fast path of the encoder layer crashes on today's torch and knows no masks: it is never
        taken.
 
+    4. torch looks at no checksum of what it reads: wherever fairseq reads a checkpoint, ``plugin.checkpoint`` looks
+       first, and refuses in one line.
+
     And two where fairseq is at odds with itself: ``interactive.py`` gets sources padded as the task says, and a
     checkpoint that is copied from another is there whole or not at all, as one that is written.
 
@@ -70,7 +73,7 @@ def install() -> None:
     from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
     from fairseq.tasks.translation import TranslationTask
 
-    from fairseq import utils
+    from fairseq import checkpoint_utils, utils
 
     for each in (getattr(meters, name) for name in OLD_METERS):
         torch.serialization.add_safe_globals([each, (each, f"fairseq.meters.{each.__name__}")])
@@ -78,6 +81,8 @@ def install() -> None:
         TransformerEncoderLayerBase.__init__ = _without_fast_path(TransformerEncoderLayerBase.__init__)
     if not hasattr(TranslationTask.build_dataset_for_inference, "__wrapped__"):
         TranslationTask.build_dataset_for_inference = _padded_as_told(TranslationTask.build_dataset_for_inference)
+    if not hasattr(checkpoint_utils.load_checkpoint_to_cpu, "__wrapped__"):
+        checkpoint_utils.load_checkpoint_to_cpu = _read_before(checkpoint_utils.load_checkpoint_to_cpu)
     if not hasattr(PathManager.copy, "__wrapped__"):
         PathManager.copy = staticmethod(_whole_copies(PathManager))
     utils.import_user_module(argparse.Namespace(user_dir=str(PLUGIN)))
@@ -127,6 +132,17 @@ def _padded_as_told(build: Callable) -> Callable:
         dataset = build(self, *args, **kwargs)
         dataset.left_pad_source = self.cfg.left_pad_source
         return dataset
+
+    return wrapper
+
+
+def _read_before(load: Callable) -> Callable:
+    @functools.wraps(load)
+    def wrapper(path: str, *args: Any, **kwargs: Any) -> Any:
+        from plugin.checkpoint import read_checkpoint
+
+        read_checkpoint(path)
+        return load(path, *args, **kwargs)
 
     return wrapper
 

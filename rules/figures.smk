@@ -41,6 +41,20 @@ def site_flags():
     return shlex.join(word for title, place in DRAWN_SITES.items() for word in ("--site", title, *site_files(*place)))
 
 
+# Pages of the explorer: the title and the pattern of each site.
+EXPLORED = {f"{place[0]}{place[2]}": (title, site_files(*place)[0]) for title, place in DRAWN_SITES.items()}
+
+
+def explored_pattern(wildcards):
+    """The pattern of the dense model of the first seed."""
+    return EXPLORED[wildcards.page][1]
+
+
+def explored_title(wildcards):
+    """What a report calls the page of a site."""
+    return f"{EXPLORED[wildcards.page][0]}: every head and cell"
+
+
 def configuration_text():
     """The configuration with all defaults filled in, as JSON."""
     return json.dumps(config, indent=2)
@@ -63,6 +77,7 @@ def report_files():
     figures = ["ap_figure", "paper_comparison", "controls", "pattern_gallery", "structural_zeros"]
     names = [f"{name}.png" for name in figures]
     names += ["metrics.csv", "configuration.json", "runs.csv"]
+    names += [f"explore/{page}.html" for page in EXPLORED]
     on_request = [
         "translation_sites.png",
         "entmax_comparison.png",
@@ -86,6 +101,8 @@ def shown_files():
             return True
         if file.endswith("runs.csv"):
             return os.path.isdir(f"runs/{config['name']}")
+        if file.endswith(".html"):
+            return os.path.exists(EXPLORED[Path(file).stem][1])
         patterns = file.endswith(("pattern_gallery.png", "structural_zeros.png"))
         drawn_from = drawn_files() if patterns else [f"{RESULTS}/metrics.csv"]
         return all(map(os.path.exists, drawn_from))
@@ -231,6 +248,7 @@ for name, (category, what, files) in COLLECTED.items():
             in_report(name, "csv", category, what),
         log:
             f"results/{{config}}/logs/{name}{'.metrics' if name in DRAWN else ''}.log",
+        localrule: True
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -255,6 +273,7 @@ for name, (category, what, module, endings, made_of) in DRAWN.items():
             f"results/{{config}}/{name}.md",
         log:
             f"results/{{config}}/logs/{name}.log",
+        localrule: True
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -270,6 +289,30 @@ for name, (category, what, module, endings, made_of) in DRAWN.items():
             "Draw {params.out}"
         shell:
             "python -m reproduction.analysis.figures.{params.module} {params.flags} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule explore:
+    input:
+        explored_pattern,
+    output:
+        report(
+            "results/{config}/explore/{page}.html",
+            caption="captions/explore.rst",
+            category="Patterns",
+            labels={"what": explored_title, "as": "page"},
+        ),
+    log:
+        "results/{config}/logs/explore_{page}.log",
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=job_resource("mem_mb"),
+        runtime=job_runtime("small"),
+    message:
+        "Write {output}"
+    shell:
+        "python -m attention_pruning.cli explore {input:q} -o {output:q} > {log:q} 2>&1"
 
 
 rule configuration:

@@ -1,6 +1,7 @@
 # What the rules of all experiments share: the configuration, checked; folders, flags, labels. No rules here.
 import functools
 import json
+import math
 import os
 import re
 import shlex
@@ -20,7 +21,8 @@ ABSENT = set()
 def check_config():
     """One line for the first fault; Snakemake's own message is followed by the whole schema."""
     try:
-        validate(config, str(Path(workflow.basedir) / "config" / "schema.yaml"))
+        for fill_in in (False, True):  # defaults are filled in before Snakemake looks what they are filled into
+            validate(config, str(Path(workflow.basedir) / "config" / "schema.yaml"), set_default=fill_in)
     except WorkflowError as error:
         fault = error.__context__
         if not hasattr(fault, "absolute_path"):
@@ -31,6 +33,8 @@ def check_config():
         if fault.validator == "additionalProperties":
             expected = f"; expected some of {', '.join(fault.schema['properties'])}"
         raise WorkflowError(f"{files}: {place}: {fault.message}{expected}") from None
+    if fault := unusable(config):
+        raise WorkflowError(fault)
     if absent := [experiment for experiment in config["experiments"] if experiment not in config]:
         raise WorkflowError(f"experiments: expected a section {absent[0]} in the configuration, found none")
     for experiment in ALL_EXPERIMENTS:
@@ -43,6 +47,20 @@ def check_config():
     tasks = config["glue"]["dataset"]["tasks"]
     if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
         raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
+
+
+def unusable(values, place=""):
+    """Where something stands that no schema refuses and no job can be given, and what; None if nowhere.
+
+    YAML can say nan and infinity, which no bound excludes, and characters that no command line can hold.
+    """
+    if isinstance(values, float) and not math.isfinite(values):
+        return f"{place}: expected a number, found {values}"
+    if isinstance(values, str) and not values.isprintable():
+        return f"{place}: expected text that can be printed, found {values!r}"
+    inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    found = (unusable(value, f"{place}.{name}" if place else str(name)) for name, value in inner)
+    return next(filter(None, found), None)
 
 
 def stand_in(experiment):
@@ -87,6 +105,17 @@ os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     PYTHONPATH=os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")])),
 )
+
+# Jobs with a GPU that run at the same time on one machine take one each (reproduction/runs/device_pool.py).
+os.environ.pop("AP_DEVICES", None)
+gpus = workflow.global_resources.get("gpu").value
+if config["resources"]["gpu"] and isinstance(gpus, int) and gpus > 1:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
+    if len(visible.split(",")) < gpus:
+        raise WorkflowError(
+            f"CUDA_VISIBLE_DEVICES: expected {gpus} devices for --resources gpu={gpus}, found {visible}"
+        )
+    os.environ["AP_DEVICES"] = ",".join(visible.split(",")[:gpus])
 
 # glibc gives large tensors back to the system as soon as they are freed, and every page of the next one faults anew: in translation a
 # quarter of a training's time on a CPU went there. Results do not change; other C libraries do not know these names.

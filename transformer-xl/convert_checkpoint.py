@@ -21,6 +21,7 @@ from foreign_checkpoints import read_checkpoint, write_checkpoint
 from mem_transformer import MemTransformerLM
 from model_file import load_model, save_model
 from reproduction.data.language.corpus import Corpus
+from reproduction.data.language.raw_text import text_lines
 from reproduction.runs.command import HelpFormatter, run_main
 from reproduction.runs.files import prepare_output
 from reproduction.runs.record import RunRecord
@@ -66,11 +67,7 @@ def read_corpus(args: argparse.Namespace) -> Corpus:
     corpus = Corpus.load(args.data)
     if args.vocabulary is None:
         return corpus
-    try:
-        symbols = args.vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{args.vocabulary}: expected symbols, one a line, found: {error}") from error
-    return corpus.reordered(symbols, str(args.vocabulary))
+    return corpus.reordered(text_lines(args.vocabulary), str(args.vocabulary))
 
 
 def bring_in(args: argparse.Namespace) -> None:

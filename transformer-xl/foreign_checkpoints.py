@@ -8,10 +8,7 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,8 @@ from attention_pruning import InputError
 from model_config import ModelConfig
 from relative_attention import PositionalEmbedding
 from reproduction.runs.files import atomic_path, write_json
+from reproduction.runs.json_file import read_json
+from reproduction.runs.torch_files import is_archive, read_torch_file
 from weight_layouts import BUFFERS, from_layout, to_layout
 
 #: Names of files in a folder, by layout, the one to write first.
@@ -33,6 +32,11 @@ CONFIG_FILE = "config.json"
 #: Classes of modules that a pickled model may consist of. None of them is imported: their attributes are read.
 _MODULES = re.compile(
     r"torch\.nn\.modules\.\w+\.\w+|mem_transformer\.\w+|(utils\.)?proj_adaptive_softmax\.\w+|fp16_opt\.FP16_Module"
+)
+#: What a message says of a file with objects of other classes.
+_UNSAFE = (
+    "what cannot be read without running code; where its classes are, torch.save(model.state_dict(), 'model_state.pt') "
+    f"makes a file that can, to have a {CONFIG_FILE} beside it"
 )
 _SHAPE = ("n_layer", "n_head", "d_head", "d_embed", "d_model", "d_inner", "dropout", "dropatt", "div_val", "pre_lnorm")
 _SAME_NAMES = (*_SHAPE, "mem_len", "same_length", "clamp_len", "untie_r")
@@ -61,10 +65,8 @@ def read_checkpoint(path: str | Path, layout: str, tgt_len: int | None = None) -
     """
     file = _file(Path(path), layout)
     read = _load(file)
-    while isinstance(read, _Module) and "module" in read._modules:  # what holds a model in half precision
-        read = read._modules["module"]
     if isinstance(read, _Module):
-        tensors, values = dict(_tensors(read)), _module_config(read, file)
+        tensors, values = _read_module(read, file)
     else:
         tensors, values = _state_dict(read, file), _read_config(file.with_name(CONFIG_FILE))
     lengths = {"tgt_len": tgt_len or values.get("tgt_len", 128)}
@@ -106,22 +108,26 @@ def _file(path: Path, layout: str) -> Path:
 
 
 def _load(file: Path) -> Any:
-    try:
-        if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors":
+        try:
             return load_file(file)
-        # Before torch 1.6 a file was no archive; then a state dict is all that can be read.
-        found = torch.serialization.get_unsafe_globals_in_checkpoint(file) if zipfile.is_zipfile(file) else []
-        if strange := [name for name in found if not _MODULES.fullmatch(name)]:
-            raise InputError(f"{file}: expected a model's weights, found {strange[0]} in it, which is not safe to read")
-        with torch.serialization.safe_globals([(_Module, name) for name in found]):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{file}: expected weights that can be read without running code, found others; where its classes are, "
-            f"torch.save(model.state_dict(), 'model_state.pt') makes some, to have a {CONFIG_FILE} beside them"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        found = (str(error).splitlines() or [type(error).__name__])[0]
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: expected a model's weights, found a damaged file ({error})") from error
+    found = _foreign_names(file)
+    if strange := [name for name in found if not _MODULES.fullmatch(name)]:
+        raise InputError(f"{file}: expected a model's weights, found {strange[0]} in it, which is not safe to read")
+    with torch.serialization.safe_globals([(_Module, name) for name in found]):
+        return read_torch_file(file, "a model's weights", unsafe=_UNSAFE)
+
+
+def _foreign_names(file: Path) -> list[str]:
+    """What a pickle names that torch does not know as safe. A file that is no archive can only be a state dict."""
+    if not is_archive(file):
+        return []
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    except Exception as error:  # whatever the reading of damaged bytes runs into
+        found = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise InputError(f"{file}: expected a model's weights, found a damaged file ({found})") from error
 
 
@@ -131,53 +137,57 @@ def _state_dict(read: Any, file: Path) -> dict[str, Tensor]:
     return dict(read)
 
 
+def _read_module(module: _Module, file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights of a pickled model of the authors', and its shape in the names of ``config.json``."""
+    try:
+        while "module" in module._modules:  # what holds a model in half precision
+            module = module._modules["module"]
+        return dict(_tensors(module)), _module_config(module)
+    except (KeyError, AttributeError, ValueError, TypeError, IndexError, RecursionError) as error:
+        raise InputError(f"{file}: expected the authors' MemTransformerLM, found another model ({error})") from error
+
+
 def _tensors(module: _Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers by their dotted names, as in a state dict."""
     for name, tensor in {**module._parameters, **module._buffers}.items():
         if tensor is not None:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{prefix}{name} is no tensor")
             yield prefix + name, tensor
     for name, child in module._modules.items():
         if child is not None:
             yield from _tensors(child, f"{prefix}{name}.")
 
 
-def _module_config(model: _Module, file: Path) -> dict[str, Any]:
+def _module_config(model: _Module) -> dict[str, Any]:
     """The shape of a pickled model of the authors', in the names of ``config.json``."""
-    try:
-        layer = model._modules["layers"]._modules["0"]._modules
-        attention, network = layer["dec_attn"], layer["pos_ff"]
-        embedding, softmax = (model._modules[name]._modules for name in ("word_emb", "crit"))
-        tables, outputs = embedding["emb_layers"]._modules, softmax["out_layers"]._modules
-        projections = list(embedding["emb_projs"]._parameters.values())
-        own = list(softmax["out_projs"]._parameters.values())
-        if len(projections) == 1:  # that of all clusters
-            projections *= len(own)
-        cutoffs = list(model._modules["word_emb"].cutoffs)[:-1]
-        return {
-            **{name: getattr(model, name) for name in ("n_layer", "n_head", "d_head", "d_model", "d_embed")},
-            **{name: getattr(model, name) for name in ("tgt_len", "mem_len", "same_length", "clamp_len", "attn_type")},
-            "vocab_size": model.n_token,
-            "d_inner": network.d_inner,
-            "dropout": model._modules["drop"].p,
-            "dropatt": attention._modules["dropatt"].p,
-            "pre_lnorm": attention.pre_lnorm,
-            "div_val": model._modules["word_emb"].div_val,
-            "cutoffs": cutoffs,
-            "untie_r": False,
-            "tie_word_embeddings": outputs["0"]._parameters["weight"] is tables["0"]._parameters["weight"],
-            "tie_projs": [mine is shared for mine, shared in zip(own, projections, strict=bool(projections))],
-        }
-    except (KeyError, AttributeError, ValueError) as error:
-        raise InputError(f"{file}: expected the authors' MemTransformerLM, found another model ({error})") from error
+    layer = model._modules["layers"]._modules["0"]._modules
+    attention, network = layer["dec_attn"], layer["pos_ff"]
+    embedding, softmax = (model._modules[name]._modules for name in ("word_emb", "crit"))
+    tables, outputs = embedding["emb_layers"]._modules, softmax["out_layers"]._modules
+    projections = list(embedding["emb_projs"]._parameters.values())
+    own = list(softmax["out_projs"]._parameters.values())
+    if len(projections) == 1:  # that of all clusters
+        projections *= len(own)
+    cutoffs = list(model._modules["word_emb"].cutoffs)[:-1]
+    return {
+        **{name: getattr(model, name) for name in ("n_layer", "n_head", "d_head", "d_model", "d_embed")},
+        **{name: getattr(model, name) for name in ("tgt_len", "mem_len", "same_length", "clamp_len", "attn_type")},
+        "vocab_size": model.n_token,
+        "d_inner": network.d_inner,
+        "dropout": model._modules["drop"].p,
+        "dropatt": attention._modules["dropatt"].p,
+        "pre_lnorm": attention.pre_lnorm,
+        "div_val": model._modules["word_emb"].div_val,
+        "cutoffs": cutoffs,
+        "untie_r": False,
+        "tie_word_embeddings": outputs["0"]._parameters["weight"] is tables["0"]._parameters["weight"],
+        "tie_projs": [mine is shared for mine, shared in zip(own, projections, strict=bool(projections))],
+    }
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected the model's shape beside its weights, found no such file") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected JSON, found something else ({error})") from error
+    values = read_json(path, "the model's shape beside its weights, in JSON")
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected an object of names and values, found something else")
     return values
@@ -191,14 +201,20 @@ def _model_config(values: dict[str, Any], file: Path) -> ModelConfig:
     if missing := sorted({*_SAME_NAMES, "vocab_size", "cutoffs"} - set(values)):
         raise InputError(f"{file}: expected {missing[0]} in its configuration, found none")
     # transformers appends the size of the vocabulary to the borders.
-    cutoffs = [border for border in values["cutoffs"] if border != values["vocab_size"]]
+    borders, ties = values["cutoffs"], values.get("tie_projs")
+    if not isinstance(borders, list) or not isinstance(ties, list | None):
+        raise InputError(f"{file}: expected lists as cutoffs and tie_projs, found {borders!r} and {ties!r}")
+    cutoffs = [border for border in borders if border != values["vocab_size"]]
     share = bool(values.get("proj_share_all_but_first", True))
-    ties = [False] + [share] * len(cutoffs)
-    return ModelConfig(
-        n_token=values["vocab_size"],
-        tgt_len=values["tgt_len"],
-        cutoffs=cutoffs,
-        tied=bool(values.get("tie_word_embeddings", values.get("tie_weight", True))),
-        tie_projs=[bool(tie) for tie in values.get("tie_projs") or ties],
+    fields = {
+        "n_token": values["vocab_size"],
+        "tgt_len": values["tgt_len"],
+        "cutoffs": cutoffs,
+        "tied": bool(values.get("tie_word_embeddings", values.get("tie_weight", True))),
+        "tie_projs": [bool(tie) for tie in ties or [False] + [share] * len(cutoffs)],
         **{name: values[name] for name in _SAME_NAMES},
-    )
+    }
+    try:
+        return ModelConfig.of(fields)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error

@@ -250,4 +250,4 @@ def prepare(args: argparse.Namespace) -> tuple[LanguageModelBench, Tensor, list[
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, takes_device=True)

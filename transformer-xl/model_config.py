@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from attention_pruning import InputError
+from reproduction.runs.json_file import parse_json
 
+#: What every number of a shape stays below.
+_LARGEST = 1 << 31
 #: Fields that the first model files do not have.
 LATER_FIELDS = {"untie_r", "tie_projs"}
 
@@ -38,9 +43,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_token", "n_layer", "n_head", "d_head", "d_model", "d_inner", "div_val", "tgt_len"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) < _LARGEST:
                 raise InputError(f"--{name}: expected a number of at least 1, found {getattr(self, name)}")
-        if self.mem_len < 0:
+        if not 0 <= self.mem_len < _LARGEST:
             raise InputError(f"--mem_len: expected 0 or more, found {self.mem_len}")
         if self.d_model % 2:
             raise InputError(f"--d_model: expected an even number (sine and cosine pairs), found {self.d_model}")
@@ -59,12 +64,39 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Rebuild from :meth:`to_json`; unknown or missing fields are an InputError."""
-        values, expected = json.loads(text), {f.name for f in dataclasses.fields(cls)}
-        if set(values) | LATER_FIELDS != expected:
-            raise InputError(f"model configuration: expected the fields {sorted(expected)}, found {sorted(values)}")
+        """Rebuild from :meth:`to_json`; unknown or missing fields, or values of other types, are an InputError."""
+        values, expected = (
+            parse_json(text, "model configuration: expected JSON"),
+            {f.name for f in dataclasses.fields(cls)},
+        )
+        if not isinstance(values, dict) or set(values) | LATER_FIELDS != expected:
+            raise InputError(f"model configuration: expected the fields {sorted(expected)}, found {values}")
+        return cls.of(values)
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> ModelConfig:
+        """A configuration of values that a file holds by the names of its fields.
+
+        Raises
+        ------
+        InputError
+            If one has another type, or makes no sense.
+        """
+        for entry in dataclasses.fields(cls):
+            if entry.name in values and not _is_of(entry.type, values[entry.name]):
+                found = values[entry.name]
+                raise InputError(f"model configuration: expected {entry.name} of type {entry.type}, found {found!r}")
         return cls(**values)
 
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def _is_of(kind: str, value: object) -> bool:
+    """Whether a value has the type that the annotation of a field names."""
+    if kind.startswith("list["):
+        return isinstance(value, list) and all(_is_of(kind[5:-1], one) for one in value)
+    if kind == "float":
+        return _is_of("int", value) or (isinstance(value, float) and math.isfinite(value))
+    return type(value) is {"int": int, "bool": bool}[kind]

@@ -14,13 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attention_pruning import DistanceMask, InputError, PruneMask
+from attention_pruning.files.tensors import fingerprint
+from attention_pruning.structure import require_block_size
 from mem_transformer import MemTransformerLM, extended
 from model_config import ModelConfig
+from model_shapes import model_shapes
 from reproduction.data.language.corpus import Corpus
 from reproduction.runs.checkpoint import weights_fingerprint
 from reproduction.runs.files import atomic_path
 
 FORMAT = "transformer-xl/model/1"
+#: The header's name for a fingerprint of all else. Files of older versions have none.
+CONTENT = "content_fingerprint"
+#: Cells that the mask of a model may have at its lengths: a mask by distance could be asked for any.
+_MOST_CELLS = 1 << 36
 #: The metadata of a mask by distance at the lengths of a model says what it is of, and the header of the model's file
 #: that its mask goes on at other lengths.
 OF_DISTANCES, ANY_LENGTH = "distance_mask_fingerprint", "any_length"
@@ -79,6 +86,7 @@ def save_model(path: str | Path, model: MemTransformerLM, **info: Any) -> None:
     """Write the model atomically; ``info`` must be JSON."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": FORMAT, "config": model.config.to_json(), "info": json.dumps(info, sort_keys=True)}
+    metadata[CONTENT] = fingerprint(tensors, **metadata)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -99,34 +107,24 @@ def load_model(path: str | Path, beyond: str = "error", **overrides: Any) -> Loa
     InputError
         If the file is missing, damaged or something else, or the lengths exceed what the prune mask covers.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected a Transformer-XL model, found no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: expected a Transformer-XL model, found a damaged file ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: expected format {FORMAT!r}, found {metadata.get('format', 'none')!r}")
-    try:
-        config, info = ModelConfig.from_json(metadata["config"]), json.loads(metadata["info"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: expected a configuration in its header, found a broken one ({error})") from error
     unknown = set(overrides) - set(EVALUATION_FIELDS)
     if unknown:
         raise ValueError(f"overrides: expected some of {EVALUATION_FIELDS}, found {sorted(unknown)}")
-    config = dataclasses.replace(config, **{k: v for k, v in overrides.items() if v is not None})
+    path = Path(path)
+    metadata, tensors = _read(path)
+    config, info = _header(path, metadata)
     pruned = tensors.pop("pruned", None)
+    found = {name: tensor.shape for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if len(found) < len(tensors) or found != model_shapes(config, len(tensors), str(path)):
+        raise InputError(f"{path}: expected the weights of its own configuration, found others")
+    config = dataclasses.replace(config, **{k: v for k, v in overrides.items() if v is not None})
     model = MemTransformerLM(config)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path}: expected the weights of its own configuration, found others") from error
+    model.load_state_dict(tensors)
     if pruned is not None:
+        _check_pruned(path, pruned, config)
         if (mask := info.get("mask") or {}).get(ANY_LENGTH):
-            pruned = by_distance(pruned, mask["block_size"], config.tgt_len, config.mem_len)
+            block_size = require_block_size(mask.get("block_size"))
+            pruned = by_distance(pruned, block_size, config.tgt_len, config.mem_len)
         elif beyond == "dense":
             pruned = extended(pruned, config.tgt_len, config.mem_len)
         model.set_pruned(pruned)
@@ -137,3 +135,48 @@ def load_model(path: str | Path, beyond: str = "error", **overrides: Any) -> Loa
                 f"found --tgt_len {config.tgt_len} --mem_len {config.mem_len}; --beyond dense leaves the rest unpruned"
             )
     return LoadedModel(model.eval(), info, weights_fingerprint(model))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a model's file, as they were written."""
+    if not path.is_file():
+        raise InputError(f"{path}: expected a Transformer-XL model, found no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: expected a Transformer-XL model, found a damaged file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: expected format {FORMAT!r}, found {metadata.get('format', 'none')!r}")
+    recorded = metadata.pop(CONTENT, None)
+    if recorded is not None and recorded != (found := fingerprint(tensors, **metadata)):
+        raise InputError(f"{path}: expected content of fingerprint {recorded}, as its header says, found {found}")
+    return metadata, tensors
+
+
+def _header(path: Path, metadata: dict[str, str]) -> tuple[ModelConfig, dict[str, Any]]:
+    try:
+        config, info = ModelConfig.from_json(metadata["config"]), json.loads(metadata["info"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected a configuration in its header, found a broken one ({error})") from error
+    if not isinstance(info, dict) or not isinstance(info.get("mask"), dict | None):
+        raise InputError(f"{path}: expected facts by name in its header, found {metadata['info']}")
+    return config, {"corpus": None, "vocabulary": None, "step": None, "mask": None} | info
+
+
+def _check_pruned(path: Path, pruned: Tensor, config: ModelConfig) -> None:
+    """Refuse what is no mask of the model, and lengths that no mask can be made for."""
+    shape = list(pruned.shape)
+    of_model = pruned.dtype == torch.bool and len(shape) == 4 and shape[:2] == [config.n_layer, config.n_head]
+    if not of_model or not 1 <= shape[2] <= shape[3]:
+        raise InputError(
+            f"{path}: expected a prune mask [{config.n_layer}, {config.n_head}, query, key] of bools, found "
+            f"{pruned.dtype} of {shape}"
+        )
+    cells = shape[0] * shape[1] * config.tgt_len * (config.mem_len + config.tgt_len)
+    if cells > _MOST_CELLS:
+        raise InputError(
+            f"{path}: expected lengths at which its prune mask has at most {_MOST_CELLS} cells, found tgt_len "
+            f"{config.tgt_len} and mem_len {config.mem_len}"
+        )

@@ -30,7 +30,7 @@ from model_config import ModelConfig
 from model_file import EVALUATION_FIELDS, describe_mask, load_model
 from reproduction.data.language.corpus import Corpus
 from reproduction.runs.checkpoint import seed_everything
-from reproduction.runs.command import limit_threads, run_main
+from reproduction.runs.command import limit_threads, refuse_sharding, run_main
 from reproduction.runs.folder import claim_folder, make_recipe, way
 from reproduction.runs.record import RunRecord
 from reproduction.runs.step_log import StepLog
@@ -191,6 +191,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Run the command; returns its exit status."""
     args = parser().parse_args(argv)
     check(args)
+    refuse_sharding()
     limit_threads(args.threads)
     corpus = Corpus.load(args.data)
     fill_cutoffs(args, len(corpus.vocabulary))
@@ -235,4 +236,4 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, takes_device=True)

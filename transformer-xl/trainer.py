@@ -241,6 +241,16 @@ class Trainer:
         state = load_checkpoint(self.checkpoint_path)
         if "processes" not in state:
             raise InputError(f"{self.checkpoint_path}: expected a checkpoint of train.py, found another program's")
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            found = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{self.checkpoint_path}: expected a checkpoint of this training, found another one's ({found})"
+            ) from error
+        self.accelerator.print(f"| restart from {self.checkpoint_path} at step {self.step}")
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -251,7 +261,6 @@ class Trainer:
         self.losses = own["losses"]
         self.memories = [_unpack(memory, self.accelerator.device) for memory in own["memories"]]
         restore_random_state(own["random"])
-        self.accelerator.print(f"| restart from {self.checkpoint_path} at step {self.step}")
 
 
 def gathered_mean(mean: float, weight: int) -> tuple[float, int]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from attention_pruning import InputError
-from mem_transformer import MemTransformerLM
 from model_config import ModelConfig
+from model_shapes import model_shapes
 
 #: Not a weight: the frequencies of positions, the same in every model.
 BUFFERS = {"upstream": "pos_emb.inv_freq", "transformers": "transformer.pos_emb.inv_freq"}
@@ -153,20 +153,26 @@ def from_layout(
     InputError
         If one is missing, is not the model's, has another shape, or a copy differs from what it is a copy of.
     """
+    shapes = model_shapes(config, len(tensors), source)
     expected = places(config, layout)
     if strange := sorted(set(tensors) - set(expected) - {BUFFERS[layout]}):
         raise InputError(f"{source}: expected the weights of its configuration, found {strange[0]}, too")
-    with torch.device("meta"):
-        shapes = MemTransformerLM(config).state_dict()
-    weights = {name: torch.empty(tensor.shape) for name, tensor in shapes.items()}
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     for name, place in expected.items():
         if name not in tensors and place.again:
             continue
         if name not in tensors:
             raise InputError(f"{source}: expected the weights of its configuration, found no {name}")
+        shape, theirs = empty[place.name][place.part].shape, tensors[name]
+        if shape != theirs.shape:
+            raise InputError(f"{source}: expected {name} of shape {tuple(shape)}, found {tuple(theirs.shape)}")
+        if not theirs.is_floating_point() or not torch.isfinite(theirs).all():
+            raise InputError(f"{source}: expected finite numbers in {name}, found others")
+    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
+    for name, place in expected.items():
+        if name not in tensors:
+            continue
         ours, theirs = weights[place.name][place.part], tensors[name].detach()
-        if ours.shape != theirs.shape:
-            raise InputError(f"{source}: expected {name} of shape {tuple(ours.shape)}, found {tuple(theirs.shape)}")
         theirs = theirs.flip(0) if place.reversed_rows else theirs
         if not place.again:
             ours.copy_(theirs)

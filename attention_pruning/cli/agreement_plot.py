@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..agreement import Agreement
 from ..errors import InputError
-from ..files.tensors import written_whole
+from ..files.whole import written_whole
 
 _WORDS = {"others": "as many others", "all": "all of the data"}
 

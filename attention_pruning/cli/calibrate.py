@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..files.tensors import written_whole
+from ..files.whole import written_whole
 from ..make.within_budget import TAUS
 
 

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..errors import InputError
-from ..files.tensors import written_whole
+from ..files.whole import written_whole
 from ..mask import PruneMask
 from ..pattern import AttentionPattern
 from ..structure import block_any

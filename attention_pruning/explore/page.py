@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from ..distance_mask import DistanceMask
 from ..errors import InputError
-from ..files.tensors import written_whole
+from ..files.whole import written_whole
 from ..mask import PruneMask, require_mask
 from ..pattern import AttentionPattern, require_pattern
 from .shown import KERNEL_BLOCKS, PRECISION, Shown
@@ -78,10 +79,14 @@ def _require_same(
 
 
 def _page(shown: list[Shown], mask: PruneMask | None) -> str:
-    names = [_name(one.pattern) for one in shown]
+    names = _names([one.pattern for one in shown])
     panels = [
         _template("panel.html").substitute(
-            n=number, name=html.escape(name), facts=html.escape(_facts(one.pattern)), precision=html.escape(_said(one))
+            n=number,
+            name=html.escape(name),
+            size=html.escape(_size(one.pattern)),
+            facts=html.escape(_facts(one.pattern)),
+            precision=html.escape(_said(one)),
         )
         for number, (one, name) in enumerate(zip(shown, names, strict=True))
     ]
@@ -114,16 +119,28 @@ def _json(value: object) -> str:
     return json.dumps(value).replace("<", "\\u003c")
 
 
-def _name(pattern: AttentionPattern) -> str:
-    return Path(pattern.source).name
+def _names(patterns: list[AttentionPattern]) -> list[str]:
+    """The names of their files, with the folders that tell files of one name apart."""
+    paths = [Path(pattern.source) for pattern in patterns]
+    names = [path.name for path in paths]
+    if len(set(names)) == len(names) or len(set(paths)) == 1:
+        return names
+    folders = [path.absolute().parent for path in paths]
+    return [
+        str(folder.relative_to(os.path.commonpath(folders)) / name) for folder, name in zip(folders, names, strict=True)
+    ]
+
+
+def _size(pattern: AttentionPattern) -> str:
+    return (
+        f"{pattern.site}{', causal' if pattern.causal else ''}: {pattern.layers} layers of {pattern.heads} heads, "
+        f"{pattern.query_length} queries, {pattern.key_length} keys"
+    )
 
 
 def _facts(pattern: AttentionPattern) -> str:
-    size = (
-        f"{pattern.layers} layers of {pattern.heads} heads, {pattern.query_length} queries, {pattern.key_length} keys"
-    )
     known = [f"{name} {value}" for name, value in pattern.metadata.items() if value is not None]
-    return "; ".join([f"{pattern.site}{', causal' if pattern.causal else ''}", size, *known])
+    return "; ".join(known) or "The file says nothing of its data."
 
 
 def _said(shown: Shown) -> str:
@@ -132,7 +149,7 @@ def _said(shown: Shown) -> str:
     blocks = "every cell" if pool == 1 else f"the means of blocks of {pool} x {pool} cells"
     if shown.exact:
         same = "" if pool == 1 else ", as in the file: whole blocks are pruned"
-        return f"Shown: {blocks}, exactly{same}. A mask by tau is the one that the library makes."
+        return f"Shown: {blocks}, exactly{same}. A mask by tau is the one the library makes."
     pooled = "" if pool == own else f"; the file has {'cells' if own == 1 else f'blocks of {own} x {own}'}"
     return (
         f"Shown: {blocks}, in 16 bits (to {PRECISION:.1%} of each average){pooled}. A mask by tau is made of what is "
@@ -146,7 +163,7 @@ def _header(shown: Shown, mask: PruneMask | None) -> dict[str, object]:
     names = {"causal": "causal", "layers": "layers", "heads": "heads", "queries": "query_length", "keys": "key_length"}
     sizes = [size for size in KERNEL_BLOCKS if size % shown.pool == 0] or [shown.pool]
     header = {name: getattr(pattern, attribute) for name, attribute in names.items()}
-    header |= {"name": _name(pattern), "pool": shown.pool, "exact": shown.exact, "blockSizes": sizes, "mask": None}
+    header |= {"pool": shown.pool, "exact": shown.exact, "blockSizes": sizes, "mask": None}
     if mask is not None:
         header["mask"] = {name: getattr(mask, name) for name in _MASK_FACTS} | {
             "crop": mask.recipe.crop is not False,

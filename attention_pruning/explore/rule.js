@@ -1,5 +1,5 @@
 "use strict";
-// From the numbers in the page to a mask, by the rules of attention_pruning.make.from_pattern: the same cells.
+// From the numbers in the page to the masks of every tau, by the rules of attention_pruning.make.from_pattern: the same cells.
 // A pattern has layers x heads x q x k blocks of `pool` cells a side. A tau is a whole number of thousandths.
 
 // ---- What the page holds ----
@@ -12,9 +12,10 @@ function bytesOf(base64) {
 }
 
 // 16 bits are the exponent and 8 bits of the fraction of a float32 that is not negative.
+const DROPPED_BITS = 15;
 function floatsOf(codes) {
   const bits = new Uint32Array(codes.length);
-  for (let i = 0; i < codes.length; i++) bits[i] = codes[i] << 15;
+  for (let i = 0; i < codes.length; i++) bits[i] = codes[i] << DROPPED_BITS;
   return new Float32Array(bits.buffer);
 }
 
@@ -90,35 +91,22 @@ function bestOf(p) {
 
 // ---- From tau to a mask ----
 
+// A block that no tau takes.
+const NEVER = 1001;
+// Averages that compete are sorted by value, then by place: both fit in the 53 bits of a whole number.
+const PLACES = 2 ** 22;
+
 // "published": what lies in the bounding box of what was observed, or everything; "allowed": allowed blocks alone.
 function candidatesOf(p, rule, crop) {
   if (rule === "allowed") return p.allowed;
-  if (!crop) return new Uint8Array(p.area).fill(1);
-  const rows = [], columns = [];
-  p.allowed.forEach((one, cell) => one && (rows.push(Math.floor(cell / p.k)), columns.push(cell % p.k)));
-  const inside = (x, all) => x >= all[0] && x <= all[1];
-  const ends = (all) => all.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)], [Infinity, -Infinity]);
-  const [rowEnds, columnEnds] = [ends(rows), ends(columns)];
-  return p.allowed.map((_, cell) => (inside(Math.floor(cell / p.k), rowEnds) && inside(cell % p.k, columnEnds) ? 1 : 0));
-}
-
-// Sorts the averages of every group that competes, once; then a tau is a threshold.
-function prepare(p, rule, scope, crop) {
-  const candidate = candidatesOf(p, rule, crop);
-  const perRow = new Uint32Array(p.q);
-  candidate.forEach((one, cell) => (perRow[Math.floor(cell / p.k)] += one));
-  const rowsInGroup = { model: p.rows, layer: p.heads * p.q, head: p.q, row: 1 }[scope];
-  const starts = new Uint32Array(p.rows / rowsInGroup + 1);
-  for (let row = 0; row < p.rows; row++) starts[Math.floor(row / rowsInGroup) + 1] += perRow[row % p.q];
-  for (let group = 1; group < starts.length; group++) starts[group] += starts[group - 1];
-  const sorted = new Float32Array(starts[starts.length - 1]);
-  let filled = 0;
-  for (let row = 0; row < p.rows; row++) {
-    const cells = (row % p.q) * p.k, values = row * p.k;
-    for (let j = 0; j < p.k; j++) if (candidate[cells + j]) sorted[filled++] = p.average[values + j];
+  const box = crop ? [p.q, -1, p.k, -1] : [0, p.q - 1, 0, p.k - 1];
+  for (let cell = 0; crop && cell < p.area; cell++) {
+    if (!p.allowed[cell]) continue;
+    const i = Math.floor(cell / p.k), j = cell % p.k;
+    box.splice(0, 4, Math.min(box[0], i), Math.max(box[1], i), Math.min(box[2], j), Math.max(box[3], j));
   }
-  for (let group = 0; group + 1 < starts.length; group++) sorted.subarray(starts[group], starts[group + 1]).sort();
-  return { rule, candidate, rowsInGroup, starts, sorted };
+  const inside = (i, j) => i >= box[0] && i <= box[1] && j >= box[2] && j <= box[3];
+  return p.allowed.map((_, cell) => (inside(Math.floor(cell / p.k), cell % p.k) ? 1 : 0));
 }
 
 // As numpy rounds: a half to the even neighbour.
@@ -127,72 +115,85 @@ function roundHalfEven(x) {
   return rest > 0.5 || (rest === 0.5 && floor % 2 === 1) ? floor + 1 : floor;
 }
 
-// What goes of a group: all averages below `limit`, and of those equal to it the first `ties`.
-function thresholdOf(sorted, rule, tau) {
-  const n = sorted.length;
-  if (rule === "published") {
-    const index = roundHalfEven((n - 1) * (tau / 10 / 100)); // numpy's percentile of tau / 10 percent, "nearest"
-    return n ? { limit: sorted[index], ties: Infinity } : { limit: -1, ties: 0 };
+// The first tau that takes the block at each place of n sorted ones, and those before it.
+function taus(n, rule) {
+  const first = new Uint16Array(n).fill(NEVER);
+  for (let tau = 1, place = 0; tau <= 1000; tau++) {
+    // Of "published" numpy's percentile of tau / 10 percent, "nearest", is the last to go.
+    const taken = rule === "published" ? roundHalfEven((n - 1) * (tau / 10 / 100)) + 1 : Math.floor((tau * n) / 1000);
+    while (place < Math.min(taken, n)) first[place++] = tau;
   }
-  const budget = Math.floor((tau * n) / 1000);
-  if (!budget) return { limit: -1, ties: 0 };
-  const limit = sorted[budget - 1];
-  return { limit, ties: budget - sorted.indexOf(limit) };
+  return first;
 }
 
-// The mask: 1 where a block of a layer and head is pruned.
-function prune(p, prepared, tau, keepBest) {
-  const pruned = new Uint8Array(p.rows * p.k);
-  if (tau === 0) return pruned;
-  const { rule, candidate, rowsInGroup, starts, sorted } = prepared;
-  let limit = -1, ties = 0;
-  for (let row = 0; row < p.rows; row++) {
-    if (row % rowsInGroup === 0) {
-      const group = row / rowsInGroup;
-      ({ limit, ties } = thresholdOf(sorted.subarray(starts[group], starts[group + 1]), rule, tau));
+// The smallest tau that prunes each block, in thousandths, or NEVER. A growing tau takes more, never other, blocks.
+function goesAt(p, { rule, scope, crop, keepBest }) {
+  const candidate = candidatesOf(p, rule, crop), bits = new Uint32Array(p.average.buffer, p.average.byteOffset, p.average.length);
+  const goes = new Uint16Array(p.rows * p.k).fill(NEVER);
+  const size = { model: p.rows, layer: p.heads * p.q, head: p.q, row: 1 }[scope] * p.k;
+  const keys = new Float64Array(size), tables = new Map();
+  for (let group = 0; group < goes.length; group += size) {
+    let n = 0;
+    for (let at = 0, cell = group % p.area; at < size; at++, cell++) {
+      if (cell === p.area) cell = 0;
+      if (candidate[cell]) keys[n++] = bits[group + at] * PLACES + at;
     }
-    const cells = (row % p.q) * p.k, values = row * p.k;
-    for (let j = 0; j < p.k; j++) {
-      const x = p.average[values + j], cell = cells + j;
-      if (x > limit || !candidate[cell]) continue;
-      if (x === limit && ties-- <= 0) continue;
-      const unobserved = p.visible[cell] && !p.allowed[cell];
-      if (!unobserved && !(keepBest && p.best[values + j])) pruned[values + j] = 1;
+    if (!tables.has(n)) tables.set(n, taus(n, rule));
+    const first = tables.get(n);
+    keys.subarray(0, n).sort();
+    for (let place = 0, value = -1, tau = NEVER; place < n; place++) {
+      const own = Math.floor(keys[place] / PLACES), at = group + keys[place] - own * PLACES, cell = at % p.area;
+      if (rule === "allowed" || own !== value) tau = first[place]; // "published" takes equals together
+      value = own;
+      if (!(p.visible[cell] && !p.allowed[cell]) && !(keepBest && p.best[at])) goes[at] = tau;
     }
   }
-  return pruned;
+  return goes;
 }
 
-// ---- How sparse it is ----
+// ---- How sparse it is, for every tau ----
 
-// Pruned allowed cells / allowed cells, of each layer and of all.
-function effectiveSparsity(p, pruned) {
+// From what each tau adds to what there is up to it, as shares of `total`.
+function shares(added, total) {
+  let sum = 0;
+  return added.map((one) => (sum += one) / total);
+}
+
+// Pruned allowed cells / allowed cells, of each layer and of all: [tau].
+function effectiveSparsity(p, goes) {
   const total = p.cells.reduce((sum, cells) => sum + cells, 0) * p.heads;
-  const used = new Array(p.layers).fill(0);
-  for (let head = 0, at = 0; head < p.layers * p.heads; head++) {
-    let sum = 0;
-    for (let cell = 0; cell < p.area; cell++, at++) if (pruned[at]) sum += p.cells[cell];
-    used[Math.floor(head / p.heads)] += sum;
+  const layers = Array.from({ length: p.layers }, () => new Float64Array(NEVER + 1));
+  for (let layer = 0, at = 0; layer < p.layers; layer++) {
+    for (let head = 0; head < p.heads; head++) {
+      for (let cell = 0; cell < p.area; cell++, at++) layers[layer][goes[at]] += p.cells[cell];
+    }
   }
-  return { layers: used.map((sum) => sum / total), all: used.reduce((a, b) => a + b) / (total * p.layers) };
+  const all = layers[0].map((_, tau) => layers.reduce((sum, added) => sum + added[tau], 0));
+  return { layers: layers.map((added) => shares(added, total)), all: shares(all, total * p.layers) };
 }
 
-// Skipped blocks / blocks of `size` cells a side that hold an allowed cell; skipped: nothing visible in it is kept.
-function blockSparsity(p, pruned, size) {
+// Skipped blocks / blocks of `size` cells a side that hold an allowed cell: [tau]. The last visible block goes last.
+function blockSparsity(p, goes, size) {
   const ratio = size / p.pool, width = Math.ceil(p.k / ratio);
-  const larger = new Uint32Array(p.area);
-  for (let cell = 0; cell < p.area; cell++) {
-    larger[cell] = Math.floor(Math.floor(cell / p.k) / ratio) * width + Math.floor((cell % p.k) / ratio);
-  }
-  const holds = new Uint8Array(Math.ceil(p.q / ratio) * width), computed = new Uint8Array(holds.length);
+  const larger = Uint32Array.from({ length: p.area }, (_, cell) =>
+    Math.floor(Math.floor(cell / p.k) / ratio) * width + Math.floor((cell % p.k) / ratio));
+  const holds = new Uint8Array(Math.ceil(p.q / ratio) * width), last = new Uint16Array(holds.length);
   p.allowed.forEach((one, cell) => (holds[larger[cell]] |= one));
-  let skipped = 0;
+  const added = new Float64Array(NEVER + 1);
   for (let head = 0, at = 0; head < p.layers * p.heads; head++) {
-    computed.fill(0);
-    for (let cell = 0; cell < p.area; cell++, at++) computed[larger[cell]] |= p.visible[cell] & ~pruned[at];
-    for (let block = 0; block < holds.length; block++) skipped += holds[block] & ~computed[block];
+    last.fill(0);
+    for (let cell = 0; cell < p.area; cell++, at++) {
+      if (p.visible[cell] && goes[at] > last[larger[cell]]) last[larger[cell]] = goes[at];
+    }
+    for (let block = 0; block < holds.length; block++) added[last[block]] += holds[block];
   }
-  return skipped / (holds.reduce((a, b) => a + b, 0) * p.layers * p.heads);
+  return shares(added, holds.reduce((a, b) => a + b, 0) * p.layers * p.heads);
+}
+
+// Everything about the masks of a choice of rule, scope, crop and row floor: then a tau is looked up.
+function prepare(p, choice) {
+  const goes = goesAt(p, choice);
+  return { goes, ...effectiveSparsity(p, goes), blocks: p.blockSizes.map((size) => blockSparsity(p, goes, size)) };
 }
 
 // ---- Attention by distance ----
@@ -205,16 +206,18 @@ function distanceOf(p, i, j) {
 
 // The mean over the allowed blocks of each distance of each head, NaN where there is none: from the distance `first` on.
 function byDistance(p) {
-  const first = distanceOf(p, 0, p.k - 1), length = p.q + p.k - 1;
-  const blocks = new Uint32Array(length);
-  const means = new Float64Array(p.layers * p.heads * length);
-  for (let row = 0; row < p.rows; row++) {
-    const i = row % p.q, start = Math.floor(row / p.q) * length;
-    for (let j = 0; j < p.k; j++) {
-      if (!p.allowed[i * p.k + j]) continue;
-      means[start + distanceOf(p, i, j) - first] += p.average[row * p.k + j];
-      if (row < p.q) blocks[distanceOf(p, i, j) - first] += 1;
-    }
+  const distances = Int32Array.from(p.allowed, (_, cell) => distanceOf(p, Math.floor(cell / p.k), cell % p.k));
+  let first = Infinity, last = -Infinity;
+  p.allowed.forEach((one, cell) => {
+    if (one) [first, last] = [Math.min(first, distances[cell]), Math.max(last, distances[cell])];
+  });
+  const length = last - first + 1, blocks = new Uint32Array(length);
+  p.allowed.forEach((one, cell) => one && (blocks[distances[cell] - first] += 1));
+  const means = new Float32Array(p.layers * p.heads * length);
+  for (let head = 0, at = 0; head < p.layers * p.heads; head++) {
+    const sums = new Float64Array(length);
+    for (let cell = 0; cell < p.area; cell++, at++) if (p.allowed[cell]) sums[distances[cell] - first] += p.average[at];
+    means.set(sums.map((sum, d) => (blocks[d] ? sum / blocks[d] : NaN)), head * length);
   }
-  return { first, length, means: means.map((sum, at) => (blocks[at % length] ? sum / blocks[at % length] : NaN)) };
+  return { first, length, means };
 }

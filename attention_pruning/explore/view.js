@@ -3,8 +3,10 @@
 
 // Ten colours of viridis, from low to high; those between lie on straight lines.
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
-// A log scale spans at most this many powers of ten below the largest average.
-const DECADES = 5;
+// A log scale spans at most this many powers of ten.
+const DECADES = 3;
+// The shares of averages below and above the scale of colours: a few extremes would leave one hue for all others.
+const TAILS = [0.01, 0.002];
 const element = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const short = (x) => (x === 0 ? "0" : x >= 0.001 ? x.toPrecision(3) : x.toExponential(2));
@@ -34,16 +36,20 @@ function themeColours() {
   return { averages, pruned: named("--pruned"), unobserved: packed(named("--unobserved")) };
 }
 
-// The ends of a log scale for some lists of numbers.
-function logScale(lists) {
-  let low = Infinity, high = 0;
+// The ends of a log scale for the positive numbers of some Float32Arrays, but for a share at either end.
+function logScale(lists, [below, above] = [0, 0]) {
+  const counts = new Uint32Array(1 << 16);
   for (const numbers of lists) {
-    for (const x of numbers) {
-      if (x > high) high = x;
-      if (x > 0 && x < low) low = x;
-    }
+    const bits = new Uint32Array(numbers.buffer, numbers.byteOffset, numbers.length);
+    bits.forEach((one, at) => numbers[at] > 0 && counts[one >>> DROPPED_BITS]++);
   }
-  return high ? { low: Math.min(Math.max(low, high / 10 ** DECADES), high / 10), high } : { low: 0.1, high: 1 };
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  if (!total) return { low: 0.1, high: 1 };
+  let [first, last] = [0, counts.length - 1];
+  for (let left = below * total; left >= counts[first]; first++) left -= counts[first];
+  for (let left = above * total; left >= counts[last]; last--) left -= counts[last];
+  const [low, high] = floatsOf([first, last + 1]);
+  return { low: Math.min(Math.max(low, high / 10 ** DECADES), high / 10), high };
 }
 
 const placeOn = ({ low, high }, x) => Math.min(Math.max(Math.log(x / low) / Math.log(high / low), 0), 1);
@@ -61,27 +67,30 @@ function asked() {
   };
 }
 
-// The groups sorted for a choice of rule and scope: only the last choice is kept.
-function preparedFor(panel, { rule, scope, crop }) {
-  const key = `${rule} ${scope} ${rule === "published" && crop}`;
+// What is known of all masks of a choice: only the last choice is kept.
+function preparedFor(panel, { rule, scope, crop, keepBest }) {
+  const key = `${rule} ${scope} ${rule === "published" && crop} ${keepBest}`;
   if (panel.preparedKey !== key) {
-    panel.prepared = prepare(panel.p, rule, scope, crop);
+    panel.prepared = prepare(panel.p, { rule, scope, crop, keepBest });
     panel.preparedKey = key;
   }
   return panel.prepared;
 }
 
-// Pruned shares of blocks in 255ths; null where nothing is pruned.
+// The mask that is shown and its sparsities; null where nothing is pruned.
 function remask(panel, now) {
-  const p = panel.p;
-  if (now.shown === "none") return Object.assign(panel, { share: null, sparsity: null });
-  if (now.shown === "file" && p.mask) {
-    const { effective, layers, blocks } = p.mask;
-    return Object.assign(panel, { share: p.share, full: 255, sparsity: { all: effective, layers, blocks } });
-  }
-  const pruned = prune(p, preparedFor(panel, now), now.tau, now.keepBest);
-  const blocks = p.blockSizes.map((size) => blockSparsity(p, pruned, size));
-  return Object.assign(panel, { share: pruned, full: 1, sparsity: { ...effectiveSparsity(p, pruned), blocks } });
+  panel.mask = null;
+  if (now.shown === "file") panel.mask = panel.p.mask;
+  if (now.shown !== "tau") return;
+  const { goes, all, layers, blocks } = preparedFor(panel, now), at = (shares) => shares[now.tau];
+  panel.mask = { goes, tau: now.tau, effective: at(all), layers: layers.map(at), blocks: blocks.map(at) };
+}
+
+// The pruned share of a block in 255ths.
+function gone({ p, mask }, at) {
+  if (!mask) return 0;
+  if (mask.goes) return mask.goes[at] <= mask.tau ? 255 : 0;
+  return p.share[at];
 }
 
 // ---- Pictures ----
@@ -95,24 +104,20 @@ function baseColours(p) {
   });
 }
 
-function headPixels({ p, base, share, full, pixels }, head) {
-  const pruned = packed(colours.pruned);
-  for (let cell = 0, at = head * p.area; cell < p.area; cell++, at++) {
-    const colour = base[at], gone = share ? share[at] : 0;
-    if (!gone || !colour) pixels[cell] = colour;
-    else pixels[cell] = gone === full ? pruned : packed(mixed(unpacked(colour), colours.pruned, gone / full));
-  }
-}
-
 function drawHead(panel, head, canvas) {
-  headPixels(panel, head);
+  const { p, base, pixels } = panel, pruned = packed(colours.pruned);
+  for (let cell = 0, at = head * p.area; cell < p.area; cell++, at++) {
+    const colour = base[at], share = colour ? gone(panel, at) : 0;
+    if (share === 0 || share === 255) pixels[cell] = share ? pruned : colour;
+    else pixels[cell] = packed(mixed(unpacked(colour), colours.pruned, share / 255));
+  }
   canvas.getContext("2d").putImageData(panel.image, 0, 0);
 }
 
 function drawGrid(panel) {
   panel.canvases.forEach((canvas, head) => drawHead(panel, head, canvas));
   panel.rowLabels.forEach((label, layer) => {
-    label.textContent = panel.sparsity ? `${layer} · ${Math.round(100 * panel.sparsity.layers[layer])} %` : `${layer}`;
+    label.textContent = panel.mask ? `${layer} · ${Math.round(100 * panel.mask.layers[layer])} %` : `${layer}`;
   });
 }
 
@@ -127,12 +132,10 @@ function list(pairs) {
 }
 
 function drawStats(panel) {
-  const { p, n, sparsity } = panel;
-  const blocks = p.blockSizes.map((size, i) => [`block sparsity, ${size}`, sparsity ? percent(sparsity.blocks[i]) : "–"]);
-  const pairs = [["effective sparsity", sparsity ? percent(sparsity.all) : "–"], ...blocks];
-  if (p.mask && asked().shown === "file") {
-    pairs.push(["mask", `${p.mask.kind}, tau ${p.mask.tau}, ${p.mask.rule ? `${p.mask.rule}, by ${p.mask.scope}` : "no rule"}`]);
-  }
+  const { p, n, mask } = panel;
+  const blocks = p.blockSizes.map((size, i) => [`block sparsity, ${size}`, mask ? percent(mask.blocks[i]) : "–"]);
+  const pairs = [["effective sparsity", mask ? percent(mask.effective) : "–"], ...blocks];
+  if (mask && mask.kind) pairs.push(["mask", `${mask.kind}, tau ${mask.tau}, ${mask.rule ? `${mask.rule}, by ${mask.scope}` : "no rule"}`]);
   element(`stats-${n}`).replaceChildren(...list(pairs));
 }
 
@@ -159,7 +162,8 @@ function curvePath(curves, head) {
 function drawChart(panel) {
   const { p, n, curves } = panel;
   const order = [...Array(p.heads).keys()].sort((a, b) => (a === chosen.head) - (b === chosen.head));
-  element(`chart-${n}`).innerHTML = order
+  const zero = (600 * (0.5 - curves.first)) / curves.length; // where two-sided attention looks at its own position
+  element(`chart-${n}`).innerHTML = `<path class="zero" d="M${zero.toFixed(1)} 0V180"></path>` + order
     .map((head) => {
       const path = curvePath(curves, chosen.layer * p.heads + head);
       return `<path d="${path}"${head === chosen.head ? ' class="chosen"' : ""}></path>`;
@@ -180,12 +184,12 @@ function span(block, pool, length) {
 }
 
 function cellFacts(panel, i, j) {
-  const { p, share, full } = panel;
+  const { p } = panel;
   const cell = i * p.k + j, at = headIndex(p) * p.area + cell;
   const place = [["query", span(i, p.pool, p.queries)], ["key", span(j, p.pool, p.keys)], ["distance", `${distanceOf(p, i, j) * p.pool}`]];
   if (!p.visible[cell]) return [...place, ["", "not visible"]];
-  const gone = share ? share[at] / full : 0;
-  const what = gone === 1 ? "pruned" : gone ? `${percent(gone)} pruned` : "kept";
+  const share = gone(panel, at) / 255;
+  const what = share === 1 ? "pruned" : share ? `${percent(share)} pruned` : "kept";
   if (!p.allowed[cell]) return [...place, ["", `never observed, ${what}`]];
   return [...place, ["average", short(p.average[at])], ["count", `${p.seen[cell]}`], ["", what]];
 }
@@ -195,7 +199,7 @@ function drawCell(panel) {
   const cross = element(`cross-${n}`), facts = element(`cell-${n}`);
   const inside = chosen.cell && chosen.cell[0] < p.queries && chosen.cell[1] < p.keys;
   cross.hidden = !inside;
-  if (!inside) return facts.replaceChildren(...list([["cell", "point at one"]]));
+  if (!inside) return facts.replaceChildren("Point at a cell of the map, or tab to it and use the arrow keys.");
   const [i, j] = chosen.cell.map((position) => Math.floor(position / p.pool));
   Object.assign(cross.style, {
     left: `${(100 * j) / p.k}%`, top: `${(100 * i) / p.q}%`, width: `${100 / p.k}%`, height: `${100 / p.q}%`,
@@ -219,9 +223,9 @@ function drawChosen(panel) {
 
 function update() {
   const now = asked();
-  element("tau-value").textContent = (now.tau / 1000).toFixed(3);
-  for (const id of ["tau", "rule", "scope", "crop", "keep-best"]) element(id).disabled = now.shown !== "tau";
-  if (now.rule === "allowed") element("crop").disabled = true;
+  element("tau-value").textContent = now.shown === "tau" ? (now.tau / 1000).toFixed(3) : "–";
+  element("crop").disabled = now.rule === "allowed";
+  element("choice").textContent = now.shown === "tau" ? `${now.rule}, by ${now.scope}` : element("shown").selectedOptions[0].textContent;
   for (const panel of panels) {
     remask(panel, now);
     drawGrid(panel);
@@ -301,8 +305,9 @@ function headButton(panel, layer, head) {
 function buildGrid(panel) {
   const { p, n } = panel;
   const grid = element(`grid-${n}`);
-  grid.style.gridTemplateColumns = `max-content repeat(${p.heads}, minmax(1.5rem, 7rem))`;
-  grid.append(label("layer · pruned", ""), ...Array.from({ length: p.heads }, (_, head) => label(head, "column")));
+  grid.style.gridTemplateColumns = `max-content repeat(${p.heads}, minmax(1.2rem, 7rem))`;
+  grid.classList.toggle("enlarged", Math.max(p.q, p.k) < 100);
+  grid.append(label("layer,\npruned", ""), ...Array.from({ length: p.heads }, (_, head) => label(head, "column")));
   for (let layer = 0; layer < p.layers; layer++) {
     panel.rowLabels.push(label(layer, ""));
     grid.append(panel.rowLabels[layer], ...Array.from({ length: p.heads }, (_, head) => headButton(panel, layer, head)));
@@ -332,8 +337,8 @@ function readPatterns() {
 
 function showScale() {
   element("scale").style.background = `linear-gradient(to right, ${VIRIDIS.join(", ")})`;
-  element("scale-low").textContent = short(scale.low);
-  element("scale-high").textContent = short(scale.high);
+  element("scale-low").textContent = `≤ ${short(scale.low)}`;
+  element("scale-high").textContent = `≥ ${short(scale.high)}`;
 }
 
 // A mask of a file is shown first, and the controls say how it was made.
@@ -349,7 +354,10 @@ function startFrom(mask) {
 }
 
 function listen() {
-  element("controls").addEventListener("input", updateSoon);
+  element("controls").addEventListener("input", (event) => {
+    if (event.target.id !== "shown") element("shown").value = "tau"; // whoever moves the slider wants to see what it does
+    updateSoon();
+  });
   element("controls").addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("keydown", (event) => {
     if (event.key.toLowerCase() === "t" && !event.ctrlKey && !event.metaKey && !event.altKey) element("tau").focus();
@@ -363,12 +371,13 @@ function listen() {
 
 function start() {
   const patterns = readPatterns();
-  scale = logScale(patterns.map((p) => p.average));
+  scale = logScale(patterns.map((p) => p.average), TAILS);
   colours = themeColours();
   panels.push(...patterns.map(buildPanel));
   curveScale = logScale(panels.map((panel) => panel.curves.means));
   showScale();
   startFrom(patterns[0].mask);
+  element("choices").open = matchMedia("(min-width: 40rem)").matches;
   listen();
   update();
 }

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..pattern import AttentionPattern
-from .tensors import file_name, written_whole
+from .whole import file_name, written_whole
 
 #: For each layout, where layer, head, query and key stand among the five axes; the one left over has length 1.
 LAYOUTS = {

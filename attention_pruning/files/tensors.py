@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError
+from .whole import file_name, written_whole
 
 #: What may stand in the metadata of a pattern or a mask.
 MetadataValue = str | int | float | bool | None
@@ -46,55 +45,6 @@ class Stored:
     kind: FileKind
     tensors: Mapping[str, Tensor]
     fields: Mapping[str, object]
-
-
-def file_name(path: str | Path) -> Path:
-    """The name of a file as a Path.
-
-    Raises
-    ------
-    InputError
-        For anything else, such as a mask where its file is expected.
-    """
-    try:
-        return Path(path)
-    except TypeError as error:
-        raise InputError(f"path: expected the name of a file, found {type(path).__name__}") from error
-
-
-@contextmanager
-def written_whole(path: str | Path, ending: str | None = None) -> Iterator[Path]:
-    """Give a temporary name in the folder of ``path``; move it there when the block ends well, remove it when it does
-    not. The file has the permissions that ``open`` would give it.
-
-    Raises
-    ------
-    InputError
-        If the folder does not exist or cannot be written, or if ``path`` is itself a folder or has another ending.
-    """
-    path = file_name(path)
-    if path.is_dir():
-        raise InputError(f"{path}: expected the name of a file to write, found a folder")
-    if ending is not None and path.suffix != ending:
-        raise InputError(f"{path}: expected the name of a {ending} file to write, found {path.suffix or 'no ending'}")
-    temporary = name_beside(path)
-    try:
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(f"{path}: expected a folder that can be written to, found: {error.strerror}") from error
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def name_beside(path: Path) -> Path:
-    """A name in the folder of ``path`` that no other process, thread or machine comes upon.
-
-    Unlike a file or folder of ``tempfile``, what is made under it has the permissions that it would have at ``path``.
-    """
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
 
 
 def save_tensors(path: str | Path, kind: FileKind, tensors: Mapping[str, Tensor], fields: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..files.tensors import written_whole
+from ..files.whole import written_whole
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -20,14 +20,18 @@ def plot_perplexity(by_name: Mapping[str, Sequence[Mapping[str, float]]], path: 
     Parameters
     ----------
     by_name : mapping
-        What ``perplexity_by_position`` returns, by the name in the legend.
+        What ``perplexity_by_position`` returns, by the name in the legend. Rows may also have ``lowest`` and
+        ``highest``, such as those of several seeds: they are drawn as a band.
     path : path
         The .png to write.
     """
     figure, axes = _axes(6.0, 3.6)
     for name, rows in by_name.items():
         middle = [(row["first"] + row["last"]) / 2 for row in rows]
-        axes.plot(middle, [row["perplexity"] for row in rows], marker="o", markersize=3, label=name)
+        (line,) = axes.plot(middle, [row["perplexity"] for row in rows], marker="o", markersize=3, label=name)
+        if all("lowest" in row for row in rows):
+            edges = ([row[edge] for row in rows] for edge in ("lowest", "highest"))
+            axes.fill_between(middle, *edges, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("Position (tokens)")

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..files.tensors import FileKind, file_name, read_stored, save_tensors
+from ..files.tensors import FileKind, read_stored, save_tensors
+from ..files.whole import clear_rooms, file_name
 from ..processes import process_count
 from .collector import Collector
 
@@ -61,6 +62,7 @@ class PartialSums:
         self.collection = json.loads(json.dumps({**facts, "weights": _weights_fingerprint(model)}))
         self.batches, self.digest = 0, ""
         self._done, self._expected, self._written = 0, "", time.monotonic()
+        clear_rooms(self.path.parent, self.path.name)  # of a process that was killed just after its last writing
         if self.path.exists():
             self._read(model.device)
 

@@ -18,6 +18,8 @@ from ..structure import block_any, block_count, expand_blocks, visible_blocks, v
 
 BLOCK_SIZES = (16, 32, 64, 128)
 WHOLE = -1
+#: Blocks and cells are counted in 32 bits.
+_LONGEST = 1 << 31
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +58,12 @@ class BlockLayout:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        if self.block_size not in BLOCK_SIZES:
+        if not isinstance(self.block_size, int) or self.block_size not in BLOCK_SIZES:
             raise InputError(f"block_size: expected one of {BLOCK_SIZES} for a layout, found {self.block_size!r}")
+        for name in ("query_length", "key_length"):
+            length = getattr(self, name)
+            if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length < _LONGEST:
+                raise InputError(f"layout: expected {name} to be a whole number below {_LONGEST}, found {length!r}")
         for name in ("row_start", "column", "part", "bits"):
             tensor, kind = getattr(self, name), torch.uint8 if name == "bits" else torch.int32
             if tensor.dtype != kind or tensor.device.type != "cpu" or not tensor.is_contiguous():

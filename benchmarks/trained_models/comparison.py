@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from attention_pruning import PruneMask
-from attention_pruning.files.tensors import written_whole
+from attention_pruning.files.whole import written_whole
 
 from .interface import TrainedModel
 

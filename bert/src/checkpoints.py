@@ -6,8 +6,8 @@ transformers writes ``trainer_state.json`` last, so a checkpoint without it was 
 
 from __future__ import annotations
 
-import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from attention_pruning import InputError
 from reproduction.runs.folder import require_recipe
+from reproduction.runs.json_file import read_json
 
 _STATE_FILE = "trainer_state.json"
 #: What a training leaves in its folder.
@@ -86,10 +87,16 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return numbered[max(numbered)] if numbered else None
 
 
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the checkpoints that a run was writing, or removing, when it was killed."""
+    for path in Path(folder).glob("checkpoint-*"):
+        if path.is_dir() and not is_whole(path):
+            shutil.rmtree(path)
+
+
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end."""
     try:
-        json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return isinstance(read_json(checkpoint / _STATE_FILE), dict)
+    except InputError:
         return False
-    return True

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from attention_pruning import InputError
 from reproduction.data.tasks.pretrained import find_model
 from run_flags import ModelArguments
-
-#: What transformers raises about a missing, broken or unsuitable model.
-_REFUSALS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def load_tokenizer(arguments: ModelArguments, max_seq_length: int) -> PreTrainedTokenizerBase:
@@ -31,9 +27,12 @@ def load_tokenizer(arguments: ModelArguments, max_seq_length: int) -> PreTrained
     if tokenizer.pad_token_id is None:
         raise InputError(f"{name}: expected a tokenizer that can pad, found no padding token")
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2
-    if not least <= max_seq_length <= tokenizer.model_max_length:
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float):
+        raise InputError(f"{name}: expected a number as model_max_length of its tokenizer, found {longest!r}")
+    if not least <= max_seq_length <= longest:
         raise InputError(
-            f"--max_seq_length: expected {least} to {tokenizer.model_max_length}, what the tokenizer of "
+            f"--max_seq_length: expected {least} to {longest}, what the tokenizer of "
             f"{name} allows, found {max_seq_length}"
         )
     return tokenizer
@@ -50,6 +49,8 @@ def load_config(arguments: ModelArguments, max_seq_length: int) -> PreTrainedCon
     name = arguments.config_name or arguments.model_name_or_path
     config = _loaded(name, arguments, "config.json", AutoConfig.from_pretrained)
     positions = getattr(config, "max_position_embeddings", max_seq_length)
+    if isinstance(positions, bool) or not isinstance(positions, int):
+        raise InputError(f"{name}: expected a whole number as max_position_embeddings, found {positions!r}")
     if positions < max_seq_length:
         raise InputError(
             f"--max_seq_length: expected at most {positions}, the positions of {name}, found {max_seq_length}"
@@ -77,7 +78,9 @@ def load_model(arguments: ModelArguments, auto_class: type, config: PreTrainedCo
 def _loaded(name: str, arguments: ModelArguments, what: str, load: Callable[..., Any], **options: Any) -> Any:
     try:
         return load(find_model(name), revision=arguments.model_revision, **arguments.hub, **options)
-    except _REFUSALS as error:
+    except InputError:
+        raise
+    except Exception as error:  # of a damaged file transformers lets out whatever the reading of it runs into
         found = " ".join(str(error).split())
         if "ignore_mismatched_sizes" in found:
             found = "weights of other shapes, such as those of another task's head (--ignore_mismatched_sizes)"

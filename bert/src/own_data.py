@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,8 @@ def read_file(path: Path, split: str, flags: Flags, **options: Any) -> Dataset:
     if not path.is_file():
         raise InputError(f"--{split}_file: expected a file, found none at {path}")
     reader, settings = _READERS[path.suffix]
+    if reader == "json":
+        _require_objects(path)
     try:
         rows = datasets.load_dataset(
             reader,
@@ -75,10 +79,34 @@ def read_file(path: Path, split: str, flags: Flags, **options: Any) -> Dataset:
             **settings,
             **options,
         )
-    except _REFUSALS as error:
+    except Exception as error:  # of a malformed file datasets lets out whatever the reading of it runs into
         raise InputError(f"{path}: expected rows of {reader}, found: {_reason(error)}") from error
     rows.info.description = f"{path.name}, {len(rows)} rows"
     return rows
+
+
+def _require_objects(path: Path) -> None:
+    """Refuse what is neither a list of objects nor objects one after another: the reader of datasets ends the process
+    by some of it, such as a bare null or values that are nested by thousands.
+
+    Raises
+    ------
+    InputError
+    """
+    decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        place = blank.match(text).end()
+        while place < len(text):
+            value, place = decoder.raw_decode(text, place)
+            for row in value if isinstance(value, list) else [value]:
+                if not isinstance(row, dict):
+                    raise ValueError(f"{row!r} among them")
+            place = blank.match(text, place).end()
+    except RecursionError as error:
+        raise InputError(f"{path}: expected rows of JSON, found values nested too deep") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected rows of JSON, each an object, found: {error}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 from attention_pruning import InputError
 from own_data import load_own, own_files, read_file
 from reproduction.data.tasks.squad import as_dataset, check_questions, read_questions
+from reproduction.runs.json_file import read_json
 from run_flags import Flags
 
 _TEXTS = ("id", "context", "question")
@@ -48,8 +49,8 @@ def _json_data(path: Path) -> Any:
     if path.suffix != ".json" or not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # an object a line; or whatever, which the reader will say
+        content = read_json(path)
+    except InputError:  # an object a line; or whatever, which the reader will say
         return None
     return content.get("data") if isinstance(content, dict) else None
 
@@ -58,9 +59,12 @@ def _checked(rows: Dataset, where: str, split: str, flags: Flags) -> Dataset:
     needed = _TEXTS if split == "test" else (*_TEXTS, "answers")
     if missing := [column for column in needed if column not in rows.column_names]:
         raise InputError(f"{where}: expected a column {missing[0]}, found {', '.join(rows.column_names)}")
+    for name in _TEXTS:
+        if rows.data.column(name).null_count:
+            raise InputError(f"{where}: expected a value in every row of {name}, found one without")
     questions = [
         {name: str(row[name]) for name in _TEXTS}
-        | {"title": str(row.get("title", "")), "answers": _answers(row.get("answers"), where, row["id"])}
+        | {"title": str(row.get("title") or ""), "answers": _answers(row.get("answers"), where, row["id"])}
         for row in rows
     ]
     check_questions(questions, where, flags.data.version_2_with_negative or split == "test")
@@ -75,8 +79,10 @@ def _answers(value: Any, where: str, key: Any) -> dict[str, list]:
         found = json.loads(value) if isinstance(value, str) else value
         if isinstance(found, list):  # as in SQuAD's JSON: an object an answer
             found = {name: [answer[name] for answer in found] for name in ("text", "answer_start")}
+        if isinstance(found["text"], str) or any(start != int(start) for start in found["answer_start"]):
+            raise ValueError("one text for a list, or a part of a character")
         answers = {"text": list(found["text"]), "answer_start": [int(start) for start in found["answer_start"]]}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise InputError(
             f'{where}: expected {{"text": [...], "answer_start": [...]}} as answers of question {key}, found {value!r}'
         ) from error

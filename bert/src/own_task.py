@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from transformers import PreTrainedConfig
 
 from attention_pruning import InputError
-from reproduction.data.tasks.glue import NO_LABEL, SENTENCES, Task
+from reproduction.data.tasks.glue import NO_LABEL, SENTENCES, Task, number_of
 
 #: Columns that number rows, whatever is in them.
 _NUMBERS = ("idx", "id", "guid", "index")
@@ -71,6 +71,8 @@ def _class_names(rows: Dataset, is_train: bool, config: PreTrainedConfig, name: 
     feature = rows.features[_LABEL]
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
+    if not isinstance(getattr(feature, "dtype", None), str):
+        raise InputError(f"{name}: expected text or numbers in the column {_LABEL}, found {feature}")
     if feature.dtype.startswith("float"):
         return None
     found = rows.unique(_LABEL)
@@ -83,6 +85,9 @@ def _as_rows(rows: Dataset, split: str, task: Task) -> Dataset:
     if missing := [column for column in task.columns if column not in rows.column_names]:
         raise InputError(f"{task.name}, {split}: expected a column {missing[0]}, found {', '.join(rows.column_names)}")
     for column in task.columns:
+        feature = rows.features[column]
+        if not isinstance(getattr(feature, "dtype", None), str):
+            raise InputError(f"{task.name}, {split}: expected text in the column {column}, found {feature}")
         if rows.data.column(column).null_count:
             raise InputError(f"{task.name}, {split}: expected text in every row of {column}, found one without")
     if _LABEL in rows.column_names:
@@ -105,10 +110,11 @@ def _as_rows(rows: Dataset, split: str, task: Task) -> Dataset:
 def _numbers(values: Sequence[Any], split: str, task: Task) -> list[int] | list[float]:
     """Labels as the model learns them."""
     if task.labels is None:
-        try:
-            return [float(value) for value in values]
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{task.name}, {split}: expected a number as every label, found: {error}") from error
+        numbers = [number_of(value) for value in values]
+        if None in numbers:
+            found = values[numbers.index(None)]
+            raise InputError(f"{task.name}, {split}: expected a number as every label, found {found!r}")
+        return numbers
     number = {label: place for place, label in enumerate(task.labels)}
     if split == "test":
         number |= dict.fromkeys(("", "None", str(NO_LABEL)), NO_LABEL) | number

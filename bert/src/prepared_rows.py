@@ -1,14 +1,15 @@
 """Tokenised rows on disk: prepared once, by whichever job needs them first, and mapped into memory by all of them.
 
 A file's name is a hash of all that shapes its content: the rows, the tokenizer, the lengths and the versions of the
-libraries. ``datasets`` writes beside it and renames, so that jobs that prepare the same rows at once cannot disturb one
-another, and a job that is killed leaves no half file under that name.
+libraries. It is written in a room of its own and renamed, so that jobs that prepare the same rows at once do not
+disturb one another, and a job that is killed leaves no half file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from attention_pruning import InputError
+from attention_pruning.files.whole import room_beside
 from reproduction.runs.files import make_folder
 from run_flags import Flags
 
@@ -96,16 +98,19 @@ class PreparedRows:
         path = self.folder / f"{key}.arrow"
         with self.training.main_process_first(local=False, desc="tokenising"):
             make_folder(self.folder)
+            options = {
+                "batched": True,
+                "remove_columns": [name for name in rows.column_names if name not in keep],
+                "new_fingerprint": key,
+            }
+            if self.anew or not path.exists():
+                # datasets writes to a temporary file in the same folder, which a killed process would leave
+                with room_beside(path) as room:
+                    made = room / path.name
+                    rows.map(tokenise, cache_file_name=str(made), desc=f"Tokenising {split}", **options)
+                    os.replace(made, path)
             try:
-                ready = rows.map(
-                    tokenise,
-                    batched=True,
-                    remove_columns=[name for name in rows.column_names if name not in keep],
-                    cache_file_name=str(path),
-                    new_fingerprint=key,
-                    load_from_cache_file=not self.anew,
-                    desc=f"Tokenising {split}",
-                )
+                ready = rows.map(tokenise, cache_file_name=str(path), **options)
             except pyarrow.ArrowInvalid as error:
                 raise InputError(
                     f"{path}: expected tokenised rows, found a damaged file; --overwrite_cache makes it anew"

@@ -18,7 +18,7 @@ from transformers.integrations import is_tensorboard_available
 from attention_pruning import InputError
 from pruning import PruningArguments
 from reproduction.data.sources import DATA_DIR_VARIABLE
-from reproduction.runs.command import HelpFormatter, limit_threads
+from reproduction.runs.command import HelpFormatter, limit_threads, refuse_sharding
 from reproduction.runs.metrics import parse_labels
 
 
@@ -240,6 +240,7 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
         For an unknown flag, a bad value, or flags that contradict one another.
     """
     parser = build_parser(description, data_class)
+    refuse_sharding()  # TrainingArguments would set it up
     try:
         *groups, rest, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -251,6 +252,8 @@ def parse_flags(description: str, data_class: type, argv: Sequence[str] | None =
         raise InputError(f"flags: expected some of those that --help lists, found {unknown[0]}")
     flags = Flags(*groups, labels=parse_labels(rest.label), logging_dir=rest.logging_dir)
     flags.data.check()
+    training = flags.training
+    refuse_sharding(fsdp=training.fsdp, deepspeed=training.deepspeed, parallelism_config=training.parallelism_config)
     if "tensorboard" in flags.training.report_to and not is_tensorboard_available():
         raise InputError("--report_to: expected the package tensorboard for tensorboard, found none")
     _check_purpose(flags)

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from attention_pruning import InputError, PruneMask
 from attention_pruning.processes import gathered, together
-from checkpoints import FREE_FLAGS, TRACES, find_checkpoint
+from checkpoints import FREE_FLAGS, TRACES, find_checkpoint, remove_unfinished
 from pattern_collection import gather_pattern, save_pattern
 from reproduction.runs.files import make_folder, prepare_output
 from reproduction.runs.folder import claim_folder, make_recipe
@@ -120,6 +120,7 @@ class Run:
             checkpoint = find_checkpoint(training, recipe)
             if training.process_index == 0:
                 found = claim_folder(training.output_dir, recipe, traces=TRACES, other=files.way)
+                remove_unfinished(training.output_dir)
         found = gathered(found)[0]
         self.results |= found.facts()
         # what was in a folder of another recipe is gone by now

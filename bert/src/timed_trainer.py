@@ -3,8 +3,10 @@ compute it."""
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from reproduction.runs.files import write_json
 from step_callback import StepCallback
 
 
@@ -70,6 +73,17 @@ class TimedTrainer(Trainer):
             logs["sparsity"] = self.sparsity
             self._clock.updates, self._clock.seconds = 0, 0.0
         super().log(logs, *args, **kwargs)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """As Trainer's, each file whole: it reads ``all_results.json`` back, and a killed run had left half of it."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        write_json(folder / f"{split}_results.json", metrics, indent=4)
+        if combined:
+            path = folder / "all_results.json"
+            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            write_json(path, before | metrics, indent=4)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, with the clock at zero and the accelerator's peak memory forgotten."""

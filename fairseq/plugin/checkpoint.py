@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
+import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attention_pruning import InputError
 from fairseq import checkpoint_utils
 from reproduction.runs.checkpoint import weights_fingerprint
+from reproduction.runs.torch_files import read_torch_file
 
-#: What torch raises for files that are not whole checkpoints; a foreign pickle may name modules that do not exist.
-_UNREADABLE = (RuntimeError, EOFError, ValueError, OSError, KeyError, ImportError, AttributeError)
+#: What a message says of objects that are not declared safe, see ``shims.install``.
+UNSAFE = "objects that might run code; if you trust it, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
 
 
 @dataclass(frozen=True)
@@ -52,34 +53,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     InputError
         If the file is missing, damaged or something else, or holds objects that might run code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected a checkpoint of fairseq, found no such file")
-    try:
-        # weights_only is left at its default, True, so that torch's environment variable can lift it
-        state = torch.load(path, map_location="cpu", mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error):  # torch's own text would advise to read it unsafely
-            raise InputError(f"{path}: expected a checkpoint of fairseq, found a foreign file") from error
-        raise InputError(
-            f"{path}: expected a checkpoint without objects that might run code, found some; if you trust it, set "
-            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
-        ) from error
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(state, dict) or "model" not in state or not (state.get("cfg") or state.get("args")):
+    state = read_torch_file(path, "a checkpoint of fairseq", unsafe=UNSAFE, mmap=True, may_be_trusted=True)
+    weights = state.get("model") if isinstance(state, dict) else None
+    named = isinstance(weights, Mapping) and all(isinstance(tensor, Tensor) for tensor in weights.values())
+    if not named or not _is_configuration(state):
         raise InputError(f"{path}: expected a checkpoint of fairseq, found no model and configuration in it")
     return state
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"{path}: expected a checkpoint of fairseq, found a damaged or foreign file ({reason})")
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
+def _is_configuration(state: Mapping[str, Any]) -> bool:
+    """Whether it says what its model was built from, in one of the two ways of fairseq's versions."""
+    if state.get("args"):
+        return isinstance(state["args"], argparse.Namespace)
+    cfg = state.get("cfg")
+    return isinstance(cfg, Mapping) and isinstance(cfg.get("model"), argparse.Namespace | Mapping)
 
 
 def model_arguments(state: dict[str, Any]) -> Any:
@@ -103,13 +90,16 @@ def training_speed(state: Mapping[str, Any]) -> tuple[float, int]:
     InputError
         If the checkpoint does not have it.
     """
-    recorded = (state.get("extra_state") or {}).get("metrics") or {}
-    meters = {name: meter for _, name, _, meter in recorded.get("default", ())}
-    # The norm of the gradient is logged once an update; the stopwatch itself does not count.
-    updates = meters.get("gnorm", {}).get("count", 0)
-    if "train_wall" not in meters or not updates:
-        raise InputError("checkpoint: expected fairseq's own record of its training time, found none")
-    return float(meters["train_wall"]["sum"]) / int(updates), int(updates)
+    try:
+        meters = {name: meter for _, name, _, meter in state["extra_state"]["metrics"]["default"]}
+        # The norm of the gradient is logged once an update; the stopwatch itself does not count.
+        seconds, updates = float(meters["train_wall"]["sum"]), int(meters["gnorm"]["count"])
+        speed = seconds / updates
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError("checkpoint: expected fairseq's own record of its training time, found none") from error
+    if updates < 1 or not 0 <= speed < math.inf:
+        raise InputError(f"checkpoint: expected the time of some updates, found {seconds} seconds of {updates}")
+    return speed, updates
 
 
 def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
@@ -131,7 +121,9 @@ def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
         raise InputError(f"{given['data']}: expected a folder of binarised data (dict.LANGUAGE.txt), found none")
     try:
         models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], arg_overrides=given)
-    except (OSError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # fairseq looks into what it is given while it uses it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: expected a checkpoint whose model and data are at hand, found: {reason}") from error
     task.cfg.left_pad_source = False

@@ -6,7 +6,6 @@ python -m reproduction.analysis.run_summary --runs runs/quick --out runs.csv --s
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.analysis.table import write_csv
 from reproduction.runs.command import run_main
+from reproduction.runs.json_file import read_json
 
 _FIELDS = ("script", "seconds", "versions", "host", "peak_memory_bytes")
 
@@ -33,10 +33,7 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"{folder}: expected a folder with the run.json of runs, found none")
     records = []
     for file in files:
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{file}: expected JSON, found something else ({error})") from error
+        record = read_json(file)
         if lacking := [name for name in _FIELDS if not isinstance(record, dict) or name not in record]:
             raise InputError(f"{file}: expected a run's record with {', '.join(_FIELDS)}, found no {lacking[0]}")
         records.append(record)

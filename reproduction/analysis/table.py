@@ -9,7 +9,6 @@ A file named ``metrics@NAME.json`` is a further evaluation of the run that it st
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from attention_pruning.ops.layout import BLOCK_SIZES
 from attention_pruning.recipe import RULES, SCOPES
 from reproduction.runs.command import run_main
 from reproduction.runs.files import atomic_path
+from reproduction.runs.json_file import read_json
 from reproduction.runs.metrics import LABELS, SPARSITIES
 
 COLUMNS = (
@@ -87,12 +87,7 @@ def read_run(path: str | Path) -> list[dict[str, Any]]:
         If the file is not such JSON, lacks a field or has one too many, or a value is not a finite number.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected the metrics of a run, found no such file") from error
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, found something else ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object of labels and metrics, found {type(content).__name__}")
     content.setdefault("scope")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import random
 import signal
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from torch import nn
 
 from attention_pruning import InputError
 from reproduction.runs.files import atomic_path
+from reproduction.runs.torch_files import read_torch_file
 
 CHECKPOINT_FORMAT = "reproduction/checkpoint/1"
 
@@ -42,30 +40,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     InputError
         If the file is missing, truncated, or not such a checkpoint.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected a training checkpoint, found no such file")
-    try:
-        _check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # also what it will not read safely
-        raise InputError(f"{path}: expected a training checkpoint, found a foreign file") from error
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        found = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: expected a training checkpoint, found a damaged file ({found})") from error
+    expected = "a training checkpoint"
+    state = read_torch_file(path, expected, unsafe="a foreign file", only_archives=True)
     if not isinstance(state, dict) or state.pop("format", None) != CHECKPOINT_FORMAT:
-        raise InputError(f"{path}: expected a training checkpoint, found no training state in it")
+        raise InputError(f"{path}: expected {expected}, found no training state in it")
     return state
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what is no whole zip file: torch checks no sums, and takes what is not one for an old format."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            raise zipfile.BadZipFile("not an archive")
-        with zipfile.ZipFile(file) as archive:
-            if (name := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"wrong checksum of {name}")
 
 
 def random_state() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_pruning import InputError
-from attention_pruning.files.tensors import written_whole
+from attention_pruning.files.whole import written_whole
 
 
 def make_folder(path: str | Path) -> Path:
@@ -60,7 +60,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors leaves a file that only its owner can read
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_json(path: str | Path, content: Any, indent: int = 2) -> None:
     """Write indented JSON atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(content, indent=indent, sort_keys=True) + "\n")

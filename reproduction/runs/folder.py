@@ -3,12 +3,13 @@
 A folder carries the recipe of its run in ``recipe.json``: every argument but a free list (paths, logging, devices), the
 fingerprints of data and mask, and a fingerprint of all that. Called again, the same recipe resumes. Another recipe is
 refused, unless the caller says what becomes of the old run: nothing is ever trained partly by one recipe and partly by
-another without a record of it.
+another without a record of it. As long as a process trains in a folder, it holds it, and no other can.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from attention_pruning import InputError
+from attention_pruning.files.whole import clear_rooms
 from reproduction.runs.files import make_folder, write_json
+from reproduction.runs.json_file import read_json
 
 RECIPE_FILE = "recipe.json"
 RECIPE_FORMAT = "reproduction/recipe/1"
@@ -113,11 +116,13 @@ def claim_folder(
     Raises
     ------
     InputError
-        If the folder holds a run of another recipe, or of none that is known, and ``other`` is "refuse".
+        If the folder holds a run of another recipe, or of none that is known, and ``other`` is "refuse"; or if another
+        process trains in it.
     """
     if other not in WAYS:
         raise InputError(f"other: expected one of {', '.join(WAYS)}, found {other!r}")
     folder, fingerprint, grown = Path(folder), recipe_fingerprint(recipe), []
+    hold_folder(folder)
     occupied, found, aside = _holds_run(folder, traces), _read(folder), None
     if occupied and other == "overwrite":
         _clear(folder, traces)
@@ -138,9 +143,59 @@ def claim_folder(
     elif occupied:
         grown = found.get("grown", [])
     make_folder(folder)
+    hold_folder(folder)
+    remove_strays(folder)
     content = {"format": RECIPE_FORMAT, "fingerprint": fingerprint, "recipe": dict(recipe)}
     write_json(folder / RECIPE_FILE, content | ({"grown": grown} if grown else {}))
     return RunFolder(folder, fingerprint, occupied, grown, aside)
+
+
+#: Folders that this process holds: an open handle for each.
+_HELD: list[int] = []
+
+
+def hold_folder(folder: str | Path) -> None:
+    """Keep a folder, if it exists, from other processes until this one ends; on a file system that locks no folders
+    (NFS) nothing is kept from anybody.
+
+    Raises
+    ------
+    InputError
+        If another process holds it.
+    """
+    if not Path(folder).is_dir():
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    if any(os.path.samestat(os.fstat(handle), os.fstat(held)) for held in _HELD):
+        os.close(handle)
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"{folder}: expected a folder that no other process trains in, found one that does") from None
+    except OSError:  # no locks here
+        os.close(handle)
+        return
+    _HELD.append(handle)
+
+
+def _let_go() -> None:
+    """In a forked process: a worker that outlives its training for a moment holds nothing."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def remove_strays(folder: Path) -> None:
+    """Remove what killed runs have left in a folder that is held: rooms, and the temporary files of others, fairseq's
+    ``NAME.tmp`` and safetensors' ``.tmpNAME``."""
+    clear_rooms(folder)
+    for path in _files(folder, ("*.tmp", ".tmp*")):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def require_recipe(folder: str | Path, recipe: Mapping[str, Any]) -> None:
@@ -182,8 +237,8 @@ def _files(folder: Path, patterns: Collection[str]) -> Iterator[Path]:
 def _read(folder: Path) -> dict[str, Any] | None:
     """``recipe.json``; None where there is none that is whole."""
     try:
-        found = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / RECIPE_FILE)
+    except InputError:
         return None
     known = isinstance(found, dict) and found.get("format") == RECIPE_FORMAT and isinstance(found.get("recipe"), dict)
     return found if known else None

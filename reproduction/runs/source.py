@@ -76,7 +76,7 @@ def other_source(runs: str | Path) -> str:
     for path in records:
         try:
             code = json.loads(path.read_text(encoding="utf-8")).get("code")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             from attention_pruning import InputError
 
             raise InputError(f"{path}: expected a run's record, found something else ({error})") from error

@@ -1,5 +1,6 @@
 // Runs the kernel over small random problems in arrays of exactly their size, for the sanitizers: `make sanitize`.
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 #include <vector>
 
@@ -9,19 +10,25 @@ static std::mt19937 generator(1);
 
 static int64_t below(int64_t n) { return generator() % n; }
 
-/// [batch, head, row, size] in an array that ends with its last number; half of them with the heads next to the size.
+/// [batch, head, row, size] in an array that ends with its last number; half of them with the heads next to the size,
+/// some with numbers between rows and heads that belong to nobody, some of what is read with one content for the batch.
 struct Rows {
     std::vector<float> floats;
     std::vector<BFloat16> halves;
     Array array;
 
     Rows() : array{} {}
-    Rows(int64_t batch, int64_t heads, int64_t rows, int64_t size, bool bfloat16) {
-        const int64_t count = batch * heads * rows * size;
-        if (below(2))
-            array = {nullptr, heads * rows * size, rows * size, size};
+    Rows(int64_t batch, int64_t heads, int64_t rows, int64_t size, bool bfloat16, bool read_only = false) {
+        const bool heads_inside = below(2);
+        const int64_t inner = size + below(2) * below(9), gap = below(2) * below(9);
+        if (heads_inside)
+            array.head_stride = inner, array.row_stride = heads * inner + gap;
         else
-            array = {nullptr, rows * heads * size, size, heads * size};
+            array.row_stride = inner, array.head_stride = rows * inner + gap;
+        array.batch_stride = heads_inside ? rows * array.row_stride : heads * array.head_stride;
+        if (read_only && below(8) == 0) array.batch_stride = 0;
+        const int64_t count = (batch - 1) * array.batch_stride + (heads - 1) * array.head_stride +
+                              (rows - 1) * array.row_stride + size;
         std::normal_distribution<float> normal;
         floats.resize(bfloat16 ? 0 : count);
         halves.resize(bfloat16 ? count : 0);
@@ -29,6 +36,8 @@ struct Rows {
         for (BFloat16& x : halves) from_float(normal(generator), &x);
         array.data = bfloat16 ? (void*)halves.data() : (void*)floats.data();
     }
+    Rows(Rows&& other) = default;  // the arrays stay where they are
+    Rows& operator=(Rows&& other) = default;
 };
 
 static bool any_empty = false, any_relative = false;
@@ -42,16 +51,16 @@ static void run_one() {
     const bool relative = below(2);  // then no heads share keys, and the last query sees the last key
     if (relative) p.heads = p.kv_heads, p.causal = 1, p.shift = p.keys - p.queries;
     p.scale = 0.3f, p.dropout = below(2) ? 0.2f : 0.0f, p.seed = generator(), p.threads = 1 + below(3);
-    Rows q(p.batch, p.heads, p.queries, p.size, p.bfloat16), k(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16),
-        v(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16), out(p.batch, p.heads, p.queries, p.size, p.bfloat16),
-        g(p.batch, p.heads, p.queries, p.size, p.bfloat16), dq = q, dk = k, dv = v;
+    const auto of_queries = [&](bool read) { return Rows(p.batch, p.heads, p.queries, p.size, p.bfloat16, read); };
+    const auto of_keys = [&](bool read) { return Rows(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16, read); };
+    const auto of_positions = [&] { return Rows(1, p.heads, p.keys, p.size, p.bfloat16); };
+    Rows q = of_queries(true), k = of_keys(true), v = of_keys(true), g = of_queries(true), out = of_queries(false),
+         dq = of_queries(false), dk = of_keys(false), dv = of_keys(false);
     Rows q_position, position_keys, d_position, d_keys;
     if (relative) {
-        q_position = d_position = Rows(p.batch, p.heads, p.queries, p.size, p.bfloat16);
-        position_keys = d_keys = Rows(1, p.heads, p.keys, p.size, p.bfloat16);
+        q_position = of_queries(true), d_position = of_queries(false);
+        position_keys = of_positions(), d_keys = of_positions();
     }
-    for (Rows* rows : {&dq, &dk, &dv, &q_position, &position_keys, &d_position, &d_keys})
-        rows->array.data = p.bfloat16 ? (void*)rows->halves.data() : (void*)rows->floats.data();
     p.q = q.array, p.k = k.array, p.v = v.array, p.out = out.array;
     p.q_position = q_position.array, p.position_keys = position_keys.array;
     std::vector<float> log_sum(p.batch * p.heads * p.queries);
@@ -112,15 +121,13 @@ static void run_few() {
     const bool relative = below(3) == 0, any_order = !relative && below(2), padded = !relative && below(2);
     if (relative) p.heads = p.kv_heads, p.causal = 1, p.shift = p.keys - p.queries;
     if (padded || any_order) p.causal = 1;
-    Rows q(p.batch, p.heads, p.queries, p.size, p.bfloat16), k(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16),
-        v(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16), out(p.batch, p.heads, p.queries, p.size, p.bfloat16);
+    Rows q(p.batch, p.heads, p.queries, p.size, p.bfloat16, true), out(p.batch, p.heads, p.queries, p.size, p.bfloat16),
+        k(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16, true), v(p.batch, p.kv_heads, p.keys, p.size, p.bfloat16, true);
     p.q = q.array, p.k = k.array, p.v = v.array, p.out = out.array;
     Rows q_position, position_keys;
     if (relative) {
-        q_position = Rows(p.batch, p.heads, p.queries, p.size, p.bfloat16);
+        q_position = Rows(p.batch, p.heads, p.queries, p.size, p.bfloat16, true);
         position_keys = Rows(1, p.heads, p.keys, p.size, p.bfloat16);
-        for (Rows* rows : {&q_position, &position_keys})
-            rows->array.data = p.bfloat16 ? (void*)rows->halves.data() : (void*)rows->floats.data();
         p.q_position = q_position.array, p.position_keys = position_keys.array;
     }
     const int64_t blocks[] = {1, 1, 3, 16, 48};
@@ -149,9 +156,16 @@ static void run_few() {
     if (block_sparse_few_queries(&p, &kept) != 8) std::abort();
 }
 
-int main() {
-    for (int i = 0; i < 400; i++) run_one();
-    for (int i = 0; i < 2000; i++) run_few();
+/// sanitize [PROBLEMS]: so many, and five times as many of few queries, which are smaller.
+int main(int count, char** values) {
+    const int problems = count > 1 ? std::atoi(values[1]) : 400;
+    if (problems < 100) std::abort();  // fewer may miss what is looked for below
+    for (int i = 1; i <= problems; i++) {
+        run_one();
+        for (int few = 0; few < 5; few++) run_few();
+        if (i % 1000 == 0) std::fprintf(stderr, "%d of %d\n", i, problems);
+    }
     if (!any_empty || !any_relative) std::abort();
-    std::printf("block_sparse: 400 problems and 2000 of few queries, vectors of %d floats: clean\n", kLanes);
+    std::printf("block_sparse: %d problems and %d of few queries, vectors of %d floats: clean\n", problems, 5 * problems,
+                kLanes);
 }

@@ -1,6 +1,6 @@
-"""The explorer: what its page holds, that its masks are the library's, and that its scripts do what the reader asks.
+"""The explorer: what its page holds, and that its masks are the library's, whatever the pattern and the recipe.
 
-Scripts run in Node where it is installed, over as much of a browser as open_page.js has.
+The rule runs in Node where it is installed; test_explore_browser.py opens the page.
 """
 
 from __future__ import annotations
@@ -24,22 +24,13 @@ from attention_pruning import explore as explore_package
 from attention_pruning.explore import write_page
 from attention_pruning.explore.page import ROOM
 from attention_pruning.explore.shown import PRECISION, Shown
-from attention_pruning.make import by_distance, from_pattern
-from attention_pruning.structure import visible_cells
+from attention_pruning.make import from_pattern
+from explore_pages import random_pattern
 
 FOLDER = Path(explore_package.__file__).parent
 needs_node = pytest.mark.skipif(
     shutil.which("node") is None, reason="node, which runs the page's scripts, was not found"
 )
-
-
-def random_pattern(layers, heads, queries, keys, causal, seed, levels=1000, holes=0.0):
-    rng = np.random.default_rng(seed)
-    count = rng.integers(1, 5, (queries, keys)) * (rng.random((queries, keys)) >= holes)
-    count[queries - 1, 0] = 1
-    allowed = visible_cells(queries, keys, causal).numpy() & (count > 0)
-    average = rng.integers(0, levels, (layers, heads, queries, keys)) / levels * allowed
-    return AttentionPattern(average, count, "self", causal, metadata={"model": "a <b>", "seed": seed})
 
 
 def page_parts(path):
@@ -48,14 +39,6 @@ def page_parts(path):
     headers = re.findall(r'<script type="application/json" id="header-\d">(.*?)</script>', text)
     data = re.findall(r'<script type="text/plain" id="data-\d">(.*?)</script>', text)
     return [(json.loads(header), one) for header, one in zip(headers, data, strict=True)]
-
-
-def open_page(path, scenario):
-    """What a scenario in a page returns; whatever a script of the page raises ends the test."""
-    command = ["node", str(Path(__file__).with_name("open_page.js")), str(path)]
-    done = subprocess.run(command, input=scenario, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    return json.loads(done.stdout)
 
 
 # What the page holds
@@ -168,10 +151,10 @@ require("vm").runInThisContext(fs.readFileSync(process.argv[1], "utf8"));
 const cases = JSON.parse(fs.readFileSync(0, "utf8"));
 const answer = ({ header, data, asked }) => {
   const p = decode(header, data);
-  return asked.map(({ rule, scope, crop, tau, keepBest }) => {
-    const mask = prune(p, prepare(p, rule, scope, crop), tau, keepBest);
-    const blocks = p.blockSizes.map((size) => blockSparsity(p, mask, size));
-    return { pruned: [...mask].join(""), sparsity: effectiveSparsity(p, mask), blocks };
+  return asked.map((choice) => {
+    const { goes, layers, all, blocks } = prepare(p, choice), at = (shares) => shares[choice.tau];
+    const pruned = Array.from(goes, (first) => Number(first <= choice.tau)).join("");
+    return { pruned, sparsity: { layers: layers.map(at), all: at(all) }, blocks: blocks.map(at) };
   });
 };
 process.stdout.write(JSON.stringify(cases.map(answer)));
@@ -213,90 +196,3 @@ def test_masks_and_sparsities_in_the_page_are_those_of_the_library(tmp_path):
             assert answer["pruned"] == "".join(map(str, mask.pruned.int().flatten().tolist())), (case["header"], asked)
             assert answer["sparsity"] == {"layers": mask.layer_sparsity, "all": mask.effective_sparsity}
             assert answer["blocks"] == [mask.block_sparsity(size) for size in case["header"]["blockSizes"]]
-
-
-READ = "const all = (id) => page.element(id).children.map((pair) => pair.children.map((one) => one.textContent));"
-
-
-@needs_node
-def test_the_reader_chooses_heads_cells_and_masks(tmp_path):
-    pattern = random_pattern(2, 3, 20, 30, True, 4, holes=0.1)
-    write_page(tmp_path / "page.html", pattern)
-    found = open_page(
-        tmp_path / "page.html",
-        READ
-        + """
-        const steps = { start: all("stats-0") };
-        page.input("rule", "allowed");
-        page.input("tau", "300");
-        steps.slider = all("stats-0");
-        steps.tau = page.element("tau-value").textContent;
-        page.point("map-0", 5.5 / 30, 12.5 / 20);
-        steps.cell = all("cell-0");
-        page.key("map-0", "ArrowUp");
-        steps.next = all("cell-0")[0];
-        page.key("grid-0", "ArrowDown");
-        page.key("grid-0", "ArrowRight");
-        steps.head = page.element("chosen-0").textContent;
-        steps.focused = page.focused() === panels[0].buttons[4];
-        steps.drawn = [...new Uint32Array(page.element("map-0").drawn.buffer)];
-        steps.curves = page.element("chart-0").innerHTML.match(/<path/g).length;
-        document.dispatch("keydown", { key: "t" });
-        steps.slides = page.focused() === page.element("tau");
-        page.input("shown", "none");
-        steps.dense = all("stats-0")[0][1];
-        steps.pruned = packed(colours.pruned);
-        return steps;
-        """,
-    )
-    published, allowed = from_pattern(pattern, 0.5), from_pattern(pattern, 0.3, rule="allowed")
-    for stats, mask in ((found["start"], published), (found["slider"], allowed)):
-        assert stats == [
-            ["effective sparsity", f"{100 * mask.effective_sparsity:.1f} %"],
-            *([f"block sparsity, {size}", f"{100 * mask.block_sparsity(size):.1f} %"] for size in (16, 32)),
-        ]
-    assert found["tau"] == "0.300" and found["dense"] == "–"
-    cell = dict(found["cell"])
-    assert (cell["query"], cell["key"], cell["distance"]) == ("12", "5", "17")
-    assert cell["count"] == str(int(pattern.count[12, 5]))
-    assert float(cell["average"]) == pytest.approx(float(pattern.average[0, 0, 12, 5]), rel=0.01)
-    assert cell[""] == ("pruned" if allowed.pruned[0, 0, 12, 5] else "kept")
-    assert found["next"] == ["query", "11"] and found["slides"]
-    assert found["head"] == "Layer 1, head 1" and found["focused"] and found["curves"] == 3
-    drawn = torch.tensor(found["drawn"]).reshape(20, 30)
-    assert torch.equal(drawn == 0, ~pattern.visible)
-    assert torch.equal(drawn == found["pruned"], allowed.pruned[1, 1] & pattern.visible)
-
-
-@needs_node
-def test_a_mask_lies_over_the_pattern_and_a_second_pattern_stands_beside_it(tmp_path):
-    pattern = random_pattern(1, 2, 24, 24, True, 5)
-    mask = from_pattern(pattern, 0.25, rule="allowed", scope="head", row_floor="none")
-    by_lags = by_distance(pattern, 0.5)
-    write_page(tmp_path / "mask.html", pattern, mask)
-    write_page(tmp_path / "distance.html", pattern, by_lags)
-    write_page(tmp_path / "two.html", pattern, random_pattern(1, 2, 16, 24, True, 6))
-    shown = (
-        READ
-        + """
-        const drawn = [...new Uint32Array(page.element("map-0").drawn.buffer)];
-        const pruned = drawn.map((colour) => Number(colour === packed(colours.pruned)));
-        return [all("stats-0"), pruned.join(""), asked(), page.element("rule").disabled];
-        """
-    )
-    for name, there in (("mask", mask), ("distance", by_lags.at(24))):
-        stats, drawn, asked, disabled = open_page(tmp_path / f"{name}.html", shown)
-        assert stats[0] == ["effective sparsity", f"{100 * there.effective_sparsity:.1f} %"] and disabled
-        assert drawn == "".join(map(str, (there.cells(0)[0] & there.visible).int().flatten().tolist()))
-        assert asked["shown"] == "file"
-        if name == "mask":
-            assert asked | {"tau": 250, "rule": "allowed", "scope": "head", "keepBest": False} == asked
-    stats, facts = open_page(
-        tmp_path / "two.html",
-        READ
-        + "page.point('map-0', 0.1, 0.9); return [[all('stats-0'), all('stats-1')], [all('cell-0'), all('cell-1')]];",
-    )
-    assert stats[0] != stats[1]
-    assert facts[0][:3] == [["query", "21"], ["key", "2"], ["distance", "19"]] and facts[1] == [
-        ["cell", "point at one"]
-    ]

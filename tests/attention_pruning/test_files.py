@@ -17,7 +17,7 @@ from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.files import tensors
 from attention_pruning.files.load import load_any, load_mask, load_pattern
 from attention_pruning.files.published import read_published, write_published
-from attention_pruning.files.tensors import written_whole
+from attention_pruning.files.whole import written_whole
 from attention_pruning.make import from_pattern
 
 AVERAGE = torch.rand(2, 3, 8, 9, generator=torch.Generator().manual_seed(1))
@@ -143,7 +143,7 @@ def test_a_file_has_the_permissions_that_open_gives(tmp_path, umask):
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "file.txt"
     with written_whole(path) as first, written_whole(path) as second:
-        assert first != second and {first.parent, second.parent} == {tmp_path}
+        assert first != second and {first.parent.parent, second.parent.parent} == {tmp_path}
         first.write_text("first")
         second.write_text("second")
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]

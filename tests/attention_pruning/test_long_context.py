@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -126,3 +127,14 @@ def test_figures_are_pictures(tmp_path):
     plot_passkey(passkey(Reader(500), encode, [300, 1000], trials=2), tmp_path / "keys.png")
     for name in ("positions.png", "keys.png"):
         assert min(Image.open(tmp_path / name).size) > 300
+
+
+def test_the_spread_of_several_seeds_is_drawn_as_a_band(tmp_path):
+    rows = [{"first": 1, "last": 4, "perplexity": 9.0}, {"first": 5, "last": 8, "perplexity": 8.0}]
+    spread = [{**row, "lowest": row["perplexity"] - 1, "highest": row["perplexity"] + 3} for row in rows]
+    shown = []
+    for name, found in {"one": rows, "several": spread}.items():
+        plot_perplexity({"dense": found}, tmp_path / f"{name}.png")
+        shown.append(np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")))
+    one, several = ((np.ptp(picture, axis=2) > 20).sum() for picture in shown)  # coloured pixels
+    assert several > 3 * one

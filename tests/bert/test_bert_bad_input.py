@@ -157,3 +157,17 @@ def test_a_model_with_several_stacks_of_attention_is_refused(pattern_file):
 def test_bad_flags_of_squad(refused, pattern_file, changes, message):
     changes = {name: pattern_file if value == GOOD else value for name, value in changes.items()}
     assert message in refused("squad", **changes)
+
+
+@pytest.mark.parametrize("script", ["glue", "squad"])
+def test_a_model_spread_over_processes_is_refused(script, refused, monkeypatch):
+    expected = "expected the whole model in every process, as torchrun starts them, found "
+    # Where DeepSpeed is not installed transformers says so first.
+    for flags, start in (({"fsdp": "full_shard"}, f"--fsdp: {expected}"), ({"deepspeed": "nothing.json"}, "")):
+        with monkeypatch.context() as patch:
+            patch.setenv("ACCELERATE_USE_FSDP", "false")  # which transformers sets
+            message = refused(script, do_train=True, **flags)
+        assert message.startswith(start) and next(iter(flags)) in message.lower()
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        assert refused(script, do_train=True) == f"ACCELERATE_USE_FSDP: {expected}FSDP"

@@ -1,13 +1,12 @@
 """A tiny translation task, and patterns for it."""
 
 import itertools
-import random
 
 import pytest
 import torch
 
 from attention_pruning import AttentionPattern
-from tiny_translation import HEADS, LAYERS, run_script, shims
+from tiny_translation import HEADS, LAYERS, run_script, shims, write_letters
 
 TYPES = {"enc-self": "self-enc", "dec-self": "self-dec", "enc-dec": "enc-dec"}
 
@@ -21,12 +20,8 @@ def allowed_in_checkpoints():
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory):
     """Parallel text: each letter becomes its capital, sometimes twice."""
-    folder, draw = tmp_path_factory.mktemp("raw"), random.Random(0)
-    for split, number in (("train", 160), ("valid", 24), ("test", 24)):
-        sources = [[draw.choice("abcdefghij") for _ in range(draw.randint(1, 8))] for _ in range(number)]
-        targets = [[c.upper() for c in s for _ in range(1 + (draw.random() < 0.2))] for s in sources]
-        for language, lines in (("xx", sources), ("yy", targets)):
-            (folder / f"{split}.{language}").write_text("".join(" ".join(words) + "\n" for words in lines))
+    folder = tmp_path_factory.mktemp("raw")
+    write_letters(folder)
     return folder
 
 

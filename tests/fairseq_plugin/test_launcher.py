@@ -136,3 +136,19 @@ def test_a_signal_is_passed_on_to_the_processes_of_a_training():
     with pytest.raises(SystemExit) as ended:
         launcher.pass_on(signal.SIGTERM, None)
     assert ended.value.code == 143
+
+
+@pytest.mark.parametrize(
+    "flags, name",
+    [
+        (["--ddp-backend", "fully_sharded"], "--ddp-backend"),
+        (["--ddp-backend=slowmo"], "--ddp-backend"),
+        (["--zero-sharding", "os"], "--zero-sharding"),
+        (["--model-parallel-size", "2"], "--model-parallel-size"),
+        (["--pipeline-model-parallel"], "--pipeline-model-parallel"),
+    ],
+)
+def test_a_model_spread_over_processes_is_refused(flags, name):
+    with pytest.raises(InputError, match=f"{name}: expected the whole model in every process, .* found "):
+        launcher.check_whole_models(["data", *flags])
+    launcher.check_whole_models(["data", "--ddp-backend", "legacy_ddp", "--zero-sharding", "none"])

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,13 @@ def build(task, arch="ap_transformer_tiny", seed=1, **flags):
 def batch_of(task, indices, split="test"):
     dataset = task.dataset(split)
     return dataset.collater([dataset[index] for index in indices])
+
+
+def write_letters(folder):
+    """Parallel text in xx and yy: each letter becomes its capital, sometimes twice."""
+    draw = random.Random(0)
+    for split, number in (("train", 160), ("valid", 24), ("test", 24)):
+        sources = [[draw.choice("abcdefghij") for _ in range(draw.randint(1, 8))] for _ in range(number)]
+        targets = [[c.upper() for c in s for _ in range(1 + (draw.random() < 0.2))] for s in sources]
+        for language, lines in (("xx", sources), ("yy", targets)):
+            (folder / f"{split}.{language}").write_text("".join(" ".join(words) + "\n" for words in lines))

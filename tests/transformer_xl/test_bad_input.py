@@ -392,3 +392,14 @@ def test_help_explains_every_flag_with_its_default(script, capsys):
         else:
             assert f"(default: {action.default})" in explained, f"{flag}: {explained}"
         assert " ".join(explained.split()) in shown
+
+
+def test_a_model_spread_over_processes_is_refused(words, tmp_path, monkeypatch, refused):
+    """As `accelerate launch --use_fsdp` and its like would have it."""
+    for name, found in (("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"ACCELERATE_USE_{name}", "true")
+            message = refused(train.main, training_flags(words, tmp_path / "run"))
+        expected = "expected the whole model in every process, as torchrun starts them"
+        assert message == f"ACCELERATE_USE_{name}: {expected}, found {found}"
+    assert not (tmp_path / "run").exists()

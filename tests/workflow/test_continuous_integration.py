@@ -60,7 +60,7 @@ def test_the_check_of_targets_can_fail() -> None:
 
 def test_there_are_checks_and_wheels() -> None:
     assert [file.name for file in WORKFLOWS] == ["ci.yml", "wheels.yml"]
-    assert {command.split()[1] for command in commands(WORKFLOWS[0])} == {"lint", "test"}
+    assert {command.split()[1] for command in commands(WORKFLOWS[0])} == {"lint", "browser", "test"}
     assert read(WORKFLOWS[1])["on"]["push"] == {"tags": ["v*"]}
 
 

@@ -166,7 +166,8 @@ def test_a_report_only_draws() -> None:
     rules = "\n".join(path.read_text() for path in [ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")])
     found = {match[1]: match[2] for match in re.finditer(r"(?ms)^rule (\w+):\n(.*?)(?=^\S|\Z)", rules)}
     (drawing,) = re.findall(r"(?ms)^for name,[^\n]+ in DRAWN\.items\(\):\n(.*?)(?=^\S|\Z)", rules)
-    found |= {f"draw_{name}": drawing for name in re.findall(r'(?m)^    "(\w+)": \(', rules.partition("\nDRAWN = {")[2])}
+    names = re.findall(r'(?m)^    "(\w+)": \(', rules.partition("\nDRAWN = {")[2])
+    found |= {f"draw_{name}": drawing for name in names}
     assert allowed <= found.keys()
     for name in allowed - {"shown"}:
         assert 'runtime=job_runtime("small")' in found[name], name

@@ -276,7 +276,9 @@ def test_the_report_is_one_file_with_everything_in_it_and_asks_for_nothing_else(
     figures = ("ap_figure", "glue_tasks", "paper_comparison", "controls", "pattern_gallery", "structural_zeros")
     assert {f"results/smoke/{name}.png" for name in figures} <= set(shown)
     tables = [f"{name}.csv" for name in ("metrics", "runs", "software", "ood_table", *figures[1:])]
-    assert {f"results/smoke/{name}" for name in [*tables, "configuration.json"]} <= set(shown)
+    pages = ["language_modelling", "translation-enc-self", "translation-dec-self", "translation-enc-dec", "glue"]
+    pages = [f"explore/{page}.html" for page in pages]
+    assert {f"results/smoke/{name}" for name in [*tables, "configuration.json", *pages]} <= set(shown)
     for path, entry in shown.items():
         assert entry["caption"].strip() and set(entry["labels"]) == {"what", "as"}, path
         content = (finished / path).read_bytes()

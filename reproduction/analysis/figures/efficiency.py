@@ -11,7 +11,6 @@ blocks that are kept count as dense attention takes for them, so a kernel that i
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from reproduction.analysis.paper import REFERENCE, read_reference
 from reproduction.analysis.stats import on_common_seeds
 from reproduction.analysis.table import collect, write_csv
 from reproduction.runs.command import run_main
+from reproduction.runs.json_file import read_json
 from reproduction.runs.taking_turns import REMOVED
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -85,12 +85,7 @@ def read_json_object(path: Path, what: str, fields: Sequence[str]) -> dict[str, 
     InputError
         If it is missing, or something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected {what}, found no such file") from error
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, found something else ({error})") from error
+    content = read_json(path)
     missing = [name for name in fields if not isinstance(content, dict) or name not in content]
     if missing:
         raise InputError(f"{path}: expected {what}, found no {missing[0]}")

@@ -5,7 +5,7 @@
 
 A mask takes the same cells from every sentence; entmax gives some keys a probability of exactly zero, each sentence
 others. The figure shows the metric against tau and against what the masks took from the test sentences, and the zeros
-of every site. The table holds every value by seed, the time per update too.
+of every site. The table holds every value by seed.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``normaliser``, ``variant``, ``tau``, ``seed``, ``evaluated_sparsity``, ``value`` (of the panel's metric),
-        ``chrf``, ``seconds`` (per update), and shares in [0, 1]: ``zeros`` and ``pruned`` of the allowed cells,
-        ``kept_zeros`` of the cells that the mask leaves, over all sites and as ``NAME_SITE``.
+        ``chrf``, and shares in [0, 1]: ``zeros`` and ``pruned`` of the allowed cells, ``kept_zeros`` of the cells that
+        the mask leaves, over all sites and as ``NAME_SITE``.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
     if not (rows["variant"] == "entmax-dense").any():
         raise InputError("expected a dense translation model with entmax in the table, found none")
     rows = rows.assign(normaliser=rows["variant"].map(owner))[["normaliser", *_LABELS, "evaluated_sparsity", "value"]]
-    wanted = {"chrf": (PANEL.split, "chrf"), "seconds": ("train", _INSPECTED.format("seconds_per_update"))}
+    wanted = {"chrf": (PANEL.split, "chrf")}
     for share in _SHARES:
         wanted |= {share: (PANEL.split, _INSPECTED.format(share))}
         wanted |= {f"{share}_{site}": (PANEL.split, _INSPECTED.format(f"{share}_{site}")) for site in SITES}
@@ -88,7 +88,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row a normaliser and tau, softmax first: ``seeds``, ``mean``, ``low`` and ``high`` of the metric, means of
-        all other values, but of ``seconds`` the median, and ``times``, that median over the one of dense softmax.
+        all other values.
     """
     groups = rows.groupby(["normaliser", "tau"], sort=False)
     shares = [name for name in rows if name.startswith(_SHARES)]
@@ -97,11 +97,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         mean=("value", "mean"),
         low=("value", "min"),
         high=("value", "max"),
-        seconds=("seconds", "median"),
     )
-    found = found.join(groups[["evaluated_sparsity", "chrf", *shares]].mean()).reset_index()
-    dense = found.loc[(found["normaliser"] == "softmax") & (found["tau"] == 0), "seconds"].iloc[0]
-    return found.assign(times=found["seconds"] / dense)
+    return found.join(groups[["evaluated_sparsity", "chrf", *shares]].mean()).reset_index()
 
 
 def differences(rows: pd.DataFrame) -> dict[float, Difference]:
@@ -205,7 +202,7 @@ def caption(table: pd.DataFrame) -> str:
         "read with their references; dashed, with a tick a seed, the share of those cells to which the unpruned entmax "
         "model itself gives a probability of exactly zero."
     )
-    parts = [about, _quality_found(rows, models), _zeros_found(models, rows), _time_found(models)]
+    parts = [about, _quality_found(rows, models), _zeros_found(models, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -248,18 +245,6 @@ def _zeros_found(models: pd.DataFrame, rows: pd.DataFrame) -> str:
     largest = rows.loc[rows["normaliser"] == "softmax", "kept_zeros"].max()
     text.append(f"With softmax at most {100 * largest:.2g}% of the cells that a mask leaves are zero, by underflow.")
     return " ".join(text)
-
-
-def _time_found(models: pd.DataFrame) -> str:
-    base = models["seconds"].iloc[0]
-    times = [
-        f"{STYLES[line.normaliser]['label']} {_at(line.tau)} {line.times:.2f}" for line in models.iloc[1:].itertuples()
-    ]
-    return (
-        f"Seconds per update of training, the median over seeds: {base:.3g} with softmax, dense, and in multiples of "
-        f"that {', '.join(times)}. fairseq timed them, in jobs that may have run beside others; masks of single cells "
-        "save no time. benchmarks/fairseq_plugin.py times softmax and entmax in turns within one process."
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,10 @@ import numpy as np
 import torch
 
 from attention_pruning.errors import InputError
-from attention_pruning.files.tensors import name_beside
+from attention_pruning.files.whole import room_beside
 from reproduction.data.language.encoding import LEVELS, UNKNOWN, encode_lines, encode_with
 from reproduction.data.language.raw_text import SPLITS, raw_files, read_lines
+from reproduction.runs.json_file import read_json
 
 VOCABULARY_FILE = "vocabulary.txt"
 DESCRIPTION_FILE = "corpus.json"
@@ -149,9 +149,9 @@ class Corpus:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: expected a folder to write the corpus to, found a file")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = name_beside(folder)
-        temporary.mkdir()
-        try:
+        with room_beside(folder) as room:
+            temporary = room / "corpus"
+            temporary.mkdir()
             (temporary / VOCABULARY_FILE).write_bytes(_vocabulary_bytes(self.vocabulary))
             for split, ids in self.ids.items():
                 np.save(temporary / f"{split}.npy", ids, allow_pickle=False)
@@ -163,8 +163,6 @@ class Corpus:
             (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
             for file in [VOCABULARY_FILE, *(f"{split}.npy" for split in self.ids), DESCRIPTION_FILE]:
                 os.replace(temporary / file, folder / file)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], level: str | None = None, min_count: int = 1) -> Corpus:
@@ -292,10 +290,7 @@ def _load_prepared(cls: type[Corpus], folder: Path, level: str | None) -> Corpus
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, found something else ({error})") from error
+    description = read_json(path)
     types = {"name": str, "level": str, "fingerprint": str, "vocabulary_size": int, "tokens": dict}
     for key, kind in types.items():
         if not isinstance(description, dict) or not isinstance(description.get(key), kind):
@@ -306,6 +301,10 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: expected token counts of {', '.join(SPLITS)}, found {', '.join(description['tokens'])}"
         )
+    for key in ("tokens", "characters", "unknown"):  # all of them by split
+        counts = description.get(key, {})
+        if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
+            raise InputError(f"{path}: expected whole numbers by split as {key}, found {counts!r}")
     return description
 
 
@@ -328,7 +327,7 @@ def _read_ids(path: Path, count: int, vocabulary_size: int) -> np.ndarray:
         raise InputError(f"{path}: expected an array of {count} ids, found no such file")
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # of a damaged header numpy lets out whatever Python's parser says of it
         raise InputError(f"{path}: expected a whole .npy array of numbers, found something else ({error})") from error
     if not isinstance(ids, np.ndarray) or ids.dtype != np.int32 or ids.ndim != 1:
         found = f"{ids.dtype} with {ids.ndim} dimensions" if isinstance(ids, np.ndarray) else "an archive"

@@ -33,6 +33,23 @@ def raw_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
     return {split: folder / layout.format(split=split) for split in SPLITS}
 
 
+def text_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a UTF-8 text file. Only a newline ends one; a carriage return before it is no part of the line.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or is not UTF-8.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: expected a text file, found: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, found an invalid byte at offset {error.start}") from error
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
 def read_lines(path: str | os.PathLike[str], level: str = "word") -> Iterator[list[str]]:
     """Yield the tokens of each line of a UTF-8 text file, blank lines included.
 

@@ -20,13 +20,16 @@ from typing import Any
 
 from attention_pruning import InputError
 from reproduction.data.language.bible import VERSIONS, book_of
+from reproduction.data.language.raw_text import text_lines
 from reproduction.data.preparation import run_preparation
 from reproduction.data.shifted.tasks import BIBLE, add_other_flags, home_description, report, sample, write_file
 from reproduction.data.shifted.text import check_limit, other_file
 from reproduction.data.tasks.bible_glue import shared_verses, usable
 from reproduction.data.tasks.bible_squad import DESCRIPTION_FILE as QUESTIONS_FILE
 from reproduction.data.tasks.bible_squad import as_json, draw, passages
+from reproduction.data.tasks.squad import check_questions
 from reproduction.runs.command import run_main
+from reproduction.runs.json_file import parse_json
 
 ADVERSARIAL = "adversarial-qa"
 ADVERSARIAL_FILE = "adversarial_qa/adversarialqa_validation.jsonl"
@@ -44,21 +47,23 @@ def adversarial(path: Path, limit: int | None, seed: int) -> tuple[str, int]:
     InputError
         If a line is something else.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    rows, asked = [], []
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
+        row = parse_json(line, f"{path}, line {number}: expected a question as JSON")
         try:
-            row = json.loads(line)
             answers = [
                 {"text": text, "answer_start": start}
                 for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
             ]
             question = {"id": row["id"], "question": row["question"], "answers": answers}
             rows.append({"title": row.get("title", ""), "context": row["context"], "question": question})
+            asked.append({**rows[-1], **question, "answers": row["answers"]})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             found = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"{path}, line {number}: expected a question as JSON, found: {found}") from error
+    check_questions(asked, path)
     kept = sample(rows, limit, seed)
     data = [
         {"title": row["title"], "paragraphs": [{"context": row["context"], "qas": [row["question"]]}]} for row in kept
@@ -74,6 +79,8 @@ def bible_questions(versions: Sequence[str], home: Mapping[str, Any], limit: int
     InputError
         If no question is left.
     """
+    if type(home.get("passage_words")) is not int:
+        raise InputError(f"bible-{'-'.join(versions)}: expected stand-ins that say their passage_words, found others")
     verses, _ = shared_verses(versions, home["seed"])
     is_usable = usable((text for _, *texts in verses for text in texts), home["max_words"])
     held_out = {*home["books"]["valid"], *home["books"]["test"]}

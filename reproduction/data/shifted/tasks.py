@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ from typing import Any
 
 from attention_pruning import InputError
 from reproduction.data.language.bible import VERSIONS, book_of
+from reproduction.data.language.raw_text import text_lines
 from reproduction.data.preparation import run_preparation
 from reproduction.data.shifted.text import add_data_flags, check_limit, other_file
 from reproduction.data.tasks.bible_glue import DESCRIPTION_FILE as TASKS_FILE
@@ -30,6 +30,7 @@ from reproduction.data.tasks.bible_glue import MAKERS, Example, balanced, file_l
 from reproduction.data.tasks.glue import find_task
 from reproduction.runs.command import run_main
 from reproduction.runs.files import atomic_path, make_folder, write_json
+from reproduction.runs.json_file import read_json
 
 DESCRIPTION_FILE = "away.json"
 SPLIT, SPLIT_FILE = "valid", "dev.tsv"
@@ -47,16 +48,14 @@ def tab_rows(path: Path, fields: int) -> list[tuple[int, list[str]]]:
     Raises
     ------
     InputError
-        If it is not UTF-8, or a line has another number of fields.
+        If it is not UTF-8, a line has another number of fields, or there is none.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, found an invalid byte at offset {error.start}") from error
-    rows = [(number, line.removesuffix("\r").split("\t")) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [(number, line.split("\t")) for number, line in enumerate(text_lines(path), 1) if line.strip()]
     for number, row in rows:
         if len(row) != fields:
             raise InputError(f"{path}, line {number}: expected {fields} fields between tabs, found {len(row)}")
+    if not rows:
+        raise InputError(f"{path}: expected lines of {fields} fields between tabs, found none")
     return rows
 
 
@@ -119,13 +118,13 @@ def home_description(folder: str | os.PathLike[str] | None, file: str, name: str
     if folder is None:
         raise InputError(f"{name}: expected the stand-ins of the training with --trained, found none")
     path = Path(folder) / file
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        description["books"], description["max_words"], description["seed"]
-    except OSError as error:
-        raise InputError(f"{path}: expected the description of stand-ins, found: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected the description of stand-ins, found something else") from error
+    expected = "the description of stand-ins"
+    description = read_json(path, expected)
+    found = description if isinstance(description, dict) else {}
+    books = found.get("books")
+    by_split = isinstance(books, dict) and all(isinstance(books.get(split), list) for split in ("valid", "test"))
+    if not by_split or not all(type(found.get(name)) is int for name in ("max_words", "seed")):
+        raise InputError(f"{path}: expected {expected}, found something else")
     return description
 
 

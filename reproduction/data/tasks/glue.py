@@ -8,7 +8,6 @@ resemble.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ HUB_DATASET = "nyu-mll/glue"
 HUB_REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 FOLDER = "glue"
 NO_LABEL = -1
+#: Of float32, in which a model learns numbers.
+_LARGEST = (2 - 2**-23) * 2.0**127
 SENTENCES = ("sentence1", "sentence2")
 
 #: A row of a file by the names of its fields.
@@ -267,15 +268,21 @@ def _load_file(task: Task, split: str, path: Path, belongs: Callable[[Fields], b
     return dataset
 
 
+def number_of(value: object) -> float | None:
+    """A label that is a number: the finite float32 that a text or a number says, else None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if abs(number) <= _LARGEST else None
+
+
 def _label(task: Task, text: str | None, where: str) -> int | float:
     if text is None:
         return NO_LABEL
     if task.labels is None:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
+        value = number_of(text)
+        if value is None:
             raise InputError(f"{where}: expected a number as {task.label_field}, found {text!r}")
         return value
     known = task.labels if task.named_labels else [str(number) for number in range(len(task.labels))]
@@ -296,8 +303,10 @@ def _rows(task: Task, split: str, path: Path) -> Iterator[tuple[int, Fields | No
         _, header = next(lines, (1, ""))
         names = [name.strip('"') for name in header.split("\t")]  # one of MRPC's files begins with "Quality
         needed = [*task.text_fields, *([] if is_test else [task.label_field])]
-        if missing := [name for name in needed if name not in names]:
-            raise InputError(f"{path}, line 1: expected a field {missing[0]!r}, found {', '.join(names)!r}")
+        for name in needed:
+            if (found := names.count(name)) != 1:
+                expected = "one field" if found else "a field"
+                raise InputError(f"{path}, line 1: expected {expected} {name!r}, found {', '.join(names)!r}")
     for number, line in lines:
         fields = line.split("\t")
         if len(fields) == len(names):

@@ -5,7 +5,6 @@ From a local folder if one is named, in the published JSON, else from the Huggin
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attention_pruning import InputError
 from reproduction.data.sources import load_from_hub
+from reproduction.runs.json_file import read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -105,8 +105,8 @@ def read_questions(path: Path, version2: bool = False) -> list[dict[str, Any]]:
     InputError
         If the file is not such JSON, an answer is not where it says, or a question without answers is not in SQuAD 2.0.
     """
+    content = read_json(path, "SQuAD's JSON")
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         rows = [
             {
                 "id": question["id"],
@@ -115,7 +115,7 @@ def read_questions(path: Path, version2: bool = False) -> list[dict[str, Any]]:
                 "question": question["question"],
                 "answers": {key: [answer[key] for answer in question["answers"]] for key in ("text", "answer_start")},
             }
-            for article in articles
+            for article in content["data"]
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
@@ -127,20 +127,45 @@ def read_questions(path: Path, version2: bool = False) -> list[dict[str, Any]]:
 
 
 def check_questions(rows: Sequence[Mapping[str, Any]], where: str | Path, version2: bool = False) -> None:
-    """Refuse answers that are not where they say, and a question without answers outside SQuAD 2.0.
+    """Refuse what is no text, two questions of one id, answers that are not where they say, and a question without
+    answers outside SQuAD 2.0.
 
     Raises
     ------
     InputError
         Its message begins with ``where``.
     """
+    ids = set()
     for row in rows:
+        for name in ("id", "title", "context", "question"):
+            require_text(row[name], name, where)
+        if row["id"] in ids:
+            raise InputError(f"{where}: expected questions with ids of their own, found two of {row['id']!r}")
+        ids.add(row["id"])
         answers = row["answers"]
         if not answers["text"] and not version2:
             raise InputError(f"{where}: expected an answer to question {row['id']}, found none (SQuAD 2.0?)")
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+            require_text(text, f"answer to question {row['id']}", where)
+            if type(start) is not int or start < 0:
+                raise InputError(
+                    f"{where}: expected a character's number where an answer to question {row['id']} starts, found "
+                    f"{start!r}"
+                )
             if not text or not row["context"].startswith(text, start):
                 at = row["context"][start : start + len(text)]
                 raise InputError(
                     f"{where}: expected answer {text!r} of question {row['id']} at character {start}, found {at!r}"
                 )
+
+
+def require_text(value: object, what: str, where: str | Path) -> None:
+    """Refuse what is no text, or holds halves of characters, which JSON can say and no file can.
+
+    Raises
+    ------
+    InputError
+        Its message begins with ``where``.
+    """
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"{where}: expected text as {what}, found {value!r}")

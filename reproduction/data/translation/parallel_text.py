@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attention_pruning import InputError
-from attention_pruning.files.tensors import name_beside
-from reproduction.data.language.raw_text import SPLITS
+from attention_pruning.files.whole import room_beside
+from reproduction.data.language.raw_text import SPLITS, text_lines
 from reproduction.data.translation.subwords import Subwords
 from reproduction.runs.files import make_folder
+from reproduction.runs.json_file import read_json
 
 DESCRIPTION_FILE = "pairs.json"
 SUBWORD_FOLDER = "subwords"
@@ -67,9 +67,9 @@ def write_pairs(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder to write the pairs to, found a file")
     make_folder(folder.parent)
-    temporary = name_beside(folder)
-    (temporary / SUBWORD_FOLDER).mkdir(parents=True)
-    try:
+    with room_beside(folder) as room:
+        temporary = room / "corpus"
+        (temporary / SUBWORD_FOLDER).mkdir(parents=True)
         digest = hashlib.sha256()
         for split in parts:
             for language, lines in zip(languages, zip(*splits[split], strict=True), strict=True):
@@ -90,8 +90,6 @@ def write_pairs(
         content = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (temporary / DESCRIPTION_FILE).write_text(content, encoding="utf-8")
         _replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return description
 
 
@@ -131,13 +129,12 @@ def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
         If there is none, or it is something else.
     """
     path = Path(folder) / DESCRIPTION_FILE
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        description["languages"], description["subwords"]
-    except OSError as error:
-        raise InputError(f"{path}: expected the description of sentence pairs, found: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected the description of sentence pairs, found something else") from error
+    expected = "the description of sentence pairs"
+    description = read_json(path, expected)
+    of_pairs = isinstance(description, dict) and isinstance(description.get("subwords"), dict)
+    languages = description.get("languages") if of_pairs else None
+    if not isinstance(languages, list) or len(languages) != 2 or not all(isinstance(one, str) for one in languages):
+        raise InputError(f"{path}: expected {expected}, found something else")
     return description
 
 
@@ -151,13 +148,7 @@ def read_aligned(files: Sequence[str | os.PathLike[str]]) -> list[tuple[str, ...
     """
     columns = []
     for file in files:
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{file}: expected a text file, found: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file}: expected UTF-8 text, found an invalid byte at offset {error.start}") from error
-        columns.append(text.removesuffix("\n").split("\n"))
+        columns.append(text_lines(file))
         if len(columns[-1]) != len(columns[0]):
             raise InputError(f"{file}: expected {len(columns[0])} lines, as {files[0]} has, found {len(columns[-1])}")
     return list(zip(*columns, strict=True))

@@ -115,7 +115,7 @@ def test_a_file_is_there_whole_or_as_it_was(error, tmp_path):
         before = path.read_text() if path.exists() else None
         try:
             with atomic_path(path) as temporary:
-                assert temporary.parent == path.parent
+                assert temporary.parent.parent == path.parent
                 temporary.write_text(content)
                 assert (path.read_text() if path.exists() else None) == before
                 if error:

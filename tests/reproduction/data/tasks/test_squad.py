@@ -13,6 +13,7 @@ from attention_pruning import InputError
 from reproduction.data.tasks import squad
 from reproduction.data.tasks.squad import load_squad
 
+RIGHT = {"text": "Paris", "answer_start": 13}
 ANSWER = {"text": "Paris", "answer_start": 12}
 
 
@@ -29,7 +30,7 @@ def write(file: Path, *articles: dict) -> None:
 @pytest.mark.parametrize("folder", ["squad", "."])
 def test_both_layouts_give_the_hubs_columns(tmp_path: Path, folder: str) -> None:
     answers = ({"text": "Paris", "answer_start": 13}, {"text": "in Paris", "answer_start": 10})
-    write(tmp_path / folder / "train-v1.1.json", article(answers[0]), article(answers[0]))
+    write(tmp_path / folder / "train-v1.1.json", article(answers[0]), article(answers[0], id="q2"))
     write(tmp_path / folder / "train-v1.1-subset.json", article(answers[0]))
     write(tmp_path / folder / "dev-v1.1.json", article(*answers))
     loaded = load_squad(tmp_path)
@@ -66,7 +67,10 @@ def test_the_second_version_has_questions_without_answers(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "expected SQuAD's JSON, found: JSONDecodeError"),
+        ("{", "expected SQuAD's JSON, found something else"),
+        ("[" * 100_000, "found values nested too deep"),
+        (json.dumps({"data": [article(RIGHT), article(RIGHT)]}), "ids of their own, found two of 'q1'"),
+        (json.dumps({"data": [article(ANSWER | {"answer_start": -6})]}), "character's number .* found -6"),
         ("[]", "expected SQuAD's JSON, found: TypeError"),
         (json.dumps({"data": [{"title": "x"}]}), "expected SQuAD's JSON, found: KeyError 'paragraphs'"),
         (json.dumps({"data": [article(ANSWER)]}), "answer 'Paris' of question q1 at character 12, found ' Pari'"),

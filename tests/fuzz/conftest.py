@@ -1,0 +1,22 @@
+"""A bound on the memory that a test of this folder may ask for."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+#: What reading a file of some kilobytes may take beside what the process has already.
+_BYTES = 3 << 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Let no test reserve more: the allocation fails, which no reader may answer with a traceback."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _BYTES, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
