@@ -56,7 +56,7 @@ help:
 figure: config/$(CONFIG).yaml $(INSTALLED) $(if $(FRESH),set-aside)
 	@$(RUN)/python -m reproduction.runs.watch --runs runs/$(CONFIG) -- $(RUN)/snakemake figure --cores $(CORES) --configfile config/$(CONFIG).yaml
 	@echo
-	@$(RUN)/python -m reproduction.analysis.figures.quality --metrics results/$(CONFIG)/metrics.csv --table
+	@$(RUN)/python -m reproduction.analysis.figures ap_figure --metrics results/$(CONFIG)/metrics.csv --table
 	@echo
 	@$(RUN)/python -m reproduction.runs.source --runs runs/$(CONFIG)
 	@echo "The figure is results/ap_figure.png, its caption results/ap_figure.md, all numbers results/$(CONFIG)/metrics.csv;"
@@ -70,7 +70,7 @@ set-aside:
 		mv $$folder $$aside && echo "FRESH: $$folder is now $$aside"; fi; done
 
 # What only draws or sums up: a report shows what is there, and never trains.
-DRAWING := shown configuration summarise_runs draw_ap_figure draw_glue_tasks draw_controls draw_paper_comparison draw_pattern_gallery \
+DRAWING := shown configuration summarise_runs draw_ap_figure draw_glue_tasks draw_controls draw_pattern_gallery \
 	explore draw_structural_zeros draw_translation_sites draw_entmax_comparison draw_mask_comparison draw_efficiency_table draw_language_model_efficiency
 
 report: config/$(CONFIG).yaml $(INSTALLED)

@@ -74,7 +74,7 @@ def code_of_runs(wildcards):
 
 def report_files():
     """What `make report` shows. What is drawn only on request is in it once it has been."""
-    figures = ["ap_figure", "paper_comparison", "controls", "pattern_gallery", "structural_zeros"]
+    figures = ["ap_figure", "controls", "pattern_gallery", "structural_zeros"]
     names = [f"{name}.png" for name in figures]
     names += ["metrics.csv", "configuration.json", "runs.csv"]
     names += [f"explore/{page}.html" for page in EXPLORED]
@@ -122,66 +122,47 @@ COLLECTED = {
     "mask_comparison": ("Controls", "Rules, scopes and controls", COMPARISON_METRICS),
     "squad": ("Language understanding", "Questions (SQuAD)", SQUAD_METRICS),
 }
-# What is drawn or written: what the report calls it, the module of reproduction/analysis/figures, the endings of its files (the first is
-# the name that the module gets), and what it is made of, by the flags that take it.
+# What is drawn or written: what the report calls it, the endings of its files (the first is that of --out), and what it is made of, by
+# the flags that take it.
 DRAWN = {
     "ap_figure": (
         "Attention Pruning",
         "The paper's figure",
-        "quality",
-        "png md",
+        "png md csv",
         {"metrics": METRICS, "reference": PAPER},
     ),
-    "paper_comparison": (
-        "Attention Pruning",
-        "Beside the paper's, relative to dense",
-        "paper_comparison",
-        "png md csv",
-        {
-            "metrics": METRICS,
-            "configuration": "results/{config}/configuration.json",
-            "published": script("config/paper.yaml"),
-            "reference": PAPER,
-        },
-    ),
-    "glue_tasks": ("Language understanding", "Every task by itself", "tasks", "png md csv", {"metrics": METRICS}),
-    "controls": ("Controls", "Data-informed masks and controls", "controls", "png md csv", {"metrics": METRICS}),
+    "glue_tasks": ("Language understanding", "Every task by itself", "png md csv", {"metrics": METRICS}),
+    "controls": ("Controls", "Data-informed masks and controls", "png md csv", {"metrics": METRICS}),
     "translation_sites": (
         *COLLECTED["translation_sites"][:2],
-        "sites",
         "png md",
         {"metrics": "results/{config}/translation_sites.csv"},
     ),
     "entmax_comparison": (
         *COLLECTED["entmax_comparison"][:2],
-        "entmax",
         "png md",
         {"metrics": "results/{config}/entmax_comparison.csv"},
     ),
     "mask_comparison": (
         *COLLECTED["mask_comparison"][:2],
-        "masks",
         "png md",
         {"metrics": "results/{config}/mask_comparison.csv"},
     ),
     "pattern_gallery": (
         "Patterns",
         "Average attention and masks of every site",
-        "patterns",
         "png md csv",
         {"sites": drawn_files()},
     ),
     "structural_zeros": (
         "Patterns",
         "Nominal and effective sparsity by layer",
-        "structural_zeros",
         "png md csv",
         {"sites": drawn_files()},
     ),
     "efficiency_table": (
         "Efficiency",
         "Time and memory of questions (SQuAD)",
-        "efficiency",
         "png md csv",
         {
             "measured": f"{folder_of('squad')}/efficiency.json".format(
@@ -194,14 +175,13 @@ DRAWN = {
     "language_model_efficiency": (
         "Efficiency",
         "What pruning saves in language modelling",
-        "language_model_efficiency",
         "png md csv",
         {
             "measured": f"{LM_FOLDER}/efficiency.json".format(config="{config}", dataset=LM["dataset"]["name"]),
             "metrics": LM_EFFICIENCY_METRICS,
         },
     ),
-    "ood_table": ("Out of distribution", "Models on data of another kind", "shift", "md csv", {"metrics": OOD_METRICS}),
+    "ood_table": ("Out of distribution", "Models on data of another kind", "md csv", {"metrics": OOD_METRICS}),
 }
 
 
@@ -261,7 +241,7 @@ for name, (category, what, files) in COLLECTED.items():
             "python -m reproduction.analysis.table --config-name {wildcards.config} --out {output:q} {input:q} > {log:q} 2>&1"
 
 
-for name, (category, what, module, endings, made_of) in DRAWN.items():
+for name, (category, what, endings, made_of) in DRAWN.items():
 
     rule:
         name:
@@ -281,14 +261,14 @@ for name, (category, what, module, endings, made_of) in DRAWN.items():
             mem_mb=job_resource("mem_mb") if category == "Patterns" else 1000,
             runtime=job_runtime("small"),
         params:
-            module=module,
+            name=name,
             out=f"results/{{config}}/{name}.{endings.split()[0]}",
             flags=drawing_flags(name, made_of),
             code=code_of_runs if says_source(made_of) else "",
         message:
             "Draw {params.out}"
         shell:
-            "python -m reproduction.analysis.figures.{params.module} {params.flags} --out {params.out:q} > {log:q} 2>&1"
+            "python -m reproduction.analysis.figures {params.name} {params.flags} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule explore:
