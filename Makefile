@@ -35,20 +35,22 @@ ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
-.PHONY: help install figure set-aside same-python report test browser lint docs sanitize fuzz unlock clean distclean
+.PHONY: help install figure set-aside same-python report test test-fast torture browser lint docs sanitize fuzz unlock clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make figure     train, prune, retrain, draw: results/ap_figure.png   (CONFIG=$(CONFIG), CORES=$(CORES)); FRESH=1: all anew"
 	@echo "make report     every figure and table, the explorer of every site, run times in one file: results/report.html   (CONFIG, CORES)"
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
+	@echo "make test-fast  the tests that are not slow, with few examples of each law  (WORKERS)"
 	@echo "make browser    a Chromium for the tests of the explorer, which are skipped where there is none"
+	@echo "make torture    kill runs at random and start them again; figures in results/reference/reliability.csv"
 	@echo "make lint       checks alone"
 	@echo "make docs       the documentation as a site: build/site/index.html"
 	@echo "make install    the virtual environment alone, which the others make where it is missing"
 	@echo "make sanitize   the C++ kernel under AddressSanitizer and UBSan; PROBLEMS=10000 for as many random problems"
 	@echo "make fuzz       10,000 damaged files of every kind, where make test reads 200: half an hour or more   (WORKERS, EXAMPLES)"
-	@echo "make unlock     after a crash, if Snakemake says that the directory is locked"
+	@echo "make unlock     after a crash on a file system without locks, if Snakemake says that the directory is locked"
 	@echo "make clean      remove what was computed for one configuration       (CONFIG=$(CONFIG), SURE=1: without asking)"
 	@echo "make distclean  remove the environment and Snakemake's records too"
 	@echo "CONFIG is one of: $(basename $(notdir $(filter-out %/schema.yaml,$(wildcard config/*.yaml)))). The environment is $(VENV), made with PYTHON=$(PYTHON)."
@@ -71,7 +73,8 @@ set-aside:
 
 # What only draws or sums up: a report shows what is there, and never trains.
 DRAWING := shown configuration summarise_runs draw_ap_figure draw_glue_tasks draw_controls draw_pattern_gallery \
-	explore draw_structural_zeros draw_translation_sites draw_entmax_comparison draw_mask_comparison draw_efficiency_table draw_language_model_efficiency
+	explore draw_structural_zeros draw_translation_sites draw_entmax_comparison draw_mask_comparison draw_pairs_comparison \
+	draw_efficiency_table draw_language_model_efficiency
 
 report: config/$(CONFIG).yaml $(INSTALLED)
 	@test -f results/$(CONFIG)/metrics.csv || { echo "error: results/$(CONFIG)/metrics.csv: expected what make figure CONFIG=$(CONFIG) leaves, found nothing; a report shows what is there" >&2; exit 2; }
@@ -83,11 +86,23 @@ report: config/$(CONFIG).yaml $(INSTALLED)
 config/%.yaml:
 	@echo "error: CONFIG=$*: there is no $@; see config/" >&2; exit 2
 
+# A worker takes whole files, in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: lint
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST)
+
+# Tests alone, for while one works.
+test-fast: $(INSTALLED)
+	AP_FAST_TESTS=1 $(PYTEST) -m "not slow"
 
 browser: $(INSTALLED)
 	$(RUN)/playwright install --with-deps --no-shell chromium
+
+# What went well before, by the rows of the table, is not repeated.
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(RUN)/python tests/torture/battery.py --out results/reference/reliability.csv
+	OMP_NUM_THREADS=1 $(RUN)/python tests/torture/workflow.py --out results/reference/reliability.csv
 
 # Settings stand beside their rules, the one thing that Snakemake would have otherwise.
 define LINTED

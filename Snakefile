@@ -9,12 +9,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from reproduction.runs import workflow_lock
-
 min_version("9.0")
-
-# What a killed run had locked is free again.
-workflow_lock.join()
 
 # Only without --configfile: this line would mix quick's values into any other configuration.
 if not workflow.overwrite_configfiles:
@@ -41,11 +36,13 @@ localrules:
     score_translation,
     score_translation_away,
     configuration,
+    explore,
     summarise_runs,
     choose,
     choose_efficiency,
 
 
+include: "rules/lock.smk"
 include: "rules/settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"
@@ -110,6 +107,17 @@ rule mask_comparison:
             f"results/{config['name']}/mask_comparison.png",
             COMPARED[0] if COMPARED else EXPERIMENTS[0],
             "mask_comparison",
+            "taus",
+        ),
+
+
+rule pairs_comparison:
+    input:
+        asked_for(
+            "pairs_comparison",
+            f"results/{config['name']}/pairs_comparison.png",
+            "translation",
+            "pairs_comparison",
             "taus",
         ),
 

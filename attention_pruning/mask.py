@@ -31,7 +31,7 @@ from .structure import (
     visible_cells,
 )
 
-KINDS = ("data", "random", "window", "distance", "custom")
+KINDS = ("data", "random", "window", "distance", "shuffled-heads", "custom")
 #: What a mask is beside its tensors, and what its file's header says.
 _FIELDS = ("site", "causal", *RECORDED, "kind", "seed", "metadata")
 #: What two masks have in common if one can take the place of the other.
@@ -43,9 +43,10 @@ _IN_METADATA = ("unobserved", "crop")
 class PruneMask:
     """One fixed global prune mask: what attention never computes, whatever the input.
 
-    Made from a pattern by ``make.from_pattern``, to compare with by ``make.random_like``, ``make.window_like`` and
-    ``make.distance_like``, of cells of one's own by :meth:`from_cells`, of two masks by ``|`` and ``&``, and read by
-    :meth:`load`. A mask is data and stays on the CPU; models and layouts take what they need of it to their devices.
+    Made from a pattern by ``make.from_pattern``, to compare with by ``make.random_like``, ``make.window_like``,
+    ``make.distance_like`` and ``make.shuffled_heads_like``, of cells of one's own by :meth:`from_cells`, of two masks
+    by ``|`` and ``&``, and read by :meth:`load`. A mask is data and stays on the CPU; models and layouts take what they
+    need of it to their devices.
 
     Two masks are equal if they prune the same of the same attention (:attr:`fingerprint`), however they were made.
 
@@ -61,9 +62,9 @@ class PruneMask:
     recipe : MaskRecipe
         How it was made: its tau is what was asked for, and neither that nor block size and row floor may be left open.
         Masks of other kinds than "data" keep the recipe of the mask that they are like; a custom one has no rule.
-    kind : {"data", "random", "window", "distance", "custom"}
+    kind : {"data", "random", "window", "distance", "shuffled-heads", "custom"}
     seed : int, optional
-        Of a random mask.
+        Of a random mask, or of shuffled heads.
     metadata : mapping, optional
         What the pattern said about itself, and which pattern or masks this one was made from. ``unobserved`` and
         ``crop`` of the recipe join it.

@@ -2,8 +2,8 @@
 
     python fairseq/average_checkpoints.py --inputs checkpoints --num-epoch-checkpoints 10 --output average.pt
 
-PyPI's fairseq does not install that script; this one is written anew. Prune masks are no numbers to be averaged: the
-checkpoints must agree on them.
+PyPI's fairseq does not install that script; this one was written for this repository. Prune masks are no numbers to be
+averaged: the checkpoints must agree on them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What a trained translation model shows without translating: exact zeros in its attention, and its training's speed.
 
 The model reads each sentence pair of a split as in training, but in eval mode. entmax gives some keys a probability of
-exactly zero, each input others; a mask takes away the same cells from all. Both are counted, at every site:
+exactly zero, each input others; a mask prunes the same cells in all. Both are counted, at every site:
 
 * ``zeros``: cells that are exactly zero, of all that are allowed (query and key real, and shown by causality);
-* ``pruned``: cells that the mask takes away, of all that are allowed;
+* ``pruned``: cells that the mask prunes, of all that are allowed;
 * ``kept_zeros``: cells that are exactly zero, of those that the mask leaves.
 
     python fairseq/inspect_checkpoint.py --checkpoint checkpoints/checkpoint_best.pt --data DATA

@@ -13,7 +13,7 @@ WRITTEN_SOURCES = ("bible_glue", "bible_squad")
 def dataset_flags(dataset):
     """Flags of the module of reproduction/data that prepares a dataset."""
     options = dict(dataset[dataset["source"]])
-    if dataset["source"] in ("wikitext", "multi30k") and config["data_dir"]:
+    if dataset["source"] in ("wikitext", "multi30k", "bible_de_en") and config["data_dir"]:
         # A shell leaves the ~ of `--config data_dir=~/data` as it is.
         options["data_dir"] = os.path.expanduser(config["data_dir"])
     return flags(options, dashes=True)
@@ -30,6 +30,7 @@ def languages():
     options = MT["dataset"][source]
     return {
         "bible_pairs": lambda: (options["source"], options["target"]),
+        "bible_de_en": lambda: ("de", "en") if options["source"] == "de" else ("en", "de"),
         "multi30k": lambda: ("de", "en") if options["source"] == "de" else ("en", "de"),
         "iwslt14": lambda: ("de", "en"),
         "wmt17": lambda: ("en", "de"),
@@ -42,6 +43,16 @@ SOURCE_LANGUAGE, TARGET_LANGUAGE = languages()
 def pairs_folder(wildcards):
     """The prepared sentence pairs of a run."""
     return PAIRS.format(**wildcards)
+
+
+def pairs_flags(wildcards):
+    """Flags of the module that prepares the pairs: all that the data set has, or the share in its name."""
+    dataset, source = MT["dataset"], MT["dataset"]["source"]
+    for fraction in MT["pairs_comparison"]["fractions"]:
+        if wildcards.dataset == fewer_pairs(fraction):
+            share = fraction * dataset[source]["pairs_fraction"]
+            return dataset_flags({**dataset, source: {**dataset[source], "pairs_fraction": share}})
+    return dataset_flags(dataset)
 
 
 def stand_ins(wildcards, experiment=None):
@@ -102,7 +113,7 @@ rule pairs:
     params:
         module=f"reproduction.data.translation.{MT['dataset']['source']}",
         folder=lambda wildcards, output: os.path.dirname(output.description),
-        flags=dataset_flags(MT["dataset"]),
+        flags=pairs_flags,
     message:
         "Prepare the sentence pairs {wildcards.dataset}"
     shell:

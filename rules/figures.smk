@@ -50,9 +50,9 @@ def explored_pattern(wildcards):
     return EXPLORED[wildcards.page][1]
 
 
-def explored_title(wildcards):
+def explored_labels(wildcards):
     """What a report calls the page of a site."""
-    return f"{EXPLORED[wildcards.page][0]}: every head and cell"
+    return {"what": f"{EXPLORED[wildcards.page][0]}: every head and cell", "as": "page"}
 
 
 def configuration_text():
@@ -62,13 +62,13 @@ def configuration_text():
 
 @functools.cache
 def other_source(runs):
-    """What captions say of runs that other source made."""
+    """What captions say of runs that another version of the source code made."""
     command = [sys.executable, "-m", "reproduction.runs.source", "--runs", runs]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def code_of_runs(wildcards):
-    """Which runs other source made: a figure is drawn anew when that changes, since its caption says so."""
+    """Runs of another version of the source code: a figure is drawn again when they change, as its caption names them."""
     return other_source(f"runs/{wildcards.config}")
 
 
@@ -82,6 +82,7 @@ def report_files():
         "translation_sites.png",
         "entmax_comparison.png",
         "mask_comparison.png",
+        "pairs_comparison.png",
         "language_model_efficiency.png",
         "efficiency_table.png",
     ]
@@ -120,6 +121,7 @@ COLLECTED = {
     "translation_sites": ("Translation", "Every site pruned alone", [*TRANSLATION_METRICS, *TRANSLATION_SITE_METRICS]),
     "entmax_comparison": ("Translation", "Softmax and entmax", ENTMAX_METRICS),
     "mask_comparison": ("Controls", "Rules, scopes and controls", COMPARISON_METRICS),
+    "pairs_comparison": ("Translation", "Fewer pairs, and by length", PAIRS_COMPARISON_METRICS),
     "squad": ("Language understanding", "Questions (SQuAD)", SQUAD_METRICS),
 }
 # What is drawn or written: what the report calls it, the endings of its files (the first is that of --out), and what it is made of, by
@@ -147,6 +149,11 @@ DRAWN = {
         *COLLECTED["mask_comparison"][:2],
         "png md",
         {"metrics": "results/{config}/mask_comparison.csv"},
+    ),
+    "pairs_comparison": (
+        *COLLECTED["pairs_comparison"][:2],
+        "png md",
+        {"metrics": "results/{config}/pairs_comparison.csv"},
     ),
     "pattern_gallery": (
         "Patterns",
@@ -279,7 +286,7 @@ rule explore:
             "results/{config}/explore/{page}.html",
             caption="captions/explore.rst",
             category="Patterns",
-            labels={"what": explored_title, "as": "page"},
+            labels=explored_labels,
         ),
     log:
         "results/{config}/logs/explore_{page}.log",

@@ -15,9 +15,22 @@ def ngram_flags(wildcards):
     return flags({"order": int(wildcards.order.removeprefix("-"))} if wildcards.order else {})
 
 
+def language_model_flags(wildcards):
+    """Flags of train.py about model and optimisation.
+
+    Variant dropout drops as much attention as tau says instead of pruning it, dense-longer has twice as many updates.
+    """
+    options = {**LM["model"], **LM["training"], "device": job_resource("device")}
+    if wildcards.variant == "dropout":
+        options["dropatt"] = float(wildcards.tau)
+    if wildcards.variant == "dense-longer":
+        options |= twice(options, ("max_step",))
+    return flags(options)
+
+
 def language_model_mask(wildcards):
     """The mask of a sparse training; a dense one has none."""
-    return [] if wildcards.variant == "dense" else f"{LM_RUN}/mask.safetensors".format(**wildcards)
+    return [] if wildcards.variant in UNPRUNED else f"{LM_RUN}/mask.safetensors".format(**wildcards)
 
 
 def second_evaluation():
@@ -96,7 +109,7 @@ rule train_language_model:
         script=script("transformer-xl/train.py"),
         corpus=corpus_folder,
         work=lambda wildcards, output: f"{os.path.dirname(output.model)}/training",
-        flags=flags({**LM["model"], **LM["training"], "device": job_resource("device")}),
+        flags=language_model_flags,
         mask=lambda wildcards, input: flags({"fn": input.get("mask")}),
     message:
         "Train a language model: {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} ({log})"

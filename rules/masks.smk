@@ -1,18 +1,26 @@
 # From the pattern of a dense model to the masks of the sparse ones, in every experiment.
 def dense_pattern(wildcards):
-    """The pattern that a mask is made of."""
-    run = f"{FOLDER}/{dense_of(wildcards.variant)}/tau0/seed{{seed}}"
+    """The pattern that a mask is made of; variant other-seed takes that of the next seed, and of the first after the last."""
+    seed = wildcards.seed
+    if wildcards.variant == "other-seed":
+        seeds = ALL_SEEDS[wildcards.experiment]
+        seed = seeds[(seeds.index(int(seed)) + 1) % len(seeds)]
+    run = f"{FOLDER}/{dense_of(wildcards.variant)}/tau0/seed{seed}"
     return f"{run}/pattern{{site}}.safetensors".format(**wildcards)
 
 
 def averaged_pattern(wildcards):
     """The pattern that a control knows, averaged over all positions of a distance; the others know none."""
-    return dense_pattern(wildcards) if wildcards.variant == "distance" else []
+    return dense_pattern(wildcards) if wildcards.variant.startswith("distance") else []
 
 
 def observed_pattern(wildcards):
-    """The pattern whose counts make a control mask equal in evaluated sparsity; none if it is to be equal in cells."""
-    if config[wildcards.experiment]["pruning"]["controls_equal"] == "effective_sparsity":
+    """The pattern whose counts make a control mask equal in evaluated sparsity; none if it is to be equal in cells.
+
+    Whatever head a mask is on, it takes as much of the use.
+    """
+    equal = config[wildcards.experiment]["pruning"]["controls_equal"]
+    if equal == "effective_sparsity" or wildcards.variant == "shuffled-heads":
         return []
     return f"{FOLDER}/{DENSE}/pattern{{site}}.safetensors".format(**wildcards)
 
@@ -27,8 +35,12 @@ def mask_flags(wildcards):
 
 def control_flags(wildcards, input):
     """Flags of a control mask. A window is not drawn, so it has no seed."""
-    seed = wildcards.seed if wildcards.variant == "random" else None
-    return flags({"seed": seed, "equal_use": input.get("observed") or None}, dashes=True)
+    variant = wildcards.variant
+    options = {f"{variant.removesuffix('-sinks')}-like": input.like}
+    options["seed"] = wildcards.seed if variant in ("random", "shuffled-heads") else None
+    if variant.endswith("-sinks"):
+        options["sinks"] = config[wildcards.experiment]["pruning"]["sinks"]
+    return flags({**options, "equal_use": input.get("observed") or None}, dashes=True)
 
 
 rule mask:
@@ -39,7 +51,7 @@ rule mask:
     log:
         f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.log",
     wildcard_constraints:
-        variant=rf"data|block\d*|entmax-data|{CHOICE}",
+        variant=rf"data|other-seed|block\d*|entmax-data|{CHOICE}",
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -65,7 +77,7 @@ rule control_mask:
     log:
         f"{FOLDER}/{{variant}}/tau{{tau}}/seed{{seed}}/mask{{site}}.log",
     wildcard_constraints:
-        variant="random|window|distance",
+        variant="random|shuffled-heads|(window|distance)(-sinks)?",
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -77,5 +89,4 @@ rule control_mask:
     message:
         "Mask: {wildcards.experiment}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed} {wildcards.site}"
     shell:
-        "python -m attention_pruning.cli mask {input.pattern:q} --{wildcards.variant}-like {input.like:q} {params.flags}"
-        " --output {output:q} > {log:q} 2>&1"
+        "python -m attention_pruning.cli mask {input.pattern:q} {params.flags}" " --output {output:q} > {log:q} 2>&1"

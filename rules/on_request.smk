@@ -1,4 +1,4 @@
-# What is run only if it is asked for: sites alone, entmax, other rules and scopes, timings.
+# What is run only if it is asked for: sites alone, entmax, other rules and scopes, fewer pairs, timings.
 def translation_site_metrics():
     """Metrics of the models that prune one site alone."""
     chosen = [("data", tau) for tau in MT["site_taus"]]
@@ -33,27 +33,46 @@ def comparison_models(experiment):
     choices = ["{rule}-{scope}".format(**choice) for choice in own["choices"]]
     # The experiment's own rule and scope are those of the variant data, which its figure has already.
     others = [choice for choice in choices if rule_and_scope(choice, experiment) != rule_and_scope("data", experiment)]
-    return [("dense", 0), *((variant, tau) for tau in own["taus"] for variant in ["data", *others, *own["controls"]])]
+    # What is trained twice as long has no tau.
+    longer = [("dense-longer", 0)] if "dense-longer" in own["controls"] else []
+    variants = ["data", *others, *(control for control in own["controls"] if control != "dense-longer")]
+    return [("dense", 0), *longer, *((variant, tau) for tau in own["taus"] for variant in variants)]
 
 
 # The experiments whose masks are compared.
 COMPARED = [
     name
-    for name in ("language_modelling", "translation")
+    for name in ("language_modelling", "translation", "glue")
     if name in EXPERIMENTS and config[name]["mask_comparison"]["taus"]
 ]
 
 
 def comparison_metrics():
-    """Metrics of each of them, language modelling first."""
+    """Metrics of each of them, language modelling first; of understanding, every task."""
     found = []
     for experiment in COMPARED:
-        dataset = config[experiment]["dataset"]["name"]
-        found += model_files(experiment, dataset, comparison_models(experiment), "metrics.json")
+        own = config[experiment]["dataset"]
+        for dataset in own.get("tasks") or [own["name"]]:
+            found += model_files(experiment, dataset, comparison_models(experiment), "metrics.json")
     return found
 
 
 COMPARISON_METRICS = comparison_metrics()
+PAIRS_COMPARED = MT["pairs_comparison"]
+
+
+def pairs_comparison_metrics():
+    """Scores of each model, of all test sentences and by their length, with all pairs first; and of the copied source."""
+    known = {"config": config["name"], "dataset": MT["dataset"]["name"]}
+    files = [f"{COPY}/metrics.json".format(**known)]
+    chosen = [("dense", 0), *(("data", tau) for tau in PAIRS_COMPARED["taus"])]
+    for dataset in (MT["dataset"]["name"], *map(fewer_pairs, PAIRS_COMPARED["fractions"])):
+        for name in ("metrics.json", "metrics@length.json"):
+            files += model_files("translation", dataset, chosen, name)
+    return files
+
+
+PAIRS_COMPARISON_METRICS = pairs_comparison_metrics()
 
 
 def language_model_masks():
@@ -143,6 +162,33 @@ rule inspect_translation_model:
     shell:
         "python {params.script:q} --checkpoint {input.model:q} --data {params.data:q} --threads {threads}"
         " --out {output.metrics:q} {params.labels} > {log:q} 2>&1"
+
+
+rule score_by_length:
+    input:
+        pairs=rules.pairs.output,
+        metrics=f"{MT_RUN}/metrics.json",
+        translations=f"{MT_RUN}/translations/generate-test.txt",
+    output:
+        metrics=f"{MT_RUN}/metrics@length.json",
+        record=f"{MT_RUN}/metrics@length.run.json",
+    log:
+        f"{MT_RUN}/score_by_length.log",
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=job_runtime("evaluation"),
+    params:
+        sources=lambda wildcards: f"{pairs_folder(wildcards)}/test.{SOURCE_LANGUAGE}",
+        references=lambda wildcards: f"{pairs_folder(wildcards)}/test.{TARGET_LANGUAGE}",
+        flags=flags({"lengths": PAIRS_COMPARED["lengths"]}),
+    message:
+        "Score by length: {wildcards.dataset}, {wildcards.variant}, tau {wildcards.tau}, seed {wildcards.seed}"
+    shell:
+        "python -m reproduction.scores.length_scores --hypotheses {input.translations:q} --sources {params.sources:q}"
+        " --references {params.references:q} --metrics {input.metrics:q} --out {output.metrics:q} {params.flags} > {log:q} 2>&1"
 
 
 rule measure_language_model:

@@ -1,4 +1,4 @@
-# Models where they were not trained: other data in the form of the training, the same evaluations, one table.
+# Models out of distribution: other data in the form of the training data, the same evaluations, one table.
 AWAY = f"{FOLDER}/away/{{away}}"
 OTHER_TEXT = f"{LM_FOLDER}/away/{{away}}/corpus"
 OTHER_NGRAM = f"{LM_FOLDER}/away/{{away}}/kneser-ney{{order}}"

@@ -44,6 +44,12 @@ def check_config():
         if contrasted is not None and experiment not in ABSENT and contrasted not in taus:
             expected = f"expected one of {experiment}.pruning.taus, {taus}"
             raise WorkflowError(f"out_of_distribution.taus.{experiment}: {expected}, found {contrasted}")
+    for experiment in ("language_modelling", "translation", "glue"):
+        check_controls(experiment)
+    pairs = config["translation"]["dataset"]
+    if config["translation"]["pairs_comparison"]["fractions"] and "pairs_fraction" not in pairs[pairs["source"]]:
+        expected = "expected none of the source"
+        raise WorkflowError(f"translation.pairs_comparison.fractions: {expected} {pairs['source']}, found some")
     tasks = config["glue"]["dataset"]["tasks"]
     if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
         raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
@@ -61,6 +67,18 @@ def unusable(values, place=""):
     inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     found = (unusable(value, f"{place}.{name}" if place else str(name)) for name, value in inner)
     return next(filter(None, found), None)
+
+
+def check_controls(experiment):
+    """Controls that an experiment cannot have: sinks behind a memory, and the mask of another seed where there is one."""
+    own = config[experiment]["mask_comparison"]
+    place = f"{experiment}.mask_comparison.controls"
+    for control in own["controls"] if own["taus"] else []:
+        if control.endswith("-sinks") and experiment == "language_modelling":
+            expected = "expected no masks with sinks, since memory slots come before the first positions"
+            raise WorkflowError(f"{place}: {expected}, found {control}")
+        if control == "other-seed" and len(config[experiment]["seeds"]) == 1:
+            raise WorkflowError(f"{place}: expected two seeds at least with other-seed, found one")
 
 
 def stand_in(experiment):
@@ -90,10 +108,15 @@ def asked_for(target, files, *keys):
     return found
 
 
+# The seeds of each experiment, also those that a command does not ask for.
+ALL_SEEDS = {}
+
+
 def keep_first_seeds():
     """A long run in parts: the first seeds now, the others when they are asked for."""
     for experiment in ALL_EXPERIMENTS:
         own = config[experiment]
+        ALL_SEEDS[experiment] = own["seeds"]
         own["seeds"] = own["seeds"][: config["first_seeds"]]
 
 
@@ -106,6 +129,11 @@ os.environ.update(
     PYTHONPATH=os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")])),
 )
 
+# glibc gives large tensors back to the system as soon as they are freed, and every page of the next one faults anew: in translation a
+# quarter of a training's time on a CPU went there. Results do not change; other C libraries do not know these names.
+for name, value in {"MMAP_THRESHOLD": 2**25, "TRIM_THRESHOLD": 2**29, "TOP_PAD": 2**25}.items():
+    os.environ.setdefault(f"MALLOC_{name}_", str(value))
+
 # Jobs with a GPU that run at the same time on one machine take one each (reproduction/runs/device_pool.py).
 os.environ.pop("AP_DEVICES", None)
 gpus = workflow.global_resources.get("gpu").value
@@ -115,12 +143,7 @@ if config["resources"]["gpu"] and isinstance(gpus, int) and gpus > 1:
         raise WorkflowError(
             f"CUDA_VISIBLE_DEVICES: expected {gpus} devices for --resources gpu={gpus}, found {visible}"
         )
-    os.environ["AP_DEVICES"] = ",".join(visible.split(",")[:gpus])
-
-# glibc gives large tensors back to the system as soon as they are freed, and every page of the next one faults anew: in translation a
-# quarter of a training's time on a CPU went there. Results do not change; other C libraries do not know these names.
-for name, value in {"MMAP_THRESHOLD": 2**25, "TRIM_THRESHOLD": 2**29, "TOP_PAD": 2**25}.items():
-    os.environ.setdefault(f"MALLOC_{name}_", str(value))
+    os.environ.update(AP_DEVICES=",".join(visible.split(",")[:gpus]))
 
 # Every script that reads local data looks there by default, the archives of IWSLT14 and WMT17 included.
 if config["data_dir"]:
@@ -129,6 +152,12 @@ LM, MT = config["language_modelling"], config["translation"]
 GLUE, SQUAD = config["glue"], config["squad"]
 EXPERIMENTS = config["experiments"]
 
+
+def fewer_pairs(fraction):
+    """What the data set of translation is called where only a share of its training pairs is there."""
+    return f"{MT['dataset']['name']}-{fraction:g}"
+
+
 # Where the runs of an experiment are, and within that a model, and the dense model that it was made from.
 FOLDER = "runs/{config}/{experiment}/{dataset}"
 RUN = "{variant}{sites}/tau{tau}/seed{seed}"
@@ -136,12 +165,14 @@ DENSE = "dense/tau0/seed{seed}"
 DATASETS = [
     LM["dataset"]["name"],
     MT["dataset"]["name"],
+    *map(fewer_pairs, MT["pairs_comparison"]["fractions"]),
     *config["glue"]["dataset"]["tasks"],
     config["squad"]["dataset"]["name"],
 ]
 
-# The models that nothing is pruned from.
+# The models that nothing is pruned from, and controls that train them in another way.
 DENSE_VARIANTS = ("dense", "entmax-dense")
+UNPRUNED = (*DENSE_VARIANTS, "dropout", "dense-longer")
 
 # A data-informed mask of another rule and scope than the experiment's.
 CHOICE = "(published|allowed)-(layer|head|row|model)"
@@ -154,7 +185,8 @@ wildcard_constraints:
     config=config["name"],
     experiment="language_modelling|translation|glue|squad",
     dataset="|".join(DATASETS),
-    variant=rf"dense|data|random|window|distance|block\d*|entmax-dense|entmax-data|{CHOICE}",
+    variant=rf"dense|data|random|window|distance|window-sinks|distance-sinks|shuffled-heads|other-seed|dropout|dense-longer"
+    rf"|block\d*|entmax-dense|entmax-data|{CHOICE}",
     # The only site that is pruned, in the name of a model; the site of a pattern or mask.
     sites=f"(@({'|'.join(SITES)}))?",
     site=f"(-({'|'.join(SITES)}))?",
@@ -194,6 +226,11 @@ def flags(options, dashes=False):
     return shlex.join(words)
 
 
+def twice(options, names):
+    """Those of the options that say how long a training is, doubled."""
+    return {name: 2 * options[name] for name in names if options.get(name) is not None}
+
+
 def labels(**known):
     """Labels that a script copies into metrics.json."""
     return shlex.join(word for key, value in known.items() for word in ("--label", f"{key}={value}"))
@@ -202,7 +239,7 @@ def labels(**known):
 def run_labels(wildcards, experiment, sites):
     """Labels of a model's evaluation. A dense model has no rule and no blocks."""
     known = {name: wildcards[name] for name in ("config", "dataset", "variant", "tau", "seed")}
-    if wildcards.variant not in DENSE_VARIANTS:
+    if wildcards.variant not in UNPRUNED:
         known |= {**rule_and_scope(wildcards.variant, experiment), "block_size": block_size(wildcards, experiment)}
         # Metrics without a scope mean "layer". To say so, too, would have every model that there is evaluated again.
         if known["scope"] == "layer":

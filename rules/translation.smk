@@ -17,6 +17,7 @@ SITE_FLAGS = {
 # How generate.py turns subwords into running text again.
 DETOKENISATION = {
     "bible_pairs": "--remove-bpe sentencepiece",
+    "bible_de_en": "--remove-bpe sentencepiece",
     "multi30k": "--remove-bpe sentencepiece",
     "iwslt14": "--remove-bpe --tokenizer moses",
     "wmt17": "--remove-bpe --tokenizer moses",
@@ -38,10 +39,17 @@ def averaging_device():
     return {"cpu": "--no-cuda", "cuda": "--cuda", "auto": ""}[job_resource("device")]
 
 
-def translation_model_flags():
-    """Flags of train.py about model and optimisation; the architecture is the plug-in's twin of fairseq's."""
+def translation_model_flags(wildcards):
+    """Flags of train.py about model and optimisation; the architecture is the plug-in's twin of fairseq's.
+
+    Variant dropout drops as much attention as tau says instead of pruning it, dense-longer has twice as many updates.
+    """
     model = {**MT["model"], "arch": f"ap_{MT['model']['arch']}"}
     training = {"optimizer": "adam", "criterion": "label_smoothed_cross_entropy", **MT["training"]}
+    if wildcards.variant == "dropout":
+        model["attention_dropout"] = float(wildcards.tau)
+    if wildcards.variant == "dense-longer":
+        training |= twice(training, ("max_update", "total_num_update"))
     return flags({**model, **training}, dashes=True)
 
 
@@ -58,7 +66,7 @@ def translation_pattern_flags(wildcards):
 
 def pruned_sites(wildcards):
     """The sites that a model prunes."""
-    if wildcards.variant in DENSE_VARIANTS:
+    if wildcards.variant in UNPRUNED:
         return []
     return [wildcards.sites.removeprefix("@")] if wildcards.sites else SITES
 
@@ -96,7 +104,7 @@ TRANSLATION_METRICS = translation_metrics()
 
 
 rule copy_source:
-    # What is a translation worth? This is the score of none at all.
+    # The baseline of translation: the source, copied.
     input:
         rules.pairs.output,
     output:
@@ -172,7 +180,7 @@ rule train_translation:
         data=binarised_folder,
         work=lambda wildcards, output: f"{os.path.dirname(output.model)}/training",
         device=fairseq_device("--CUDA"),
-        flags=translation_model_flags(),
+        flags=translation_model_flags,
         pruning=translation_pruning_flags,
         chosen=MT["decoding"]["checkpoint"],
     message:

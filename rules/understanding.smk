@@ -78,7 +78,7 @@ SQUAD_METRICS = model_files("squad", SQUAD["dataset"]["name"], models("squad"), 
 
 
 rule majority:
-    # What is an answer worth? This is the score of always giving the commonest.
+    # The majority-class baseline.
     input:
         stand_ins=lambda wildcards: stand_ins(wildcards, "glue"),
     output:

@@ -1,9 +1,9 @@
 """Measure what masks save in a language model: seconds and memory of a segment of evaluation, of a step of training.
 
-Dense attention, every mask, and no attention at all take turns in one process. The segment is real text, the memory is
-full, and the weights are those of a dense training. --contexts adds the same shape at other lengths, segment and memory
-alike, dense, under random masks of whole blocks, and without attention: from where on does pruning pay? There a batch
-has as many tokens whatever the length.
+Dense attention, every mask, and no attention at all are timed in interleaved rounds of one process. The segment is real
+text, the memory is full, and the weights are those of a dense training. --contexts adds the same shape at other
+lengths, segment and memory alike, dense, under random masks of whole blocks, and without attention: from where on does
+pruning pay? There a batch has as many tokens whatever the length.
 
     python transformer-xl/measure_language_model.py --checkpoint runs/dense/model.safetensors --data data/bible-web \\
         --masks mask90.safetensors --contexts 64 128 256 512 --out efficiency.json

@@ -31,7 +31,7 @@ _MOST_CELLS = 1 << 36
 #: The metadata of a mask by distance at the lengths of a model says what it is of, and the header of the model's file
 #: that its mask goes on at other lengths.
 OF_DISTANCES, ANY_LENGTH = "distance_mask_fingerprint", "any_length"
-#: What an evaluation may choose anew; everything else is the model's.
+#: What an evaluation may choose for itself; everything else is the model's.
 EVALUATION_FIELDS = ("tgt_len", "mem_len", "same_length", "clamp_len")
 
 

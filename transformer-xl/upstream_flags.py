@@ -78,7 +78,7 @@ def _add_refused(group: argparse._ActionsContainer, name: str) -> None:
 
 
 def check_upstream_flags(args: argparse.Namespace) -> None:
-    """Refuse what is not here, and take the flags away that say nothing else.
+    """Refuse what is not here, and remove the flags that say nothing else.
 
     Raises
     ------

@@ -19,9 +19,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "calibrate",
         help="make a mask that raises a language model's loss by at most a budget, without training",
-        description="Make a mask for a causal language model of transformers: each head loses the share that the "
-        "budget allows, by what pruning that head alone costs. Patterns are of the first half of the windows of TEXT, "
-        "losses of the second.",
+        description="Make a mask for a causal language model of transformers: each head is pruned by the share that "
+        "the budget allows, given the cost of pruning that head alone. Patterns are of the first half of the windows "
+        "of TEXT, losses of the second.",
     )
     command.add_argument("model", metavar="MODEL", help="folder of the model and its tokenizer, or a name on the hub")
     command.add_argument("text", metavar="TEXT", help="a file of plain text, in UTF-8")

@@ -13,7 +13,7 @@ LENGTHS = (512, 2048, 8192)
 
 
 def describe(thing: AttentionPattern | PruneMask | DistanceMask) -> dict[str, object]:
-    """Everything worth knowing, ready for JSON."""
+    """All facts of a file, ready for JSON."""
     if isinstance(thing, DistanceMask):
         return _of_distances(thing)
     facts = {

@@ -14,7 +14,7 @@ from ..distance_mask import DistanceMask
 from ..errors import InputError
 from ..files.load import load_any, load_pattern
 from ..files.published import LAYOUTS, write_published
-from ..make import by_distance, distance_like, from_pattern, random_like, window_like
+from ..make import by_distance, distance_like, from_pattern, random_like, shuffled_heads_like, window_like
 from ..mask import PruneMask
 from ..recipe import ROW_FLOORS, RULES, SCOPES, UNOBSERVED, MaskRecipe
 from ..structure import SITES
@@ -22,6 +22,8 @@ from . import calibrate, explore
 from .describe import as_text, describe, describe_overlap
 
 #: The flags of ``mask`` that a MaskRecipe has by the same names.
+#: Flags that ask for a control, each with the mask that it is like.
+_LIKE = ("--random-like", "--shuffled-heads-like", "--window-like", "--distance-like")
 _RECIPE_FLAGS = ("tau", "rule", "scope", "block_size", "row_floor", "unobserved", "crop")
 
 
@@ -84,7 +86,8 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
         help="make a prune mask from a pattern, or a control that prunes as much as another mask",
         description="Make a prune mask: from PATTERN and --tau, by cells or by distance for sequences of any length "
         "(--by-distance), or of as many cells as another mask prunes, at random (--random-like), outside a diagonal "
-        "band (--window-like), or at the distances that PATTERN attends to least (--distance-like).",
+        "band (--window-like), at the distances that PATTERN attends to least (--distance-like), or on other heads "
+        "(--shuffled-heads-like).",
     )
     command.add_argument("pattern", metavar="PATTERN", nargs="?", help="the pattern to prune by (default: none)")
     command.add_argument(
@@ -100,6 +103,9 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
         "--distance-like)",
     )
     command.add_argument("--random-like", metavar="MASK", help="prune as MASK does, at random (default: none)")
+    command.add_argument(
+        "--shuffled-heads-like", metavar="MASK", help="prune as MASK does, on other heads of its layer (default: none)"
+    )
     command.add_argument("--window-like", metavar="MASK", help="prune as MASK does, far cells first (default: none)")
     command.add_argument(
         "--distance-like", metavar="MASK", help="prune as MASK does, by distance alone; needs PATTERN (default: none)"
@@ -123,7 +129,9 @@ def _add_mask(commands: argparse._SubParsersAction) -> None:
         help="rule published: take the percentile within what was observed, or, as published for Transformer-XL, of "
         "the whole array (default: --crop)",
     )
-    command.add_argument("--seed", type=int, help="seed of the random draw (required with --random-like)")
+    command.add_argument(
+        "--seed", type=int, help="seed of the draw (required with --random-like and --shuffled-heads-like)"
+    )
     command.add_argument(
         "--equal-use",
         metavar="PATTERN",
@@ -174,7 +182,7 @@ def _add_npy_flags(command: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether queries see no later keys (default: what the file says; for .npy only dec-self)",
     )
-    group.add_argument("--layout", choices=tuple(LAYOUTS), help="axes of the .npy (default: told by its shape)")
+    group.add_argument("--layout", choices=tuple(LAYOUTS), help="axes of the .npy (default: inferred from its shape)")
 
 
 def _file_flags(arguments: argparse.Namespace) -> dict[str, object]:
@@ -192,7 +200,7 @@ def _overlap(arguments: argparse.Namespace) -> None:
 
 
 def _mask(arguments: argparse.Namespace) -> None:
-    like = {f"--{kind}-like": getattr(arguments, f"{kind}_like") for kind in ("random", "window", "distance")}
+    like = {flag: getattr(arguments, flag.removeprefix("--").replace("-", "_")) for flag in _LIKE}
     sources = {"PATTERN": arguments.pattern, **like}
     given = [name for name, value in sources.items() if value is not None]
     if given != ["PATTERN", "--distance-like"] and len(given) != 1:
@@ -214,14 +222,18 @@ def _mask(arguments: argparse.Namespace) -> None:
 
 def _mask_like(arguments: argparse.Namespace, kind: str, path: str) -> PruneMask:
     """A control; ``kind`` is the flag that asks for it, with the ``path`` of the mask that it is like."""
-    refused = [*_RECIPE_FLAGS, "by_distance", "sinks" if kind == "--random-like" else "seed"]
+    drawn = kind in ("--random-like", "--shuffled-heads-like")
+    refused = [*_RECIPE_FLAGS, "by_distance", "sinks" if drawn else "seed"]
     refused += [] if kind == "--distance-like" else ["site", "causal", "layout"]
+    refused += ["equal_use"] if kind == "--shuffled-heads-like" else []
     _refuse_flags(arguments, tuple(refused), kind)
-    if kind == "--random-like" and arguments.seed is None:
-        raise InputError("mask: expected --seed with --random-like, found none")
+    if drawn and arguments.seed is None:
+        raise InputError(f"mask: expected --seed with {kind}, found none")
     if kind == "--distance-like" and arguments.pattern is None:
         raise InputError("mask: expected PATTERN with --distance-like, found none")
     mask, use = PruneMask.load(path), _use(arguments)
+    if kind == "--shuffled-heads-like":
+        return shuffled_heads_like(mask, arguments.seed)
     if kind == "--random-like":
         return random_like(mask, arguments.seed, use)
     sinks = arguments.sinks or 0

@@ -3,10 +3,10 @@
 
 // Ten colours of viridis, from low to high; those between lie on straight lines.
 const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
-// A log scale spans at most this many powers of ten.
-const DECADES = 3;
-// The shares of averages below and above the scale of colours: a few extremes would leave one hue for all others.
-const TAILS = [0.01, 0.002];
+// Most powers of ten of a log scale, and the shares of numbers below and above it: of the colours, where a few extremes
+// would leave one hue for all others, and of curves.
+const COLOURS = { decades: 3, below: 0.01, above: 0.002 };
+const CURVES = { decades: 5, below: 0, above: 0 };
 const element = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const short = (x) => (x === 0 ? "0" : x >= 0.001 ? x.toPrecision(3) : x.toExponential(2));
@@ -36,8 +36,8 @@ function themeColours() {
   return { averages, pruned: named("--pruned"), unobserved: packed(named("--unobserved")) };
 }
 
-// The ends of a log scale for the positive numbers of some Float32Arrays, but for a share at either end.
-function logScale(lists, [below, above] = [0, 0]) {
+// The ends of a log scale for the positive numbers of some Float32Arrays.
+function logScale(lists, { decades, below, above }) {
   const counts = new Uint32Array(1 << 16);
   for (const numbers of lists) {
     const bits = new Uint32Array(numbers.buffer, numbers.byteOffset, numbers.length);
@@ -49,7 +49,7 @@ function logScale(lists, [below, above] = [0, 0]) {
   for (let left = below * total; left >= counts[first]; first++) left -= counts[first];
   for (let left = above * total; left >= counts[last]; last--) left -= counts[last];
   const [low, high] = floatsOf([first, last + 1]);
-  return { low: Math.min(Math.max(low, high / 10 ** DECADES), high / 10), high };
+  return { low: Math.min(Math.max(low, high / 10 ** decades), high / 10), high };
 }
 
 const placeOn = ({ low, high }, x) => Math.min(Math.max(Math.log(x / low) / Math.log(high / low), 0), 1);
@@ -187,11 +187,11 @@ function cellFacts(panel, i, j) {
   const { p } = panel;
   const cell = i * p.k + j, at = headIndex(p) * p.area + cell;
   const place = [["query", span(i, p.pool, p.queries)], ["key", span(j, p.pool, p.keys)], ["distance", `${distanceOf(p, i, j) * p.pool}`]];
-  if (!p.visible[cell]) return [...place, ["", "not visible"]];
+  if (!p.visible[cell]) return [...place, ["mask", "not visible"]];
   const share = gone(panel, at) / 255;
   const what = share === 1 ? "pruned" : share ? `${percent(share)} pruned` : "kept";
-  if (!p.allowed[cell]) return [...place, ["", `never observed, ${what}`]];
-  return [...place, ["average", short(p.average[at])], ["count", `${p.seen[cell]}`], ["", what]];
+  if (!p.allowed[cell]) return [...place, ["mask", `never observed, ${what}`]];
+  return [...place, ["average", short(p.average[at])], ["count", `${p.seen[cell]}`], ["mask", what]];
 }
 
 function drawCell(panel) {
@@ -371,10 +371,10 @@ function listen() {
 
 function start() {
   const patterns = readPatterns();
-  scale = logScale(patterns.map((p) => p.average), TAILS);
+  scale = logScale(patterns.map((p) => p.average), COLOURS);
   colours = themeColours();
   panels.push(...patterns.map(buildPanel));
-  curveScale = logScale(panels.map((panel) => panel.curves.means));
+  curveScale = logScale(panels.map((panel) => panel.curves.means), CURVES);
   showScale();
   startFrom(patterns[0].mask);
   element("choices").open = matchMedia("(min-width: 40rem)").matches;

@@ -30,7 +30,7 @@ def read_published(
     Parameters
     ----------
     layout : str, optional
-        One of ``LAYOUTS``; by default told by which axis has length 1.
+        One of ``LAYOUTS``; by default inferred from which axis has length 1.
     site, causal
         As in AttentionPattern. Transformer-XL is ``site="self", causal=True``.
 

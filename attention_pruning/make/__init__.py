@@ -1,6 +1,6 @@
 """From a pattern to a mask: the rules of the paper, and the controls that a mask is compared with."""
 
-from .controls import distance_like, random_like, window_like
+from .controls import distance_like, random_like, shuffled_heads_like, window_like
 from .distances import by_distance
 from .rules import from_pattern
 from .within_budget import Calibration, Sensitivities, within_budget
@@ -12,6 +12,7 @@ __all__ = [
     "distance_like",
     "from_pattern",
     "random_like",
+    "shuffled_heads_like",
     "window_like",
     "within_budget",
 ]

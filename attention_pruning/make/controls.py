@@ -2,7 +2,8 @@
 
 A random mask knows nothing, a window knows that near is useful, a mask by distance knows how much each head attends to
 each distance but not where. The latter two may keep the first positions as well, which many heads attend to from
-anywhere (sinks). All give every block a score and prune the lowest ones of each layer, never the last block of a row.
+anywhere (sinks). These give every block a score and prune the lowest ones of each layer, never the last block of a row.
+Shuffled heads know all but which head is which.
 Letters in names: H heads, Q queries, K keys in cells; q, k the same in blocks; D distances.
 """
 
@@ -39,9 +40,42 @@ def random_like(mask: PruneMask, seed: int, use: Tensor | None = None) -> PruneM
         or if the row floor leaves too few blocks to choose from.
     """
     require_mask(mask)
+    _require_seed(seed)
+    return _like(mask, random_scores(mask, seed), use, kind="random", seed=seed)
+
+
+def shuffled_heads_like(mask: PruneMask, seed: int) -> PruneMask:
+    """The same cells of every layer pruned, each head's on another head of it, drawn with a recorded seed.
+
+    What is left of a data-informed mask's worth here is not about which head needs what. A layer prunes as many cells
+    as before, and as much of their use, because all heads of a layer see the same ones.
+
+    Raises
+    ------
+    InputError
+        For what is no mask or has one head, or a seed that is no whole number of at least 0.
+    """
+    require_mask(mask)
+    _require_seed(seed)
+    if mask.heads < 2:
+        raise InputError(f"{mask.source}: expected at least two heads to shuffle, found {mask.heads}")
+    generator = torch.Generator().manual_seed(seed)
+    pruned = torch.stack([layer_Hqk[_derangement(mask.heads, generator)] for layer_Hqk in mask.pruned])
+    metadata = mask.metadata | {"like_fingerprint": mask.fingerprint}
+    return mask.with_pruned(pruned, kind="shuffled-heads", seed=seed, metadata=metadata)
+
+
+def _require_seed(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: expected a whole number of at least 0, found {seed!r}")
-    return _like(mask, random_scores(mask, seed), use, kind="random", seed=seed)
+
+
+def _derangement(number: int, generator: torch.Generator) -> Tensor:
+    """An order in which nothing stays where it was, all of them alike in chance: int64."""
+    while True:
+        order = torch.randperm(number, generator=generator)
+        if not (order == torch.arange(number)).any():
+            return order
 
 
 def window_like(mask: PruneMask, use: Tensor | None = None, *, sinks: int = 0) -> PruneMask:

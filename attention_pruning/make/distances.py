@@ -114,7 +114,7 @@ def _by_distance(pattern: AttentionPattern, memory: int, sinks: int) -> tuple[Te
 
 
 def _keep(average_LHd: Tensor, cells_d: Tensor, groups: int, budget: int, spare_own: bool) -> Tensor:
-    """bool [L, H, d]: what stays when the least attended distances of each group are gone.
+    """bool [L, H, d]: what stays when the least attended distances of each group are pruned.
 
     Parameters
     ----------

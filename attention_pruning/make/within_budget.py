@@ -44,7 +44,7 @@ class Calibration:
     masks : dict of PruneMask
         By site, of kind "custom": no one tau made them.
     taus : dict of Tensor
-        float64 [L, H] by site: the share that each head loses.
+        float64 [L, H] by site: the share of each head that is pruned.
     rises : dict of Tensor
         float64 [L, H, T] by site: how much the loss rises where that head alone is pruned at that share.
     tried : tuple of float

@@ -40,7 +40,7 @@ def pruned_attention(
     a kept visible key attends to its kept visible keys; a row left empty, whose visible keys are all pruned, attends
     uniformly over its visible keys, never to padding; a row that sees nothing at all gives 0.
 
-    Everywhere in this library, True takes away: pruned cells, padded keys.
+    Everywhere in this library, True means masked: pruned cells, padded keys.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""LayerMask: what one layer of a prune mask takes away, and what each backend makes of that once.
+"""LayerMask: what one layer of a prune mask removes, and what each backend derives from it once.
 
 Letters in names: H heads, Q queries, K keys in cells; q, k the same in blocks of side B.
 """

@@ -99,10 +99,8 @@ def draw_pattern_data(path: Path) -> None:
         draw_overlap(axes[0, column], rows)
         draw_losses(axes[1, column], rows)
         axes[0, column].set_title(model, fontsize=9)
-        axes[1, column].set_xlabel(
-            "sequences that the pattern saw; crosses: out-of-distribution", fontsize=8, labelpad=32
-        )
         axes[1, column].set_ylabel(f"rise of the test loss, {rows['unit'].iloc[0]}", fontsize=8)
+    figure.supxlabel("sequences that the pattern saw; crosses: out-of-distribution data; a line a seed", fontsize=8)
     axes[0, 0].set_ylabel("pruned by both / by either,\nwith the mask of all the data", fontsize=8)
     for axis in axes.flat:
         axis.tick_params(labelsize=7)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 
 from attention_pruning import InputError
 from reproduction.runs.folder import require_recipe
 from reproduction.runs.json_file import read_json
+from reproduction.runs.torch_files import check_archive
 
 _STATE_FILE = "trainer_state.json"
 #: What a training leaves in its folder.
@@ -62,18 +66,35 @@ def find_checkpoint(training: TrainingArguments, recipe: Mapping[str, Any]) -> s
     Raises
     ------
     InputError
-        If the checkpoint that is named is not whole, or is of another training.
+        If the checkpoint that is named is not whole, or is of another training; if a file of the checkpoint is damaged.
     """
     named = training.resume_from_checkpoint
     if named is None or named.lower() == "true":
         checkpoint = last_checkpoint(training.output_dir)
         if named is not None and checkpoint is None:
             raise InputError(f"--resume_from_checkpoint: expected a checkpoint in {training.output_dir}, found none")
-        return None if checkpoint is None else str(checkpoint)
+        return None if checkpoint is None else _undamaged(checkpoint)
     checkpoint = Path(named)
     if not is_whole(checkpoint):
         raise InputError(f"{checkpoint}: expected a whole checkpoint to resume from, found none")
     require_recipe(checkpoint.parent, recipe)
+    return _undamaged(checkpoint)
+
+
+def _undamaged(checkpoint: Path) -> str:
+    """The name of a checkpoint whose files are as they were written, as far as their formats tell."""
+    for file in sorted(checkpoint.iterdir()):
+        try:
+            if file.suffix in (".pt", ".pth"):
+                check_archive(file)
+            elif file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+        except (OSError, SafetensorError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{file}: expected a whole file of a checkpoint, found a damaged one ({error}); without "
+                f"{checkpoint.name} the training goes on from the checkpoint before it"
+            ) from error
     return str(checkpoint)
 
 

@@ -1,6 +1,6 @@
 """Measure what masks of whole blocks save: seconds and memory of a batch in inference, and of a step of training.
 
-Dense attention, every mask, and no attention at all take turns in one process, so that they meet the same machine. The
+Dense attention, every mask, and no attention at all are timed in interleaved rounds of one process. The
 time without attention bounds what any mask can save (Amdahl's law). Peak memory is that of a process of its own for
 each. The weights are random and every window is full: neither changes what a batch costs. Attention has no dropout
 here, for torch's fused attention on a CPU has none, and the dense model would look slower than it need be.

@@ -104,9 +104,9 @@ def _require_objects(path: Path) -> None:
                     raise ValueError(f"{row!r} among them")
             place = blank.match(text, place).end()
     except RecursionError as error:
-        raise InputError(f"{path}: expected rows of JSON, found values nested too deep") from error
+        raise InputError(f"{path}: expected rows of json, found: values nested too deep") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected rows of JSON, each an object, found: {error}") from error
+        raise InputError(f"{path}: expected rows of json, found: {error}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -54,7 +54,7 @@ class ModelArguments:
         metadata={"help": "folder for what comes from the hub, and for tokenised rows; the user's cache unless given"},
     )
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "draw weights anew whose shape differs, such as those of another task's head"}
+        default=False, metadata={"help": "initialise weights whose shape differs, such as those of another task's head"}
     )
 
     @property
@@ -74,13 +74,13 @@ class FolderArguments:
         default=False,
         metadata={
             "aliases": ["--overwrite"],
-            "help": "start anew, and remove the training that --output_dir holds, if any",
+            "help": "start from scratch, and remove the training that --output_dir holds, if any",
         },
     )
     set_aside: bool = field(
         default=False,
         metadata={
-            "help": "if --output_dir holds a training of another recipe, give that folder another name and start anew"
+            "help": "if --output_dir holds a training of another recipe, rename that folder and start from scratch"
         },
     )
 
@@ -142,7 +142,7 @@ class LengthArguments:
             "prepared in --cache_dir unless given"
         },
     )
-    overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew, whatever is there already"})
+    overwrite_cache: bool = field(default=False, metadata={"help": "tokenise again, whatever is there already"})
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first so many only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate on the first so many only"})
     max_predict_samples: int | None = field(default=None, metadata={"help": "predict the first so many only"})

@@ -49,7 +49,8 @@ class DataArguments(LengthArguments):
     task_name: str | None = field(
         default=None,
         metadata={
-            "help": "a task of GLUE, or one of the stand-ins that install with pip; not beside data of one's own"
+            "help": "a task of GLUE, or of reproduction.data.tasks.bible_glue (installs with pip); "
+            "not with data of your own"
         },
     )
     max_seq_length: int = field(

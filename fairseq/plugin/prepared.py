@@ -137,7 +137,7 @@ def score_mask(mask: LayerMask, queries: int, keys: int, padding: Padding | None
 
 
 def _last_first_kept(mask: LayerMask) -> list[int]:
-    """For each query, the largest of ``first_kept`` of all heads: with more keys than that none loses all."""
+    """For each query, the largest of ``first_kept`` of all heads: with more keys than that no head prunes all."""
     return mask.once(("last_first_kept_by_row",), lambda: mask.first_kept(torch.device("cpu")).amax(0).tolist())
 
 

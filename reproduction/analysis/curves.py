@@ -17,7 +17,7 @@ BASELINE_NAMES = {
     "kneser-ney": "Kneser-Ney bigram",
     "kneser-ney-5": "Kneser-Ney 5-gram",
     "copy": "copied source",
-    "majority": "commonest class",
+    "majority": "majority class",
 }
 
 

@@ -43,15 +43,18 @@ COLUMNS = (
     "value",
 )
 EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
-#: What needs no attention (counting words, copying the source, the commonest class), models without a mask, and models
-#: with one: each kind says more about itself than the one before.
+#: What needs no attention (counting words, copying the source, the commonest class), models without a mask (of softmax,
+#: of entmax, with as much attention dropped in training as a mask prunes, trained twice as long), and models with one:
+#: each kind says more about itself than the one before.
 BASELINES = ("kneser-ney", "kneser-ney-5", "copy", "majority")
-DENSE = ("dense", "entmax-dense")
+DENSE = ("dense", "entmax-dense", "dropout", "dense-longer")
 #: Data-informed masks of another rule or scope than the configuration's, such as ``allowed-head``.
 CHOICES = tuple(f"{rule}-{scope}" for rule in RULES for scope in SCOPES)
 #: Masks of whole blocks, of the efficiency tables' size or of that in the name.
 BLOCKS = ("block", *(f"block{size}" for size in BLOCK_SIZES))
-MASKED = ("data", "random", "window", "distance", "entmax-data", *BLOCKS, *CHOICES)
+#: Controls that only the comparison of masks has.
+FURTHER = ("window-sinks", "distance-sinks", "shuffled-heads", "other-seed")
+MASKED = ("data", "random", "window", "distance", *FURTHER, "entmax-data", *BLOCKS, *CHOICES)
 #: The scope of a mask whose metrics name none: it was the only one before they did.
 SCOPE = "layer"
 _ALWAYS = ("config", "experiment", "dataset", "variant")

@@ -3,11 +3,12 @@
 A block ``<!-- numbers NAME ARGUMENT -->`` ... ``<!-- end numbers -->`` in README.md, docs/ or benchmarks/ is made from
 a file under results/reference/:
 
-    python -m reproduction.documents            # write all blocks anew
+    python -m reproduction.documents            # rewrite all blocks
     python -m reproduction.documents --check    # fail if one differs from its file
 
 Blocks are, from results/reference/CONFIG/, ``results CONFIG``, ``paper CONFIG`` and ``tasks CONFIG`` (metrics.csv),
-``sites CONFIG`` (translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``questions CONFIG`` (squad.csv),
+``sites CONFIG`` (translation_sites.csv), ``masks CONFIG`` (mask_comparison.csv), ``pairs CONFIG``
+(pairs_comparison.csv), ``questions CONFIG`` (squad.csv),
 ``efficiency CONFIG`` (efficiency_table.csv), ``saved CONFIG`` (language_model_efficiency.csv), ``entmax CONFIG``
 (entmax_comparison.csv) and ``ood CONFIG`` (ood_table.csv);
 ``benchmark NAME`` (every row of results/reference/benchmarks/NAME.csv), ``speedups NAME`` (of one that prunes to
@@ -15,8 +16,9 @@ several sparsities, a row for each shape), ``kernel NAME`` (our kernel against d
 (what the choice of a backend goes by), ``collecting NAME`` (time and memory of patterns), ``generation NAME`` (prefill,
 time of a token and cache by context),
 ``positions NAME`` (perplexity by position), ``budgets NAME``, ``observed NAME``, ``memories NAME`` and ``keys NAME``
-(masks on trained models: within a budget of loss, by what was observed, at longer memories, asked for a pass key); and
-``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json). README.md has ``overview CONFIG``
+(masks on trained models: within a budget of loss, by what was observed, at longer memories, asked for a pass key);
+``scores NAME`` (from the metrics.json of single runs, results/reference/NAME/*.json); and ``tries KIND`` (from
+results/reference/reliability.csv). README.md has ``overview CONFIG``
 (metrics.csv, mask_comparison.csv and squad.csv) and ``speed CONFIG`` (efficiency_table.csv).
 """
 
@@ -37,6 +39,7 @@ from reproduction.analysis.figures import language_model_efficiency as language_
 from reproduction.analysis.figures.captions import NAMES, change_text, name_of, spread, table_markdown
 from reproduction.analysis.figures.efficiency import STEPS, step_table
 from reproduction.analysis.figures.masks import markdown as masks_markdown
+from reproduction.analysis.figures.pairs import markdown as pairs_markdown
 from reproduction.analysis.figures.shift import how_to_read, read_table, titled
 from reproduction.analysis.figures.sites import SITES, lines_of
 from reproduction.analysis.figures.sites import compared as compared_sites
@@ -100,7 +103,7 @@ def paper_block(config: str) -> str:
 
 
 def sites_block(config: str) -> str:
-    """What each site of a translation model costs alone, at every tau."""
+    """The cost of pruning one site of a translation model alone, at every tau."""
     table = read_csv(REFERENCE / config / "translation_sites.csv")
     lines = ["| pruned | tau | evaluated | BLEU, test | minus dense | seeds |", "|---|---:|---:|---|---|---:|"]
     dense = compared_sites(table).query("variant == 'dense'")
@@ -116,6 +119,11 @@ def sites_block(config: str) -> str:
 def masks_block(config: str) -> str:
     """Rules, scopes and controls of masks, a Markdown table an experiment."""
     return masks_markdown(read_csv(REFERENCE / config / "mask_comparison.csv"))
+
+
+def pairs_block(config: str) -> str:
+    """Translation models of fewer pairs, and by the length of the sentence, a Markdown table each."""
+    return pairs_markdown(read_csv(REFERENCE / config / "pairs_comparison.csv"))
 
 
 def questions_block(config: str) -> str:
@@ -234,8 +242,20 @@ def scores_block(name: str) -> str:
     lines = ["| run | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     # Percentages have one decimal; shares, correlations and losses have three.
     places = {name: 1 if name in SPARSITIES or table[name].max() > 2 else 3 for name in table}
-    cells = [[f"{row[name]:.{places[name]}f}" for name in table] for _, row in table.iterrows()]
+    # what needs no attention has no sparsity
+    cells = [
+        ["" if pd.isna(row[name]) else f"{row[name]:.{places[name]}f}" for name in table] for _, row in table.iterrows()
+    ]
     lines += [f"| {run} | {' | '.join(row)} |" for run, row in zip(table.index, cells, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def tries_block(kind: str) -> str:
+    """What was tried to break, how often, and how often it held: the rows of one kind."""
+    table = pd.read_csv(REFERENCE / "reliability.csv", keep_default_na=False)
+    lines = ["| what | tries | as it should be | minutes | |", "|---|---:|---:|---:|---|"]
+    for row in table[table["kind"] == kind].itertuples():
+        lines.append(f"| {row.what} | {row.tries:,} | {row.passed:,} | {float(row.seconds) / 60:.1f} | {row.note} |")
     return "\n".join(lines) + "\n"
 
 
@@ -259,6 +279,7 @@ BLOCKS = {
     "tasks": tasks_block,
     "sites": sites_block,
     "masks": masks_block,
+    "pairs": pairs_block,
     "questions": questions_block,
     "overview": overview_block,
     "speed": speed_block,
@@ -267,12 +288,13 @@ BLOCKS = {
     "entmax": entmax_block,
     "ood": ood_block,
     "scores": scores_block,
+    "tries": tries_block,
     **{name: functools.partial(show_benchmark, show) for name, show in BENCHMARKS.items()},
 }
 
 
 def filled(text: str, path: Path) -> str:
-    """A document with every block made anew.
+    """A document with every block rewritten.
 
     Raises
     ------

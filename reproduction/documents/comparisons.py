@@ -1,6 +1,6 @@
 """Comparisons of masks on trained models as Markdown tables: from the committed rows to what documents show.
 
-Every seed is shown, in the order of the csv, since two or three of them have no spread worth a name.
+Every seed is shown, in the order of the csv, since two or three are too few for a standard deviation.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def observed_table(table: pd.DataFrame) -> str:
 
 
 def memories_table(table: pd.DataFrame) -> str:
-    """Perplexity after memories of several lengths: a row for each model and tau."""
+    """Perplexity with memories of several lengths: a row for each model and tau."""
     memories = sorted(table["memory"].unique())
     lines = ["| model | " + " | ".join(f"{memory} slots" for memory in memories) + " |"]
     lines.append("|---|" + "---|" * len(memories))

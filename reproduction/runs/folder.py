@@ -109,7 +109,7 @@ def claim_folder(
     traces : collection of str
         Patterns of the names that a training leaves: a folder with none of them is free.
     other : {"refuse", "set_aside", "overwrite"}
-        What becomes of a run of another recipe. "overwrite" takes an earlier part of the same run away, too.
+        What becomes of a run of another recipe. "overwrite" removes an earlier part of the same run, too.
     may_grow : collection of str
         Arguments that a continuation by hand may raise, noted in the folder. With "set_aside" they make another run.
 
@@ -212,12 +212,12 @@ def require_recipe(folder: str | Path, recipe: Mapping[str, Any]) -> None:
 def add_folder_flags(group: argparse._ArgumentGroup) -> None:
     """``--overwrite`` and ``--set_aside``, of which :func:`way` makes ``other``."""
     add = group.add_mutually_exclusive_group().add_argument
-    add("--overwrite", action="store_true", help="start anew, and remove the run that the folder holds, if any")
+    add("--overwrite", action="store_true", help="start from scratch, and remove the run that the folder holds, if any")
     add(
         "--set_aside",
         "--set-aside",
         action="store_true",
-        help="if the folder holds a run of another recipe, give that folder another name and start anew",
+        help="if the folder holds a run of another recipe, rename that folder and start from scratch",
     )
 
 

@@ -12,7 +12,7 @@ from reproduction.runs.files import write_json
 
 #: Labels of a run, in the order of metrics.csv's columns. A label that does not apply is null.
 LABELS = ("config", "experiment", "dataset", "variant", "sites", "rule", "scope", "block_size", "tau", "seed")
-#: What the prune mask took away; null where there is no attention to prune.
+#: What the prune mask removed; null where there is no attention to prune.
 SPARSITIES = ("effective_sparsity", "evaluated_sparsity", "block_sparsity")
 
 

@@ -1,4 +1,4 @@
-"""Which source made a run, and which runs were made by other source than what stands here now.
+"""Which source code made a run, and which runs were made by another version of it than the one here now.
 
 python -m reproduction.runs.source --runs runs/quick
 """
@@ -26,7 +26,7 @@ ROOTS = tuple(
 _COMPILED = "attention_pruning/ops/cpu/csrc"
 #: Where what a run loads stands.
 _PARTS = ("attention_pruning", "reproduction", "transformer-xl", "fairseq", "bert")
-#: What gives no number: a run is not of other source because these changed.
+#: What gives no number: a run is not of another version because these changed.
 _APART = ("reproduction/runs/source.py", "attention_pruning/cli")
 #: How many changed files a sentence names.
 _NAMED = 3
@@ -62,7 +62,7 @@ def _hash(name: str) -> str:
 
 
 def other_source(runs: str | Path) -> str:
-    """A sentence on the runs below a folder that were made by other source than this; "" if there are none.
+    """A sentence on the runs below a folder that another version of the source code made; "" if there are none.
 
     A run's record (``run.json``) has the files that it loaded. Records of versions before that have none, and count.
 
@@ -87,18 +87,18 @@ def other_source(runs: str | Path) -> str:
         return ""
     named = sorted(changed)[:_NAMED] + ([f"{len(changed) - _NAMED} more"] if len(changed) > _NAMED else [])
     files = f" ({', '.join(named)} changed since)" if named else " (of a version that did not record it)"
-    return f"Made by other source than that of this repository: {others} of {len(records)} runs{files}."
+    return f"Made by another version of the source code than this repository's: {others} of {len(records)} runs{files}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.runs.source",
-        description="List the runs made by other source than the present one; print nothing if there are none.",
+        description="List the runs that another version of the source code made; print nothing if there are none.",
     )
     parser.add_argument("--runs", type=Path, required=True, help="folder of runs, with their run.json")
     if found := other_source(parser.parse_args(argv).runs):
-        print(f"{found} `make figure FRESH=1` makes all of them anew.")
+        print(f"{found} `make figure FRESH=1` makes all of them again.")
     return 0
 
 

@@ -54,7 +54,7 @@ def check_log_flags(args: argparse.Namespace) -> None:
 
 
 class StepLog:
-    """Rows of a training, written as they come; those of steps that a continued run does again are taken away.
+    """Rows of a training, written as they come; those of steps that a continued run repeats are removed.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """Time one model under several settings of its attention side by side: dense, under masks, and without attention.
 
-All settings take turns in one process, so that they meet the same machine. Peak memory is that of a process of its own
-for each. What the model takes without attention is the ceiling of any saving (Amdahl's law).
+All settings are timed in interleaved rounds of one process, so that the state of the machine affects all alike. Peak
+memory is that of a process of its own for each. What the model takes without attention is the ceiling of any saving
+(Amdahl's law).
 """
 
 from __future__ import annotations

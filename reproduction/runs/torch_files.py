@@ -53,7 +53,7 @@ def read_torch_file(
     try:
         archive = is_archive(path)
         if archive:
-            _check_archive(path)
+            check_archive(path)
         elif only_archives:
             raise zipfile.BadZipFile("not an archive")
         return torch.load(
@@ -75,7 +75,14 @@ def is_archive(path: Path) -> bool:
         return file.read(len(_ARCHIVE)) == _ARCHIVE
 
 
-def _check_archive(path: Path) -> None:
+def check_archive(path: Path) -> None:
+    """Hold every byte of an archive against its checksum.
+
+    Raises
+    ------
+    zipfile.BadZipFile
+        If one differs, or the file is no archive as torch writes them.
+    """
     with zipfile.ZipFile(path) as archive:
         # torch packs nothing: what is packed could be of any size when it is unpacked.
         if packed := [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]:

@@ -1,4 +1,4 @@
-"""What a task is worth without reading it: the score of always giving the commonest answer of the training split.
+"""The majority-class baseline: the score of always giving the most frequent answer of the training split.
 
 Run ``python -m reproduction.scores.majority --help``.
 """
@@ -21,8 +21,8 @@ from reproduction.runs.record import RunRecord
 from reproduction.scores.glue import glue_metrics, glue_score
 
 
-def commonest(labels: Sequence[float], task: Task) -> float:
-    """The commonest class, the lowest of several; of a task without classes, the mean."""
+def majority_class(labels: Sequence[float], task: Task) -> float:
+    """The majority class, the lowest of several; of a task without classes, the mean."""
     if task.labels is None:
         return float(np.mean(labels))
     return float(np.bincount(np.asarray(labels), minlength=len(task.labels)).argmax())
@@ -46,7 +46,7 @@ def evaluate(task: Task, data_dir: str | None, other_dir: str | None = None) -> 
     for split, found in (("train", known), *((split, rows) for split in task.evaluation_splits)):
         if split not in found:
             raise InputError(f"{task.name}: expected a split {split} in the data, found {', '.join(found)}")
-    answer = commonest(known["train"]["label"], task)
+    answer = majority_class(known["train"]["label"], task)
     metrics = {}
     for split in task.evaluation_splits:
         labels = np.asarray(rows[split]["label"])
@@ -59,11 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.scores.majority",
-        description="Score the commonest answer of a GLUE task's training split on its evaluation splits.",
+        description="Score the majority class of a GLUE task's training split on its evaluation splits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--task_name", required=True, default=argparse.SUPPRESS, help="a task of GLUE, or one of the stand-ins")
+    add("--task_name", required=True, default=argparse.SUPPRESS, help="a task of GLUE, or of data.bible_glue")
     add(
         "--data_dir",
         default=os.environ.get(DATA_DIR_VARIABLE) or None,

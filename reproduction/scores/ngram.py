@@ -1,4 +1,4 @@
-"""Interpolated Kneser-Ney n-grams: what counting alone reaches, a floor under every neural language model here.
+"""Interpolated Kneser-Ney n-grams: a baseline without attention for every neural language model here.
 
 The formulas follow Kneser and Ney (1995) in the interpolated form of Chen and Goodman (1999). With c(h w) the count of
 an n-gram, D the discount of its order, N1+ a number of distinct neighbours, h' the history h without its first word,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import brute_force
 from attention_pruning import AttentionPattern, InputError
-from attention_pruning.make import distance_like, from_pattern, random_like, window_like
+from attention_pruning.make import distance_like, from_pattern, random_like, shuffled_heads_like, window_like
 from attention_pruning.make.controls import distance_scores, random_scores, window_scores
 from attention_pruning.structure import visible_cells
 from strategies import cell_set, choices, law, patterns, seeds, sizes, taus, uniform_mask
@@ -46,6 +46,39 @@ def test_controls_agree_with_loops(pattern, tau, chosen, seed):
             assert cell_set(found.pruned) == brute_force.prune_as_much(
                 cell_set(data.pruned), score, allowed, data.row_floor, weights
             )
+
+
+@law
+@given(patterns(), taus, choices, st.integers(1, 3), seeds)
+def test_shuffled_heads_are_the_heads_of_the_mask_and_none_is_where_it_was(pattern, tau, chosen, size, seed):
+    data = from_pattern(pattern, tau, block_size=size, **chosen)
+    if data.heads == 1:
+        with pytest.raises(InputError, match="expected at least two heads to shuffle, found 1"):
+            shuffled_heads_like(data, seed)
+        return
+    found = shuffled_heads_like(data, seed)
+    assert found == shuffled_heads_like(data, seed)
+    assert (found.kind, found.seed, found.rule, found.tau) == ("shuffled-heads", seed, data.rule, data.tau)
+    assert found.metadata["like_fingerprint"] == data.fingerprint
+    assert found.layer_sparsity == data.layer_sparsity and found.effective_sparsity == data.effective_sparsity
+    for ours, theirs in zip(found.pruned, data.pruned, strict=True):
+        assert sorted(head.numpy().tobytes() for head in ours) == sorted(head.numpy().tobytes() for head in theirs)
+
+
+def test_every_head_of_a_layer_moves_and_layers_by_themselves():
+    # Each head of each layer keeps another key, so that a mask says which head it is of.
+    pattern = AttentionPattern(torch.stack([torch.eye(5)[:, None].expand(5, 5, 5)] * 6), torch.ones(5, 5), "enc-self")
+    data = from_pattern(pattern, 0.8, rule="allowed", scope="head")
+    owner = (~data.pruned[0, :, 0]).long().argmax(-1)
+    assert owner.tolist() == [0, 1, 2, 3, 4]
+    orders = [
+        (~layer[:, 0]).long().argmax(-1).tolist()
+        for seed in range(4)
+        for layer in shuffled_heads_like(data, seed).pruned
+    ]
+    assert all(sorted(order) == owner.tolist() for order in orders)
+    assert not any(place == head for order in orders for place, head in enumerate(order))
+    assert len(set(map(tuple, orders))) > 6
 
 
 @law

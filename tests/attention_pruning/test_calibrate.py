@@ -19,6 +19,8 @@ from attention_pruning.make import from_pattern, within_budget
 from attention_pruning.make.within_budget import _Search
 from tiny_models import make, padded
 
+pytestmark = pytest.mark.slow
+
 TAUS = (0.5, 1.0)
 
 

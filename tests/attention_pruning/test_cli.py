@@ -16,7 +16,14 @@ import attention_pruning
 from attention_pruning import AttentionPattern, DistanceMask, PatternAccumulator, PruneMask
 from attention_pruning.cli.main import main
 from attention_pruning.cli.plot import INVISIBLE, KEPT, PRUNED, UNOBSERVED
-from attention_pruning.make import by_distance, distance_like, from_pattern, random_like, window_like
+from attention_pruning.make import (
+    by_distance,
+    distance_like,
+    from_pattern,
+    random_like,
+    shuffled_heads_like,
+    window_like,
+)
 
 
 @pytest.fixture
@@ -122,6 +129,10 @@ def test_mask_makes_baselines(folder, pattern):
     data = PruneMask.load("mask.safetensors")
     assert PruneMask.load("random.safetensors").fingerprint == random_like(data, 5).fingerprint
     assert PruneMask.load("window.safetensors").fingerprint == window_like(data).fingerprint
+    assert run("mask", "--shuffled-heads-like", "mask.safetensors", "--seed", 5, "-o", "shuffled.safetensors") == 0
+    made = PruneMask.load("shuffled.safetensors")
+    assert (made.kind, made.seed) == ("shuffled-heads", 5)
+    assert made.fingerprint == shuffled_heads_like(data, 5).fingerprint
     equal = ("--equal-use", "pattern.safetensors", "-o", "equal.safetensors")
     assert run("mask", "--random-like", "mask.safetensors", "--seed", 5, *equal) == 0
     made = PruneMask.load("equal.safetensors")
@@ -306,6 +317,14 @@ def test_explore_writes_a_page_of_a_pattern_and_a_mask(folder, capsys):
             "found --window-like and --distance-like",
         ),
         ("mask pattern.safetensors --distance-like mask.safetensors -o mask.safetensors", "expected another file"),
+        (
+            "mask --shuffled-heads-like mask.safetensors -o out.safetensors",
+            "expected --seed with --shuffled-heads-like, found none",
+        ),
+        (
+            "mask --shuffled-heads-like mask.safetensors --seed 1 --equal-use pattern.safetensors -o out.safetensors",
+            "expected no --equal-use with --shuffled-heads-like",
+        ),
         ("mask --random-like mask.safetensors -o out.safetensors", "expected --seed with --random-like, found none"),
         ("mask --random-like mask.safetensors --seed -1 -o out.safetensors", "seed: expected a whole number"),
         (

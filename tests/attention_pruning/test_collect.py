@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from attention_pruning import AttentionPattern, InputError, collect
+from warm_python import spawn
 
 WIDTH, HEADS, LENGTH = 8, 2, 5
 
@@ -189,8 +190,9 @@ def _collect_in_process(rank, meeting_point, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_collect_together(model, tmp_path):
-    torch.multiprocessing.spawn(_collect_in_process, (str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)
+    spawn(_collect_in_process, (str(tmp_path / "meeting"), str(tmp_path)), 2)
     first, second = (AttentionPattern.load(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     batches = [batch_of((3, 2), 3), batch_of((3, 1), 3, seed=1)]
     expected = collect(model, hooks_of(model), batches, key_padding_mask="padding")

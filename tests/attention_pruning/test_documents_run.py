@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import transformers as tf
 
 from attention_pruning.cli import main
 from attention_pruning.huggingface import model_masks
+from warm_python import python
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -110,9 +110,9 @@ def test_the_flags_that_pages_print_are_flags_of_the_script(script, flags):
     how = ["-m", script] if script.startswith("reproduction.") else [script]
     if not how[-1].startswith("reproduction"):
         assert (ROOT / script).is_file()
-    command = [sys.executable, *how, "--help"]
+    command = [python(), *how, "--help"]
     if script in ("fairseq/train.py", "fairseq/generate.py"):
-        command = [sys.executable, script, "x", "--help"]
+        command = [python(), script, "x", "--help"]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     known = set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text))
     assert flags <= known, flags - known

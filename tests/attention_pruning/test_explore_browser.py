@@ -142,7 +142,7 @@ def test_a_cell_is_pointed_at(opened, view):
     at = {"x": box["width"] * 5.5 / 30, "y": box["height"] * 12.5 / 20}
     page.locator("#map-0").tap(position=at) if view is PHONE else page.locator("#map-0").hover(position=at)
     facts = pairs(page, "cell-0")
-    assert facts.pop("") == ("pruned" if from_pattern(pattern, 0.5).pruned[0, 0, 12, 5] else "kept")
+    assert facts.pop("mask") == ("pruned" if from_pattern(pattern, 0.5).pruned[0, 0, 12, 5] else "kept")
     assert float(facts.pop("average")) == pytest.approx(float(pattern.average[0, 0, 12, 5]), rel=0.01)
     assert facts == {"query": "12", "key": "5", "distance": "17", "count": str(int(pattern.count[12, 5]))}
     cross, box = page.locator("#cross-0").bounding_box(), page.locator("#map-0").bounding_box()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from attention_pruning import AttentionPattern, InputError, PruneMask
-from attention_pruning.files import tensors
+from attention_pruning.files import tensors, whole
 from attention_pruning.files.load import load_any, load_mask, load_pattern
 from attention_pruning.files.published import read_published, write_published
 from attention_pruning.files.whole import written_whole
@@ -156,3 +159,42 @@ def test_what_fails_while_it_is_written_leaves_nothing(tmp_path):
         Path(temporary).write_text("half")
         raise RuntimeError
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from attention_pruning.files.whole import written_whole
+with written_whole(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_has_left_goes_with_the_next_writing(tmp_path):
+    path = tmp_path / "file.txt"
+    root = Path(whole.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", _KILLED, path], env=os.environ | {"PYTHONPATH": str(root)}, check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".file.txt.") and not path.exists()
+    with written_whole(tmp_path / "other.txt") as temporary:  # another file's are nobody's business
+        temporary.touch()
+    assert left.exists()
+    with written_whole(path) as first:
+        assert not left.exists()
+        with written_whole(path):  # nor is what a living writer has
+            assert first.exists()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file.txt", "other.txt"]
+
+
+def test_without_locks_nothing_is_cleared(tmp_path, monkeypatch):
+    """A file system that cannot lock folders: a writer works, and what looks like a left room stays."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr(whole.fcntl, "flock", refuse)
+    (tmp_path / ".file.txt.00.tmp").mkdir()
+    with written_whole(tmp_path / "file.txt") as temporary:
+        temporary.write_text("whole")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".file.txt.00.tmp", "file.txt"]

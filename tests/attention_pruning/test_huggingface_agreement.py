@@ -13,6 +13,8 @@ from attention_pruning.huggingface import collect_patterns, mask_agreement
 from attention_pruning.make import from_pattern
 from tiny_models import LENGTH, SOURCE_LENGTH, batch_for, make
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = {"enc-self": (SOURCE_LENGTH, SOURCE_LENGTH), "dec-self": (LENGTH, LENGTH), "enc-dec": (LENGTH, SOURCE_LENGTH)}
 
 

@@ -11,6 +11,9 @@ import torch
 from attention_pruning import AttentionPattern, InputError
 from attention_pruning.huggingface import collect_patterns
 from tiny_models import batch_for, make, padded
+from warm_python import spawn
+
+pytestmark = pytest.mark.slow
 
 SHORT, LONG = padded((3, 2), 3), padded((7, 4), 7, seed=1)
 BROKEN = {"input_ids": torch.zeros(1, 2, 3, dtype=torch.long)}
@@ -52,7 +55,7 @@ def _collect_in_process(rank, meeting_point, folder):
 def collected(tmp_path_factory):
     """The folder of the patterns, and what each process said in each case."""
     folder = tmp_path_factory.mktemp("collected")
-    torch.multiprocessing.spawn(_collect_in_process, (str(folder / "meeting"), folder), nprocs=2)
+    spawn(_collect_in_process, (str(folder / "meeting"), folder), 2)
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

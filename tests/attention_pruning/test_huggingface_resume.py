@@ -15,6 +15,9 @@ import torch
 from attention_pruning import AttentionPattern, InputError
 from attention_pruning.huggingface import collect_patterns, prune_model, resuming
 from tiny_models import LENGTH, batch_for, make, random_masks
+from warm_python import spawn
+
+pytestmark = pytest.mark.slow
 
 LENGTHS = {"enc-self": (9, 9), "dec-self": (7, 7), "enc-dec": (7, 9)}
 
@@ -186,7 +189,7 @@ def _cut_and_go_on(rank, meeting_point, folder):
 
 
 def test_each_process_goes_on_where_it_was(tmp_path):
-    torch.multiprocessing.spawn(_cut_and_go_on, (str(tmp_path / "meeting"), tmp_path), nprocs=2)
+    spawn(_cut_and_go_on, (str(tmp_path / "meeting"), tmp_path), 2)
     expected = collect_patterns(make("BERT"), batches("BERT"), block_size=4)["self"]
     # process 0 was done, but for the first batch that tells the lengths; process 1 had one batch left
     found = [AttentionPattern.load(tmp_path / name) for name in ("0-1.safetensors", "1-2.safetensors")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from transformers import (
 from attention_pruning import InputError, PruneMask
 from attention_pruning.huggingface import find_stacks, model_masks, prune_model, unprune_model
 from tiny_models import MODELS, batch_for, make, random_masks, real_outputs
+from warm_python import python
 
 
 def assert_same_masks(found, expected):
@@ -97,11 +97,12 @@ def in_a_new_program(code: str) -> str:
     """Run a program that imports transformers alone; the last line that it prints."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     code = f"import sys\nimport transformers as tf\nassert 'attention_pruning' not in sys.modules\n{code}"
-    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    finished = subprocess.run([python(), "-c", code], env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_without_the_import_a_pruned_folder_is_refused_and_says_why(tmp_path):
     folders = {"AutoModelForMaskedLM": "BERT", "AutoModelForSeq2SeqLM": "BART", "T5EncoderModel": "T5"}
     for class_name, name in folders.items():
@@ -119,6 +120,7 @@ print(said)"""
     assert said == "[1, 1, 1]"
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_loaded_and_saved_without_the_import_says_so(tmp_path):
     pruned, plain = tmp_path / "pruned", tmp_path / "plain"
     model, batch = prune_model(make("BERT"), random_masks("BERT", 0.5)), batch_for("BERT")
@@ -153,6 +155,7 @@ def test_a_folder_of_an_older_version_is_loaded(tmp_path):
     assert torch.equal(real_outputs(AutoModelForMaskedLM.from_pretrained(tmp_path), batch), real_outputs(model, batch))
 
 
+@pytest.mark.slow
 def test_the_import_after_loading_is_named_as_the_cause(tmp_path):
     prune_model(make("BERT"), random_masks("BERT", 0.5)).save_pretrained(tmp_path)
     said = in_a_new_program(

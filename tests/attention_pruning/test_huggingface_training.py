@@ -15,6 +15,8 @@ from attention_pruning.make import from_pattern
 from test_huggingface_attention import gradients
 from tiny_models import LENGTH, batch_for, make, padded, random_masks, real_outputs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", ["BERT", "Llama", "BART"])

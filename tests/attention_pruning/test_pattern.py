@@ -15,6 +15,7 @@ import brute_force
 from attention_pruning import AttentionPattern, InputError, PatternAccumulator
 from attention_pruning.structure import visible_cells
 from strategies import cell_set, law, patterns, structures
+from warm_python import spawn
 
 
 @st.composite
@@ -242,7 +243,7 @@ def _reduce_in_process(rank, meeting_point, folder):
 
 
 def test_all_reduce_gives_every_process_the_pattern_of_all(tmp_path):
-    torch.multiprocessing.spawn(_reduce_in_process, (str(tmp_path / "meeting"), str(tmp_path)), nprocs=2)
+    spawn(_reduce_in_process, (str(tmp_path / "meeting"), str(tmp_path)), 2)
     first, second = (AttentionPattern.load(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     assert first.fingerprint == second.fingerprint
     assert first.metadata == second.metadata == {"sequences": 1, "tokens": 2}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attention_pruning import InputError, PatternAccumulator
+from warm_python import spawn
 
 P = torch.tensor([[[[0.25, 0.75, 0.0], [0.5, 0.25, 0.25]]]])
 
@@ -65,7 +66,7 @@ def _work(rank, meeting_point, folder):
 def both(tmp_path_factory):
     """What two processes say of every job, by rank."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(_work, (folder / "meeting", folder), nprocs=2)
+    spawn(_work, (folder / "meeting", folder), 2)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 installed = pytest.mark.skipif(availability.missing() is not None, reason="Triton is not installed")
 
 
+@pytest.mark.slow
 @installed
 def test_the_laws_hold():
     """On a GPU compiled, elsewhere in the interpreter."""

@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 
 from attention_pruning.ops.triton import availability
+from warm_python import python
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 installed = pytest.mark.skipif(availability.missing() is not None, reason="Triton is not installed")
 
 
 def run(*command):
-    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHON": python(), "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -39,7 +40,7 @@ def test_one_command_measures_attention_and_models(tmp_path):
 @installed
 @pytest.mark.slow
 def test_the_table_of_configurations_is_written_by_a_command():
-    found = run(sys.executable, "benchmarks/triton_tune.py", "--dry_run")
+    found = run(python(), "benchmarks/triton_tune.py", "--dry_run")
     assert found.returncode == 0 and not found.stderr, found.stdout + found.stderr
     lines = [line.split(":")[0].strip() for line in found.stdout.splitlines()]
     assert lines == [f'("{kernel}", 4, 64)' for kernel in ("forward", "queries", "keys")]

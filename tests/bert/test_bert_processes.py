@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,16 @@ import run_glue
 from attention_pruning import AttentionPattern
 from reproduction.data.tasks.glue import find_task, load_task
 from tiny_bert import flag_list, read_metrics
+from warm_python import python
 
 ROOT = Path(__file__).parents[2]
 #: Read before the fixtures hide it from the tests.
 DATA_DIR = os.environ.get("AP_DATA_DIR")
 
 
-def launch_two(words: list[str]) -> None:
+def launch_two(words: list[str], script: str = "run_glue.py") -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    line = [sys.executable, *torchrun, str(ROOT / "bert" / "src" / "run_glue.py"), *words]
+    line = [python(), *torchrun, str(ROOT / "bert" / "src" / script), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -46,6 +46,21 @@ def test_two_processes_gather_and_evaluate_as_one(run, command, tmp_path, patter
     launch_two(command("glue", "pruned", do_train=True, do_eval=True, **pruning))
     assert read_metrics(tmp_path / "pruned")["effective_sparsity"] > 0
     assert (tmp_path / "pruned" / "prune_mask.self.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_answer_as_one(run, command, tmp_path, pattern_file):
+    """Of an odd number of windows, the last batch of one process is padded with rows that do not count."""
+    pruning = {"prune": True, "attn_path": pattern_file, "tau": 0.5, "max_seq_length": 16, "max_query_length": 4}
+    pruning |= {"doc_stride": 4}
+    launch_two(command("squad", "trained", do_train=True, max_steps=3, **pruning), "run_squad.py")
+    again = {"model_name_or_path": tmp_path / "trained", "do_eval": True, "per_device_eval_batch_size": 3}
+    again |= {name: pruning[name] for name in ("max_seq_length", "max_query_length", "doc_stride")}
+    one = run("squad", "one", **again, max_eval_samples=5)
+    launch_two(command("squad", "two", **again, max_eval_samples=5), "run_squad.py")
+    found, expected = (read_metrics(folder)["metrics"]["validation"] for folder in (tmp_path / "two", one))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert (tmp_path / "two" / "predictions.json").read_text() == (one / "predictions.json").read_text()
 
 
 @pytest.mark.slow

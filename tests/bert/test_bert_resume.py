@@ -111,6 +111,7 @@ def test_another_training_in_the_same_folder_is_refused(change, run, refused, pr
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_another_training_is_set_aside_or_overwritten(run, pruning):
     other = pruning | {"tau": 0.6}
     whole = run("glue", "whole", **STEPS, **other)

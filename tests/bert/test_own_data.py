@@ -16,6 +16,8 @@ from run_flags import parse_flags
 from run_glue import DataArguments
 from tiny_bert import read_metrics, save_model, save_tokenizer, sentence, write_squad
 
+pytestmark = pytest.mark.slow
+
 OWN = {"task_name": None, "data_dir": None}
 STEPS = {"do_train": True, "do_eval": True, "max_steps": 3}
 

@@ -23,6 +23,8 @@ from reproduction.scores.glue import glue_metrics
 from run_glue import set_labels
 from tiny_bert import HEADS, LAYERS, LENGTH, random_pattern, read_metrics, save_model, sentence, write_task
 
+pytestmark = pytest.mark.slow
+
 
 def weights(folder):
     return load_file(folder / "model.safetensors")

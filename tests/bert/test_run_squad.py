@@ -18,6 +18,8 @@ from reproduction.scores.squad import squad_metrics
 from squad_features import Windows
 from tiny_bert import HEADS, LAYERS, random_pattern, read_metrics, write_squad
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 
 

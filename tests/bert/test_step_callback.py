@@ -10,6 +10,8 @@ import pytest
 
 from attention_pruning import PruneMask
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"do_train": True, "do_eval": True, "max_steps": 6, "logging_steps": 2, "eval_strategy": "steps"}
 CHECKPOINTS = {"save_strategy": "steps", "save_steps": 2}
 

@@ -143,14 +143,14 @@ def to_the_figure(folder: Path, log: Path, *chosen: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the workflow runs; must not be there")
+    parser.add_argument("--folder", type=Path, required=True, help="where the workflow runs")
     parser.add_argument("--accounting", choices=("none", "slurmdbd"), required=True, help="what this Slurm has")
     parser.add_argument(
         "--checks", nargs="+", choices=CHECKS, default=CHECKS, help="which, in this order (default: all)"
     )
     parser.add_argument("--experiments", nargs="+", help="which of smoke's experiments (default: all)")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True)
+    args.folder.mkdir(parents=True, exist_ok=True)
     chosen = ["--config", f"experiments=[{','.join(args.experiments)}]"] if args.experiments else []
     for check in args.checks:
         if check == "refused":

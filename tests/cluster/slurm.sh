@@ -73,7 +73,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=5
 MinJobAge=300
 KillWait=5
 GresTypes=gpu
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory Gres=gpu:2 State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(env -u OMP_NUM_THREADS nproc) RealMemory=$memory Gres=gpu:2 State=UNKNOWN
 PartitionName=cpu Nodes=$host Default=YES MaxTime=1-00:00:00 State=UP
 PartitionName=gpu Nodes=$host MaxTime=1-00:00:00 State=UP
 CONF

@@ -10,6 +10,8 @@ from plugin.checkpoint import read_checkpoint, training_speed
 from test_scripts import SITES, losses, train
 from tiny_translation import as_arguments, prune_flags
 
+pytestmark = pytest.mark.slow
+
 FILES = {"enc-self": "self-enc", "dec-self": "self-dec", "enc-dec": "enc-dec"}
 UPDATES = 8
 NAMES = {f"{share}{site}" for share in ("zeros", "pruned", "kept_zeros") for site in ("", *(f"_{s}" for s in SITES))}

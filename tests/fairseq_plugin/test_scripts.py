@@ -20,6 +20,9 @@ from attention_pruning import AttentionPattern, InputError, PruneMask
 from attention_pruning.make import from_pattern
 from plugin.checkpoint import read_checkpoint
 from tiny_translation import FAIRSEQ, as_arguments, error_of, prune_flags, run_script
+from warm_python import python
+
+pytestmark = pytest.mark.slow
 
 SITES = ("enc-self", "dec-self", "enc-dec")
 MODEL = [
@@ -74,7 +77,7 @@ def stock(data, tmp_path_factory):
     arguments = swap(MODEL, "ap_transformer_tiny", "transformer_tiny")
     paths = os.pathsep.join([str(FAIRSEQ.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, program, data, "--save-dir", folder, "--left-pad-source", *arguments],
+        [python(), program, data, "--save-dir", folder, "--left-pad-source", *arguments],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
@@ -141,20 +144,36 @@ def test_an_old_model_gives_the_pattern_that_ours_gives(dense, stock, patterns, 
             compute_attn_score.main(["--path", str(folder), "--attn_type", "self-dec", "--out", str(tmp_path), *flags])
 
 
-def test_two_processes_average_what_one_does(dense, patterns, tmp_path):
-    prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [FAIRSEQ / "compute_attn_score.py", "--path", dense[0], "--all", "--out", tmp_path, "--max-tokens", "300"]
+def average_in_two(dense, out, *flags):
+    prefix = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = [FAIRSEQ / "compute_attn_score.py", "--path", dense[0], "--all", "--out", out, "--no-cuda", *flags]
     paths = os.pathsep.join(filter(None, [str(FAIRSEQ.parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [*prefix, *script, "--no-cuda"], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+        list(map(str, [*prefix, *script])), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_average_what_one_does(dense, patterns, tmp_path):
+    average_in_two(dense, tmp_path, "--max-tokens", "300")
     for file in patterns.values():
         found, expected = AttentionPattern.load(tmp_path / file.name), AttentionPattern.load(file)
         torch.testing.assert_close(found.average, expected.average, atol=1e-6, rtol=0)
         assert torch.equal(found.count, expected.count)
         assert found.metadata["sequences"] == 160 and found.metadata["dropped_sentences"] == 0
         assert found.metadata["precision"] == "float32"
+
+
+def test_a_process_without_a_batch_adds_nothing(dense, patterns, tmp_path):
+    """One batch for two processes, at all three sites."""
+    flags = ("--max-batches", "1", "--max-tokens", "300")
+    average_in_two(dense, tmp_path / "two", *flags)
+    run_script("compute_attn_score.py", "--path", dense[0], "--all", "--out", tmp_path / "one", "--no-cuda", *flags)
+    for file in patterns.values():
+        found, expected = (AttentionPattern.load(tmp_path / name / file.name) for name in ("two", "one"))
+        torch.testing.assert_close(found.average, expected.average, atol=1e-6, rtol=0)
+        assert torch.equal(found.count, expected.count) and found.metadata == expected.metadata
+        assert 0 < found.metadata["sequences"] < 160
 
 
 def test_patterns_are_written_in_the_published_layout_too(patterns):
@@ -266,7 +285,7 @@ def test_processes_that_share_a_translation_write_what_one_writes(data, pruned, 
 
 
 def test_a_translation_that_torchrun_shares_is_printed_once(data, pruned, tmp_path):
-    prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    prefix = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     flags = ["--path", pruned[0] / "checkpoint_best.pt", "--cpu", "--batch-size", "8", "--scoring", "sacrebleu"]
     done = subprocess.run(
         [*prefix, FAIRSEQ / "generate.py", data, *flags],
@@ -287,7 +306,7 @@ def test_two_processes_on_a_cpu_agree_with_one(data, patterns, tmp_path, launch)
     if launch == "own":
         two = train(data, tmp_path / "two", *flags, "--distributed-world-size", "2")
     else:
-        prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        prefix = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         backends = ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
         two = subprocess.run(
             [*prefix, FAIRSEQ / "train.py", data, "--save-dir", tmp_path / "two", *MODEL, *flags, *backends],

@@ -4,9 +4,9 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -16,8 +16,9 @@ import training_run
 from attention_pruning import InputError, PruneMask
 from plugin.step_table import numbers
 from tiny_translation import FAIRSEQ, as_arguments, error_of, prune_flags, run_script
+from warm_python import python
 
-pytestmark = pytest.mark.filterwarnings("ignore:\n.*is validated against ConfigStore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:\n.*is validated against ConfigStore")]
 
 MODEL = [
     *("--arch", "ap_transformer_tiny", "--encoder-embed-dim", "16", "--encoder-ffn-embed-dim", "16"),
@@ -180,6 +181,15 @@ def test_a_finished_run_is_left_as_it_is(data, dense):
     assert {file.name: file.read_bytes() for file in dense.iterdir()} == before
 
 
+def test_a_damaged_checkpoint_is_no_start(data, dense, tmp_path):
+    folder = shutil.copytree(dense, tmp_path / "run")
+    content = bytearray((folder / "checkpoint_last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "checkpoint_last.pt").write_bytes(content)
+    line = error_of("train.py", data, "--save-dir", folder, *MODEL, "--max-update", "8")
+    assert "checkpoint_last.pt: expected a checkpoint of fairseq, found a damaged" in line
+
+
 def test_what_a_run_starts_from_is_in_its_record(data, dense, pattern_files, tmp_path, board):
     """Once begun, it goes on from its own last checkpoint, and its masks are not replaced; nor is its table."""
     flags = as_arguments(prune_flags(pattern_files, ("enc-self",), beyond_pattern="dense"))
@@ -223,7 +233,7 @@ def test_an_interrupted_training_is_saved_and_goes_on(data, tmp_path, number, st
     """No interval asks for a checkpoint: what there is, the signal has left."""
     flags = ["--max-update", "4000", "--distributed-world-size", str(processes)]
     flags += ["--save-interval", "1000", "--validate-interval", "1000"]
-    command = [sys.executable, str(FAIRSEQ / "train.py"), str(data), "--save-dir", str(tmp_path), *MODEL, *flags]
+    command = [python(), str(FAIRSEQ / "train.py"), str(data), "--save-dir", str(tmp_path), *MODEL, *flags]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FAIRSEQ.parent), os.environ.get("PYTHONPATH", "")])}
     log = tmp_path.parent / f"{tmp_path.name}.log"
     with log.open("w") as file:

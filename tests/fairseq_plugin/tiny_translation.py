@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from warm_python import python
+
 FAIRSEQ = Path(__file__).parents[2] / "fairseq"
 sys.path.append(str(FAIRSEQ))
 
@@ -25,7 +27,7 @@ LAYERS, HEADS = 2, 2
 
 def run_script(name, *arguments, check=True, **options):
     """A script of fairseq/ in a process of its own."""
-    command = [sys.executable, str(FAIRSEQ / name), *map(str, arguments)]
+    command = [python(), str(FAIRSEQ / name), *map(str, arguments)]
     paths = os.pathsep.join(filter(None, [str(FAIRSEQ.parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, **options)
     assert not check or done.returncode == 0, done.stdout + done.stderr

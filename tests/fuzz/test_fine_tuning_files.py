@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -13,12 +15,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertTokenizer
 
 import own_data
 from attention_pruning import PruneMask
 from attention_pruning.huggingface import model_masks, prune_model
-from checkpoints import last_checkpoint
+from checkpoints import find_checkpoint, last_checkpoint
 from encoders import load_config, load_model, load_tokenizer
 from mutations import answer, as_json, chosen, damaged, damaged_json, damaged_text, fuzzed, strange, written
 from own_questions import own_questions
@@ -59,11 +62,9 @@ def tables(draw: st.DrawFn, rows: list[dict]) -> tuple[str, bytes]:
         return ending, b"\n".join(as_json(draw(strange(row))) for row in rows)
     mark = "," if ending == ".csv" else "\t"
     cells = [[json.dumps(value) if isinstance(value, dict) else value for value in row.values()] for row in rows]
-    lines = [
-        mark.join(rows[0]),
-        *(mark.join(f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in row) for row in cells),
-    ]
-    return ending, draw(damaged_text("\n".join(lines) + "\n"))
+    text = io.StringIO()
+    csv.writer(text, delimiter=mark, lineterminator="\n").writerows([list(rows[0]), *cells])
+    return ending, draw(damaged_text(text.getvalue()))
 
 
 def read_rows(folder: Path, ending: str, content: bytes, read) -> Any:
@@ -155,3 +156,29 @@ def test_a_state_that_is_not_whole_is_passed_over(folder, content):
     place.mkdir(exist_ok=True, parents=True)
     written(place / "trainer_state.json", content)
     assert last_checkpoint(folder / "run") in (None, place)
+
+
+@pytest.fixture(scope="module")
+def resumable(tmp_path_factory) -> dict[str, bytes]:
+    """What transformers' Trainer leaves of a step, the small files of it."""
+    folder = tmp_path_factory.mktemp("resumable")
+    save_file({"weight": torch.arange(4.0)}, folder / "model.safetensors")
+    torch.save({"state": {0: torch.arange(4.0)}, "param_groups": []}, folder / "optimizer.pt")
+    torch.save({"python": (3, (1, 2), None), "cpu": torch.get_rng_state()}, folder / "rng_state.pth")
+    written(folder / "trainer_state.json", as_json({"global_step": 3}))
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@fuzzed(0.5)
+@given(st.data())
+def test_checkpoints_to_go_on_from(folder, resumable, data):
+    place = folder / "resumed" / "checkpoint-3"
+    place.mkdir(exist_ok=True, parents=True)
+    name, content = data.draw(chosen({name: damaged(content) for name, content in resumable.items()}))
+    for each, whole in (resumable | {name: content}).items():
+        written(place / each, whole)
+    training = SimpleNamespace(resume_from_checkpoint=None, output_dir=str(place.parent))
+    found = answer(find_checkpoint, training, {})
+    if found is not None and name.endswith((".pt", ".pth")):  # no tensor is another
+        kept, whole = (torch.load(io.BytesIO(one), weights_only=True) for one in (content, resumable[name]))
+        assert str(kept) == str(whole)

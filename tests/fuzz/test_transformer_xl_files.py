@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,11 @@ from attention_pruning.files.tensors import fingerprint
 from foreign_checkpoints import FILES, read_checkpoint, write_checkpoint
 from mem_transformer import MemTransformerLM, ModelConfig
 from model_file import CONTENT, load_model, save_model
-from mutations import answer, as_json, damaged, damaged_json, fuzzed, strange, written
+from mutations import STRANGE, answer, as_json, damaged, damaged_json, fuzzed, strange, written
 from reproduction.runs.checkpoint import load_checkpoint, random_state, save_checkpoint
+
+sys.path.append(str(Path(__file__).parents[1] / "transformer_xl"))
+pickled_upstream = importlib.import_module("test_convert_checkpoint").pickled_upstream
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_head": 6, "d_model": 8, "d_inner": 8, "tgt_len": 4, "mem_len": 4}
 
@@ -186,3 +191,34 @@ def test_others_checkpoints(layout, theirs, folder, data):
         config, tensors = found
         MemTransformerLM(config).load_state_dict(tensors)
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+#: What the authors' model says of itself.
+ATTRIBUTES = ("n_layer", "n_head", "d_head", "d_model", "d_embed", "n_token", "tgt_len", "mem_len", "same_length")
+
+
+@fuzzed(0.5)
+@given(st.sampled_from((*ATTRIBUTES, "clamp_len", "attn_type")), STRANGE)
+def test_the_authors_pickled_model_that_says_strange_things(folder, name, value):
+    path = folder / "model.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        pickled_upstream(path, a_model(cutoffs=[5]), patch, **{name: value})
+    found = answer(read_checkpoint, path, "upstream")
+    if found is not None:
+        MemTransformerLM(found[0]).load_state_dict(found[1])
+
+
+@fuzzed(0.5)
+@given(st.data())
+def test_the_authors_pickled_model_of_damaged_bytes(folder, pickled_model, data):
+    found = answer(read_checkpoint, written(folder / "model.pt", data.draw(damaged(pickled_model))), "upstream")
+    if found is not None:
+        assert all(torch.equal(tensor, a_model(cutoffs=[5]).state_dict()[name]) for name, tensor in found[1].items())
+
+
+@pytest.fixture(scope="module")
+def pickled_model(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("theirs") / "model.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        pickled_upstream(path, a_model(cutoffs=[5]), patch)
+    return path.read_bytes()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from warm_python import python
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -26,7 +27,7 @@ for number, cell in enumerate(json.loads(open(sys.argv[1], encoding="utf-8").rea
 def run(notebook: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """In an empty folder and without a connection."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", RUNNER, notebook]
+    command = [python(), "-c", RUNNER, notebook]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 

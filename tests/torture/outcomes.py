@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 #: Numbers of clocks and of memory, and how a run came about: no two runs have the same.
 _CLOCKS = re.compile(
-    r"seconds|started|.*_(seconds|bytes|runtime|per_second|wall)|continued_from|code|command|host|flags"
+    r"seconds|started|.*_(seconds|bytes|runtime|per_second|wall)|continued_from|code|command|git_commit|host|flags"
 )
 #: TensorBoard's: each start of a training adds one.
 _OF_EVERY_START = re.compile(r"events\.out\.tfevents\.")
@@ -27,6 +27,9 @@ _OF_THE_MACHINE = ("attention", "versions", "prepared")
 _NOT_COMPARED = re.compile(r"(.*_results|trainer_state)\.json|.*\.(bin|pth)|(optimizer|scheduler)\.pt")
 #: Of fairseq's checkpoints: its meters and its history are clocks, too.
 _FAIRSEQ = ("model", "last_optimizer_state")
+#: What computes nothing in its models: copies of weights for a fast path that is never taken, made whenever a
+#: checkpoint is loaded, and memory that nobody has filled.
+_UNUSED = re.compile(r".*\._float_tensor|encoder\.layers\.\d+\.(in_proj|out_proj|fc\d)_(weight|bias)")
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def content(path: Path) -> Any:
         return _without_clocks(json.loads(path.read_text()))
     if path.suffix == ".pt":
         state = torch.load(path, map_location="cpu", weights_only=False)
-        return _digest({name: state[name] for name in _FAIRSEQ} if "last_optimizer_state" in state else _xl(state))
+        return _digest(_fairseq(state) if "last_optimizer_state" in state else _xl(state))
     if path.name == "steps.csv":
         with path.open(newline="") as file:
             return [row for row in csv.reader(file) if not _CLOCKED.fullmatch(row[2])]
@@ -98,6 +101,11 @@ def _without_clocks(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_clocks(inner) for name, inner in value.items() if not _CLOCKS.fullmatch(name)}
     return [_without_clocks(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _fairseq(state: dict[str, Any]) -> dict[str, Any]:
+    weights = {name: weight for name, weight in state["model"].items() if not _UNUSED.fullmatch(name)}
+    return {name: state[name] for name in _FAIRSEQ} | {"model": weights}
 
 
 def _xl(state: dict[str, Any]) -> dict[str, Any]:

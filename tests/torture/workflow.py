@@ -118,7 +118,12 @@ def torture(room: Path, arguments: list[str], kills: int, seed: int) -> dict[str
         problems = [f"the same command ends with {status}: {(room / 'workflow.log').read_text()[-600:]}"]
     problems = problems or differences(outcome(folders["killed"]), expected)
     print(problems or f"as if it had not been killed {killed} times", flush=True)
-    row = {"kind": "killed at a moment", "what": "smoke workflow", "tries": killed, "passed": 0 if problems else killed}
+    row = {
+        "kind": "killed at a moment",
+        "what": f"smoke workflow, {' '.join(arguments)}",
+        "tries": killed,
+        "passed": 0 if problems else killed,
+    }
     note = problems[0][:200] if problems else f"one run, killed so often; undisturbed it takes {whole:.0f} s"
     return row | {"seconds": round(time.monotonic() - started), "note": note}
 

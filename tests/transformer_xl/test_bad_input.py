@@ -6,7 +6,6 @@ import argparse
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from attention_pruning.make import from_pattern
 from reproduction.data.language.corpus import write_corpus
 from reproduction.runs.checkpoint import save_checkpoint
 from tiny_xl import flags, random_pattern, read_tensors, training_flags, word_lines
+from warm_python import python
 
 
 def tree(folder):
@@ -358,7 +358,7 @@ def test_a_device_that_is_not_there(words, tmp_path, untouched, monkeypatch):
 def test_the_command_itself(words, tmp_path):
     """As a shell sees it: exit status 2, one line on stderr."""
     script = Path(train.__file__)
-    command = [sys.executable, script, *training_flags(words, tmp_path / "run", th="90%", fn=tmp_path / "none")]
+    command = [python(), script, *training_flags(words, tmp_path / "run", th="90%", fn=tmp_path / "none")]
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""

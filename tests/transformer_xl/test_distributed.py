@@ -18,6 +18,7 @@ from attention_pruning import AttentionPattern, InputError, PruneMask
 from reproduction.data.language.corpus import Corpus
 from reproduction.runs.checkpoint import load_checkpoint
 from tiny_xl import assert_same_model, flags, read_json, training_flags
+from warm_python import python
 
 JOBS = Path(__file__).with_name("distributed_jobs.py")
 DROPOUT = {"dropout": 0.3, "dropatt": 0.2}
@@ -69,7 +70,7 @@ def two(argv, averaging, tmp_path_factory):
     plan.append((train, argv("whole", "2stopped", restart=True)[1], None))
     described = [{"script": script.__name__, "argv": words, "signal": sent} for script, words, sent in plan]
     jobs.write_text(json.dumps(described))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", JOBS, jobs]
+    launch = [python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", JOBS, jobs]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, launch)), env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]

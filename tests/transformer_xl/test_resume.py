@@ -23,6 +23,9 @@ from reproduction.data.language.corpus import Corpus, write_corpus
 from reproduction.runs.checkpoint import load_checkpoint
 from tiny_xl import assert_same_model, random_pattern, read_json, training_flags, word_lines
 from trainer import Trainer
+from warm_python import python
+
+pytestmark = pytest.mark.slow
 
 DROPOUT = {"dropout": 0.3, "dropatt": 0.2}
 VARIANTS = {
@@ -162,7 +165,7 @@ def test_the_log_of_an_interrupted_run_is_that_of_a_whole_one(argv, at_step, tmp
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_really_killed(number, argv, uninterrupted, tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, SCRIPT, number, 16, 0, *argv("pruned", folder)]
+    command = [python(), SCRIPT, number, 16, 0, *argv("pruned", folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number], killed.stderr

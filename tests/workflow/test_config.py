@@ -16,9 +16,10 @@ from attention_pruning.ops.layout import BLOCK_SIZES
 from attention_pruning.recipe import ROW_FLOORS, RULES, SCOPES
 from configurations import NAMES, SCHEMA, filled, printed_by, read
 from reproduction.analysis.curves import VARIANTS
+from reproduction.analysis.table import FURTHER
 from reproduction.data.language import bible, wikitext
 from reproduction.data.tasks import bible_glue, bible_squad
-from reproduction.data.translation import bible_pairs, iwslt14, multi30k, wmt17
+from reproduction.data.translation import bible_de_en, bible_pairs, iwslt14, multi30k, wmt17
 from upstream_flags import REFUSED
 
 #: Flags that the workflow gives by itself.
@@ -89,6 +90,8 @@ def test_an_unknown_key_is_refused_by_name_wherever_it_stands(way: tuple[str, ..
         (("translation", "mask_comparison"), {"choices": [{"rule": "published"}]}),
         (("translation", "mask_comparison"), {"choices": [{"rule": "published", "scope": "column"}]}),
         (("translation", "mask_comparison"), {"controls": ["data"]}),
+        (("translation", "pairs_comparison"), {"fractions": [1.0]}),
+        (("translation", "pairs_comparison"), {"lengths": [0, 10]}),
         (("translation", "pruning", "control_seeds"), [1]),
         (("glue", "dataset", "tasks"), ["MRPC", "Poetry"]),
         (("squad", "lengths"), {"max_seq_length": "384"}),
@@ -149,6 +152,7 @@ def definition(name: str, part: str | None = None) -> dict[str, Any]:
         pytest.param(definition("text", "bible"), bible.build_parser, set(), id="bible"),
         pytest.param(definition("text", "wikitext"), wikitext.build_parser, {"data_dir"}, id="wikitext"),
         pytest.param(definition("pairs", "bible_pairs"), bible_pairs.build_parser, set(), id="bible_pairs"),
+        pytest.param(definition("pairs", "bible_de_en"), bible_de_en.build_parser, {"data_dir"}, id="bible_de_en"),
         pytest.param(definition("pairs", "multi30k"), multi30k.build_parser, {"data_dir"}, id="multi30k"),
         pytest.param(definition("pairs", "iwslt14"), iwslt14.build_parser, {"archive"}, id="iwslt14"),
         pytest.param(definition("pairs", "wmt17"), wmt17.build_parser, {"archives"}, id="wmt17"),
@@ -233,4 +237,7 @@ def test_the_choices_of_pruning_are_the_librarys() -> None:
     assert tuple(choices["scope"]["enum"]) == SCOPES
     assert tuple(definition("pruning")["row_floor"]["enum"]) == ROW_FLOORS
     assert ("data", *choices["control"]["enum"]) == VARIANTS
-    assert (*VARIANTS, "custom") == KINDS  # no experiment chooses its cells by hand
+    further = [name for name in (*FURTHER, "dropout", "dense-longer") if name not in VARIANTS]
+    assert choices["comparison_control"]["enum"] == [*VARIANTS[1:], *further]
+    # no experiment chooses its cells by hand; with sinks, or of another seed, a mask is of a kind that is there already
+    assert set(KINDS) == {*VARIANTS, "shuffled-heads", "custom"}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from configurations import ROOT, plan, read
+from warm_python import python
+
+pytestmark = pytest.mark.slow
 
 SCRIPTS = {
     "language_modelling": "transformer-xl/train.py",
@@ -120,7 +122,7 @@ def test_the_archives_are_looked_for_in_the_data_folder_of_the_command_line(tmp_
     config = read("smoke")
     config["translation"]["dataset"] = {"name": "iwslt14", "source": "iwslt14", "iwslt14": {}}
     own = own_config(tmp_path, translation=config["translation"], experiments=["translation"])
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    command = [python(), "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "AP_DATA_DIR"}
     done = subprocess.run(
         [*command, "translation", "--cores", "1", *own, "--config", f"data_dir={tmp_path}/there", "--until", "pairs"],

@@ -52,7 +52,7 @@ def python_that(folder: Path, beginning: str) -> Path:
 def test_help_names_the_commands_and_configurations(checkout: Path) -> None:
     found = make(checkout)
     assert found.returncode == 0
-    for command in ("install", "figure", "report", "test", "lint", "docs", "clean"):
+    for command in ("install", "figure", "report", "test", "test-fast", "lint", "docs", "clean"):
         assert f"make {command} " in found.stdout
     for word in ("smoke", "quick", "small", "paper"):
         assert word in found.stdout
@@ -114,7 +114,7 @@ def test_it_installs_once_and_again_only_when_the_pins_change(checkout: Path) ->
         os.utime(stamp, (later, later))
 
 
-@pytest.mark.parametrize("command", ["figure", "report", "test"])
+@pytest.mark.parametrize("command", ["figure", "report", "test", "test-fast"])
 def test_a_command_runs_what_it_promises(checkout: Path, command: str) -> None:
     install(checkout)
     found = make(checkout, "--dry-run", command, "CONFIG=smoke", "CORES=3").stdout
@@ -124,6 +124,8 @@ def test_a_command_runs_what_it_promises(checkout: Path, command: str) -> None:
         made = "snakemake shown --cores 3 --configfile config/smoke.yaml --allowed-rules shown configuration"
         shown = "snakemake shown --configfile config/smoke.yaml --report results/report.html"
         assert -1 < found.find(made) < found.find(shown)
+    elif command == "test-fast":
+        assert "-m pytest" in found and '-m "not slow"' in found and "--lint" not in found
     else:
         assert all(tool in found for tool in ("ruff check", "snakefmt --check", "snakemake --lint", "-m pytest"))
 

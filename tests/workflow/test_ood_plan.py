@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from configurations import NAMES, ROOT, filled, plan, read
+from configurations import NAMES, ROOT, filled, plan, planned, read
+
+pytestmark = pytest.mark.slow
 
 
 def figure_models(config: dict[str, Any], experiment: str) -> int:
@@ -19,10 +21,10 @@ def figure_models(config: dict[str, Any], experiment: str) -> int:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_model_is_planned_away_from_home_on_request(name: str, tmp_path: Path) -> None:
+def test_every_model_is_planned_away_from_home_on_request(name: str) -> None:
     config, file = filled(read(name)), ("--configfile", str(ROOT / "config" / f"{name}.yaml"))
     names, limit = config["out_of_distribution"]["names"], config["out_of_distribution"]["limit"]
-    found = plan(tmp_path, "ood_table", *file).stdout.splitlines()
+    found = planned("ood_table", *file).splitlines()
     tasks = [task for task in config["glue"]["dataset"]["tasks"] if names.get(task)]
     assert names["language_modelling"] and names["translation"] and names["squad"] and tasks
     for experiment, script, places in (
@@ -39,7 +41,7 @@ def test_every_model_is_planned_away_from_home_on_request(name: str, tmp_path: P
     assert len(prepared) == 3 + len(tasks)
     assert all((f"--limit {limit} " in f"{line} ") == (limit is not None) for line in prepared)
     # the default target asks for none of it
-    assert not [line for line in plan(tmp_path, *file).stdout.splitlines() if "reproduction.data.shifted." in line]
+    assert not [line for line in planned(*file).splitlines() if "reproduction.data.shifted." in line]
 
 
 def test_what_has_no_name_is_not_evaluated_away(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import yaml
 from reproduction.data.language import wikitext
 from reproduction.data.tasks import glue, squad
 from reproduction.data.translation import iwslt14, multi30k, wmt17
+from warm_python import python
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def named_flags() -> dict[str, set[str]]:
 @functools.cache
 def help_of(script: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, cwd=ROOT, check=False
+        [python(), str(ROOT / script), "--help"], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

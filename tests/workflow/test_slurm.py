@@ -96,16 +96,22 @@ def test_jobs_that_can_start_later_are_taken(site: types.ModuleType, commands: C
     assert site.refusal(["sbatch"], "finetune", "") is None
 
 
-@pytest.fixture
-def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """An executor of two jobs, with the plug-in's queries of their state failing; ``errors`` are what it reports."""
+@pytest.fixture(scope="module")
+def checked() -> types.ModuleType:
+    """The executor itself, which asks for commands when it is imported."""
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="profiles/slurm/executor is not installed")
-    monkeypatch.syspath_prepend(EXECUTOR)
-    import snakemake_executor_plugin_slurm_checked as checked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXECUTOR)
+        return importlib.import_module("snakemake_executor_plugin_slurm_checked")
+
+
+@pytest.fixture
+def executor(checked: types.ModuleType, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """An executor whose plug-in forgets its jobs; ``errors`` and ``lines`` are what it reports."""
 
     class Offline(checked.Executor):
         def __init__(self) -> None:
-            settings = SimpleNamespace(status_command="squeue")
+            settings = SimpleNamespace(status_command="sacct", requeue=False)
             self.workflow = SimpleNamespace(executor_settings=settings)
             self.logger = SimpleNamespace(error=self.said, debug=self.said)
             self.run_uuid, self.lines, self.errors = "run", [], []
@@ -114,8 +120,12 @@ def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
         def said(self, line: str) -> None:
             self.lines.append(line)
 
-        def report_job_error(self, job_info: SimpleNamespace, msg: str | None = None, **known: str) -> None:
+        def report_job_error(self, job_info: SimpleNamespace, msg: str | None = None, **known: object) -> None:
             self.errors.append(msg)
+            self._settled.add(job_info.external_jobid)
+
+        def report_job_success(self, job_info: SimpleNamespace) -> None:
+            self.lines.append(f"{job_info.external_jobid} is done")
             self._settled.add(job_info.external_jobid)
 
     async def forgets(self, active_jobs):
@@ -129,7 +139,7 @@ def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
 
     def active(jobs: list[str], after: float) -> list[str]:
         async def ask() -> list[str]:
-            given = [SimpleNamespace(external_jobid=job) for job in jobs]
+            given = [SimpleNamespace(external_jobid=job, aux={"slurm_logfile": "log"}) for job in jobs]
             return [job.external_jobid async for job in offline.check_active_jobs(given)]
 
         clock.now += after
@@ -139,7 +149,7 @@ def executor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> SimpleNames
 
 
 def test_no_job_is_forgotten_when_slurm_does_not_answer(executor: SimpleNamespace) -> None:
-    executor.commands(squeue="exit 1")
+    executor.commands(sacct="exit 1")
     for _ in range(4):
         assert executor.active(["7", "8"], after=40) == ["7", "8"]
     assert [line for line in executor.offline.lines if "has not answered for 60 s" in line] == executor.offline.lines[
@@ -149,11 +159,40 @@ def test_no_job_is_forgotten_when_slurm_does_not_answer(executor: SimpleNamespac
 
 
 def test_a_job_that_slurm_does_not_know_has_failed_after_a_minute(executor: SimpleNamespace) -> None:
-    executor.commands(squeue="echo '8|RUNNING'")
+    executor.commands(sacct="echo '8|RUNNING'", scontrol="echo 'Invalid job id specified' >&2; exit 1")
     assert executor.active(["7", "8"], after=0) == ["7", "8"]
     assert executor.active(["7", "8"], after=40) == ["7", "8"]
     assert executor.active(["7", "8"], after=40) == ["8"]
     assert executor.offline.errors == ["Slurm no longer knows job 7, so nothing says how it ended. "]
+
+
+def test_a_job_that_somebody_cancelled_has_ended(executor: SimpleNamespace) -> None:
+    executor.commands(sacct="echo '7|CANCELLED by 1000'; echo '8|COMPLETED'; echo '9|PENDING'")
+    assert executor.active(["7", "8", "9"], after=0) == ["9"]
+    assert executor.offline.errors == ["Slurm ended job 7: CANCELLED. "] and executor.offline.lines == ["8 is done"]
+
+
+@pytest.mark.parametrize(("state", "goes_on"), [("RUNNING", True), ("COMPLETED", False), ("TIMEOUT", False)])
+def test_where_sacct_has_nothing_the_controller_is_asked(executor: SimpleNamespace, state: str, goes_on: bool) -> None:
+    executor.commands(sacct="exit 0", scontrol=f"echo JobId=7 JobName=run JobState={state} Reason=None")
+    for _ in range(3):
+        assert executor.active([] if executor.offline._settled else ["7"], after=60) == (["7"] if goes_on else [])
+    assert len(executor.offline.errors) == (state == "TIMEOUT") and len(executor.offline.lines) == (
+        state == "COMPLETED"
+    )
+
+
+def test_the_executor_is_whole_before_its_thread_starts(
+    checked: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked_at_once(executor: object) -> list[object]:
+        return [job async for job in executor.check_active_jobs([])]
+
+    seen = []
+    started = lambda self, workflow, logger: seen.append(asyncio.run(asked_at_once(self)))  # noqa: E731
+    monkeypatch.setattr(checked.plain.Executor, "__init__", started)
+    checked.Executor(None, None)
+    assert seen == [[]]
 
 
 def test_the_script_for_a_slurm_says_what_is_missing(commands: Commands, tmp_path: Path) -> None:

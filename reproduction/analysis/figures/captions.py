@@ -26,6 +26,11 @@ NAMES = {
     "window": "fixed window",
     "distance": "by distance",
 }
+#: What the sparsities are, wherever they first appear.
+EFFECTIVE_SPARSITY = "the pruned share of the allowed cells (visible to the query, and observed in the training data)"
+EVALUATED_SPARSITY = (
+    "the pruned share of the allowed cells of the evaluated text, each weighted by how often the text uses it"
+)
 #: What a spread is, wherever one is shown.
 SPREAD = (
     "Ranges are the lowest and the highest seed, not standard errors. Differences are paired: only seeds that both "
@@ -39,8 +44,8 @@ def caption(table: pd.DataFrame, panels: Sequence[Panel]) -> str:
     configs = ", ".join(sorted(table["config"].unique()))
     parts = [
         f"Attention Pruning, configuration {configs}. Dots are single seeds, lines their means, bands the range of the "
-        "seeds. The upper axis is the effective sparsity: how much of the attention that the structure allows is "
-        f"pruned. The evaluated sparsity counts each cell as often as the evaluated text uses it. {SPREAD}"
+        f"seeds. The upper axis is the effective sparsity: {EFFECTIVE_SPARSITY}. The evaluated sparsity is "
+        f"{EVALUATED_SPARSITY}. {SPREAD}"
     ]
     for panel in panels:
         text = panel_caption(select(table, panel), panel)
@@ -57,7 +62,7 @@ def tasks_of(table: pd.DataFrame, panel: Panel) -> str:
 
 
 def _companion_caption(table: pd.DataFrame, panel: Panel) -> str:
-    """What the axes below a panel, or beside it, show."""
+    """What the panel of changes, below or beside a panel, shows."""
     own, _ = comparable(table, panel)
     of_tasks = f", mean of the tasks that have one ({tasks_of(table, own)})" if own.averaged else ""
     return (

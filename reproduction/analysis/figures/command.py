@@ -20,6 +20,7 @@ MODULES = {
     "translation_sites": "sites",
     "entmax_comparison": "entmax",
     "mask_comparison": "masks",
+    "pairs_comparison": "pairs",
     "pattern_gallery": "patterns",
     "structural_zeros": "structural_zeros",
     "efficiency_table": "efficiency",

@@ -1,4 +1,4 @@
-"""Draw controls: data-informed masks against less informed ones, by the attention that the text really lost.
+"""Draw controls, an ablation: data-informed masks against less informed ones, by evaluated sparsity.
 
     python -m reproduction.analysis.figures controls --metrics results/quick/metrics.csv --out controls.png
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from reproduction.analysis.curves import VARIANTS, Panel, curve, panels_of, select
-from reproduction.analysis.figures.captions import NAMES, SPREAD, name_of
+from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of
 from reproduction.analysis.figures.style import DPI, FONT, STYLES, OfOneTable
 from reproduction.analysis.stats import Difference, named_seeds, on_common_seeds, paired
 
@@ -132,11 +132,10 @@ def caption(table: pd.DataFrame) -> str:
     """Return the caption of the figure: plain paragraphs, readable as Markdown and as reStructuredText."""
     trained = [control for control in CONTROLS if (table["variant"] == control).any()]
     parts = [
-        f"Does the pattern matter, or only how much is kept? Configuration {table['config'].iloc[0]}: data-informed "
-        f"masks beside {', '.join(KINDS[control] for control in trained) or 'the dense model'}, by evaluated sparsity: "
-        "the pruned share of the attention in the evaluated text, each cell counted as often as the text uses it. Dots "
-        "are seeds, lines their means from the dense model (dotted) on; each marker is a tau. A panel has the seeds "
-        f"that all of its models have. {SPREAD}"
+        f"Ablation: does the pattern matter, or only how much is kept? Configuration {table['config'].iloc[0]}: "
+        f"data-informed masks beside {', '.join(KINDS[control] for control in trained) or 'the dense model'}, by "
+        f"evaluated sparsity, {EVALUATED_SPARSITY}. Dots are seeds, lines their means from the dense model (dotted) "
+        f"on; each marker is a tau. A panel has the seeds that all of its models have. {SPREAD}"
     ]
     for panel in panels_of(table):
         found = [

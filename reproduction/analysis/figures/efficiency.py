@@ -92,7 +92,7 @@ def read_json_object(path: Path, what: str, fields: Sequence[str]) -> dict[str, 
 
 
 def ceiling(dense: float, removed: float, sparsity: float) -> float:
-    """Amdahl's law: the speed-up if this share of attention's time were gone, and nothing else changed."""
+    """Amdahl's law: the speed-up if attention took this share less time, and nothing else changed."""
     return dense / (removed + (1 - sparsity) * (dense - removed))
 
 
@@ -162,7 +162,7 @@ def as_markdown(table: pd.DataFrame, measured: dict[str, Any]) -> str:
     threads = f"{measured['threads']} thread{'s' if measured['threads'] > 1 else ''}"
     parts += [
         f"Measured on {measured['device']}, {threads}, torch {measured['torch']}, with a model of the shape of "
-        f"{measured['model_name_or_path']}: medians of {measured['rounds']} rounds in which all rows take turns. "
+        f"{measured['model_name_or_path']}: medians of {measured['rounds']} interleaved rounds. "
         "Memory is the peak of a whole process, libraries included (of the GPU where one is used). Attention has no "
         "dropout here. Times are of one batch, the published ones of an evaluation on a GPU that is not named.",
         "The ceiling is the speed-up that Amdahl's law leaves if the skipped blocks cost nothing: only attention gets "

@@ -3,7 +3,7 @@
     cd results/quick
     python -m reproduction.analysis.figures entmax_comparison --metrics entmax_comparison.csv --out FILE.png
 
-A mask takes the same cells from every sentence; entmax gives some keys a probability of exactly zero, each sentence
+A mask prunes the same cells in every sentence; entmax gives some keys a probability of exactly zero, in each sentence
 others. The figure shows the metric against tau and against what the masks took from the test sentences, and the zeros
 of every site. The table holds every value by seed.
 """
@@ -16,7 +16,7 @@ import pandas as pd
 
 from attention_pruning import InputError
 from reproduction.analysis.curves import PANELS, select
-from reproduction.analysis.figures.captions import SPREAD, name_of, spread
+from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, SPREAD, name_of, spread
 from reproduction.analysis.figures.sites import SITES as SITE_STYLES
 from reproduction.analysis.figures.style import DPI, FONT, OfOneTable
 from reproduction.analysis.stats import Difference, named_seeds, on_common_seeds, paired
@@ -193,11 +193,11 @@ def caption(table: pd.DataFrame) -> str:
     rules = ", ".join(sorted(select(table, PANEL)["rule"].dropna().unique())) or "none"
     about = (
         f"Translation of {first['dataset']} with softmax and with entmax 1.5 at all three sites, configuration "
-        f"{first['config']}: {name_of(PANEL)} on the {PANEL.split} split, {named_seeds(rows)} (dots; lines "
-        f"through their means), rule: {rules}. {SPREAD} Each sparse model is pruned by the pattern of the "
-        "dense model with the same normaliser and seed. On the right, the evaluated sparsity on the test sentences, "
-        "read with their references; dashed, with a tick a seed, the share of those cells to which the unpruned entmax "
-        "model itself gives a probability of exactly zero."
+        f"{first['config']}: {name_of(PANEL)} on the {PANEL.split} split, {named_seeds(rows)} (dots; lines through "
+        f"their means), rule: {rules}. {SPREAD} Each sparse model is pruned by the pattern of the dense model with the "
+        "same normaliser and seed. On the right, the evaluated sparsity on the test sentences, read with their "
+        f"references: {EVALUATED_SPARSITY}. Dashed, with a tick a seed, the share of those cells to which the unpruned "
+        "entmax model itself gives a probability of exactly zero."
     )
     parts = [about, _quality_found(rows, models), _zeros_found(models, rows)]
     return "\n\n".join(parts) + "\n"

@@ -69,7 +69,7 @@ def masks_of(setting: dict[str, Any]) -> str:
 
 
 def rows_of(settings: Sequence[dict[str, Any]], tokens: int, context: str) -> list[dict[str, Any]]:
-    """Rows of what took turns with each other, without quality."""
+    """Rows of settings timed in interleaved rounds, without quality."""
     named, rows = {setting["name"]: setting for setting in settings}, []
     for step in STEPS:
         dense, removed = (named[name][step]["seconds"] for name in ("dense", REMOVED))
@@ -144,7 +144,7 @@ def as_markdown(table: pd.DataFrame, measured: dict[str, Any]) -> str:
     parts += [
         f"Measured on {measured['device']}, {threads}, torch {measured['torch']}: {shape['n_layer']} layers, width "
         f"{shape['d_model']}, {shape['n_head']} heads of {shape['d_head']}, a vocabulary of {shape['n_token']:,}; "
-        f"medians of {measured['rounds']} rounds in which all rows take turns. Dropout is left out. Memory is the peak "
+        f"medians of {measured['rounds']} interleaved rounds. Dropout is left out. Memory is the peak "
         "of a whole process, libraries included (of the GPU where one is used). Perplexity is of the test split, of "
         "models trained under such masks, mean over seeds; a row without it was timed only.",
         "The ceiling is the speed-up that Amdahl's law leaves if the skipped blocks cost nothing: blocks of 16 without "

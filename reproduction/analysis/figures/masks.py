@@ -16,7 +16,7 @@ import pandas as pd
 
 from attention_pruning import InputError
 from reproduction.analysis.curves import Panel, curve, panels_of, select
-from reproduction.analysis.figures.captions import NAMES, SPREAD, name_of, spread
+from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of, spread
 from reproduction.analysis.figures.controls import CONTROLS
 from reproduction.analysis.figures.style import DPI, FONT, STYLES, OfOneTable
 from reproduction.analysis.stats import named_seeds, on_common_seeds, paired
@@ -28,6 +28,20 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 
 #: Data-informed masks, the experiment's own first.
 INFORMED = ("data", *CHOICES)
+#: Controls that are compared here alone: how they are called, and whose colour and mark they have.
+FURTHER = {
+    "window-sinks": ("window and sinks", "window"),
+    "distance-sinks": ("by distance and sinks", "distance"),
+    "shuffled-heads": ("heads shuffled", "data"),
+    "other-seed": ("another seed's mask", "data"),
+    "dropout": ("attention dropout", "dense"),
+    "dense-longer": ("dense, twice as long", "dense"),
+}
+CONTROL_NAMES = {control: NAMES[control] for control in CONTROLS} | {name: told for name, (told, _) in FURTHER.items()}
+#: Models without a tau, which every panel has.
+EVERYWHERE = ("dense", "dense-longer")
+#: Controls that may be so far off that nothing else could be told apart.
+FAR = ("random", "shuffled-heads", "dropout")
 
 
 def panels_by_tau(table: pd.DataFrame, panel: Panel) -> list[tuple[float, pd.DataFrame]]:
@@ -39,7 +53,8 @@ def panels_by_tau(table: pd.DataFrame, panel: Panel) -> list[tuple[float, pd.Dat
         If there is no data-informed mask, or the models of a tau have no seed in common.
     """
     rows = select(table, panel)
-    dense, masks = rows[rows["variant"] == "dense"], rows[rows["variant"].isin([*INFORMED, *CONTROLS])]
+    dense = rows[rows["variant"].isin(EVERYWHERE)]
+    masks = rows[rows["variant"].isin([*INFORMED, *CONTROL_NAMES]) & ~rows["variant"].isin(EVERYWHERE)]
     if not masks["variant"].isin(INFORMED).any():
         raise InputError(f"expected data-informed masks of {panel.experiment} in the table, found none")
     return [(tau, on_common_seeds(pd.concat([dense, same]))) for tau, same in masks.groupby("tau", sort=True)]
@@ -58,11 +73,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     by_variant = dict(list(rows.groupby("variant")))
     dense, own = by_variant["dense"], by_variant.get("data")
     found = []
-    for variant in (*INFORMED, *CONTROLS):
+    for variant in (*INFORMED, *CONTROL_NAMES):
         if (line := by_variant.get(variant)) is None:
             continue
         first = line.iloc[0]
-        name = f"{first['rule']} by {first['scope']}" if variant in INFORMED else NAMES[variant]
+        name = f"{first['rule']} by {first['scope']}" if variant in INFORMED else CONTROL_NAMES[variant]
         known = {"variant": variant, "name": name, "minus_dense": paired(line, dense)}
         known["own_minus"] = None if own is None or variant == "data" else paired(own, line)
         found.append(known | curve(line, variant).iloc[0].to_dict())
@@ -106,8 +121,9 @@ def _draw_panel(axes: Axes, panel: Panel, tau: float, rows: pd.DataFrame, lines:
     # a gap of half a line between informed masks and controls
     places = [-(number + 0.5 * (number >= informed)) for number in range(len(lines))]
     for place, line in zip(places, lines.itertuples(), strict=True):
-        style = STYLES["data" if line.variant in INFORMED else line.variant]
-        filled = {"color": style["color"]} if line.variant not in CHOICES else {"color": "#FFFFFF"}
+        style = style_of(line.variant)
+        hollow = line.variant in (*CHOICES, *FURTHER)
+        filled = {"color": "#FFFFFF" if hollow else style["color"]}
         single = line.minus_dense.values
         axes.plot([min(single), max(single)], [place, place], color=style["color"], linewidth=1.2, alpha=0.5, zorder=2)
         mark = {"marker": style["marker"], "s": 46, "edgecolors": style["color"], "linewidths": 1.4, "zorder": 3}
@@ -131,17 +147,24 @@ def _draw_panel(axes: Axes, panel: Panel, tau: float, rows: pd.DataFrame, lines:
     pruned.spines["right"].set_visible(False)
 
 
+def style_of(variant: str) -> dict[str, str]:
+    """Colour and mark of a line."""
+    if variant in FURTHER:
+        return STYLES[FURTHER[variant][1]]
+    return STYLES["data" if variant in INFORMED else variant]
+
+
 def _leave_out_the_farthest(axes: Axes, places: list[float], lines: pd.DataFrame) -> None:
-    """Where random masks are so far off that the others run together, an arrow says where they are."""
-    near = [value for line in lines.itertuples() if line.variant != "random" for value in line.minus_dense.values]
+    """Controls that are outliers are shown by an arrow, so that the others stay apart."""
+    near = [value for line in lines.itertuples() if line.variant not in FAR for value in line.minus_dense.values]
     low, high = min([0.0, *near]), max([0.0, *near])
     room = high - low
     for place, line in zip(places, lines.itertuples(), strict=True):
         mean = line.minus_dense.mean
-        if line.variant == "random" and not low - room <= mean <= high + room:
+        if line.variant in FAR and not low - room <= mean <= high + room:
             axes.set_xlim(low - 0.06 * room, high + 0.06 * room)
             edge, text = (1, f"{mean:+.2f} \u2192") if mean > high else (0, f"\u2190 {mean:+.2f}")
-            style = {"color": STYLES["random"]["color"], "ha": "right" if edge else "left", "va": "center"}
+            style = {"color": style_of(line.variant)["color"], "ha": "right" if edge else "left", "va": "center"}
             axes.text(edge, place, text, transform=axes.get_yaxis_transform(), **style)
 
 
@@ -152,8 +175,7 @@ def caption(table: pd.DataFrame) -> str:
         "the experiment's own), below them controls that prune as much as the experiment's own. Each model is shown as "
         "its difference from the dense model of the same seed; dots are seeds, marks their means, lines reach from the "
         "lowest to the highest. A panel has the seeds that all of its models have. On the right, the evaluated "
-        "sparsity: the share of the attention in the evaluated text that is pruned. An arrow stands for random masks "
-        f"that are far off. {SPREAD}"
+        f"sparsity: {EVALUATED_SPARSITY}. An arrow stands for a control that is an outlier. {SPREAD}"
     ]
     for panel in panels_of(table):
         first = select(table, panel)
@@ -190,7 +212,8 @@ def markdown(table: pd.DataFrame) -> str:
             dense = next(curve(rows, "dense").itertuples())
             lines.append(f"| dense | 0% | 0.0% | 0.0% | {spread(dense, 2)} | | | {dense.seeds} |")
             for line in summary(rows).itertuples():
-                shares = f"{100 * tau:g}% | {line.effective:.1f}% | {line.evaluated:.1f}%"
+                asked = 0 if line.variant in EVERYWHERE else 100 * tau
+                shares = f"{asked:g}% | {line.effective:.1f}% | {line.evaluated:.1f}%"
                 own = "" if line.own_minus is None else line.own_minus.told()
                 contrasts = f"{line.minus_dense.told()} | {own}"
                 lines.append(f"| {line.name} | {shares} | {spread(line, 2)} | {contrasts} | {line.seeds} |")

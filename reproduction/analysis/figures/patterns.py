@@ -1,4 +1,4 @@
-"""Draw pattern_gallery: what every site attends to on average, and what its mask takes, layers and heads by choice.
+"""Draw pattern_gallery: the average attention of every site, and what its mask prunes, for some layers and heads.
 
     python -m reproduction.analysis.figures pattern_gallery --out pattern_gallery.png \\
         --site "language model" dense/pattern.safetensors data/mask.safetensors

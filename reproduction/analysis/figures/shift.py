@@ -20,7 +20,7 @@ import pandas as pd
 
 from attention_pruning import InputError
 from reproduction.analysis.curves import BASELINE_NAMES, PANELS, VARIANTS, Panel, select
-from reproduction.analysis.figures.captions import NAMES, SPREAD, name_of
+from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of
 from reproduction.analysis.stats import Difference, on_common_seeds
 from reproduction.analysis.table import collect, write_csv
 from reproduction.runs.files import atomic_path
@@ -271,8 +271,9 @@ def how_to_read(table: pd.DataFrame) -> str:
         "and *out* of it. One tau of each experiment was chosen in advance: "
         f"{', '.join(f'{experiment} {tau:g}' for experiment, tau in taus)}. *Minus dense* is pruned minus dense model "
         "of the same seed: of perplexity the logarithm (nats a token), of scores points. *Out minus in* is the "
-        f"difference of both differences. {SPREAD} A table has the seeds that all of its models have. Each interval "
-        "is of one difference; nothing corrects for how many there are. All taus and seeds are in ood_table.csv."
+        f"difference of both differences. The evaluated sparsity is {EVALUATED_SPARSITY}. {SPREAD} A table has the "
+        "seeds that all of its models have. Each interval is of one difference; nothing corrects for how many there "
+        "are. All taus and seeds are in ood_table.csv."
     )
 
 
@@ -318,7 +319,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="EXPERIMENT=TAU",
-        help="where models of an experiment are contrasted; may be repeated (default: its highest tau with every seed)",
+        help="tau to compare models of an experiment at; may be repeated (default: its highest with every seed)",
     )
     add("--out", type=Path, required=True, help="table to write (.md); .csv goes beside it")
     return parser

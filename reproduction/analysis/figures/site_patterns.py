@@ -1,4 +1,4 @@
-"""A site's average attention beside the masks that were made of it, and what each mask takes, layer by layer.
+"""A site's average attention beside the masks that were made of it, and what each mask prunes, layer by layer.
 
 Letters in names: L layers, H heads, Q queries, K keys.
 """
@@ -130,7 +130,7 @@ def ranked_cells(mask: PruneMask) -> int:
 
 
 def layer_table(sites: Sequence[Site]) -> pd.DataFrame:
-    """What each mask takes from each layer, all shares as fractions.
+    """What each mask prunes from each layer, all shares as fractions.
 
     Returns
     -------

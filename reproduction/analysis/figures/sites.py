@@ -1,4 +1,4 @@
-"""Draw translation_sites: what pruning one site of attention alone costs a translation model, beside all three.
+"""Draw translation_sites: the cost of pruning one site of attention alone, beside all three, in translation.
 
     cd results/quick
     python -m reproduction.analysis.figures translation_sites --metrics translation_sites.csv --out FILE.png
@@ -16,7 +16,7 @@ import pandas as pd
 
 from attention_pruning import InputError
 from reproduction.analysis.curves import PANELS, curve, select
-from reproduction.analysis.figures.captions import NAMES, SPREAD, name_of
+from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of
 from reproduction.analysis.figures.style import DPI, FONT, STYLES, OfOneTable
 from reproduction.analysis.stats import named_seeds, on_common_seeds, paired
 
@@ -113,7 +113,8 @@ def caption(table: pd.DataFrame) -> str:
         f"{PANEL.title} of {rows['dataset'].iloc[0]} with one site of attention pruned alone, and with all three, "
         f"configuration {rows['config'].iloc[0]}: {name_of(PANEL)} on the {PANEL.split} split, {named_seeds(rows)}, "
         f"which all models have (dots; lines through their means). Dense {dense['value'].mean():.1f} (dotted). On the "
-        f"right the same models, and controls, against the evaluated sparsity of those sites. {SPREAD}"
+        f"right the same models, and controls, against the evaluated sparsity of those sites, {EVALUATED_SPARSITY}. "
+        f"{SPREAD}"
     ]
     found = []
     for variant, sites, line in lines_of(table):

@@ -1,4 +1,4 @@
-"""Draw structural_zeros: how much of what tau calls pruned was attention at all, layer by layer, at every site.
+"""Draw structural_zeros: nominal sparsity (tau) against effective sparsity, layer by layer, at every site.
 
     python -m reproduction.analysis.figures structural_zeros --out structural_zeros.png \\
         --site "language model" dense/pattern.safetensors tau0.5/mask.safetensors tau0.9/mask.safetensors
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from reproduction.analysis.figures.captions import EFFECTIVE_SPARSITY
 from reproduction.analysis.figures.site_patterns import add_site_flag, layer_table, read_sites
 from reproduction.analysis.figures.style import DPI, FONT, require_png, save_with_caption
 from reproduction.analysis.table import write_csv
@@ -65,7 +66,7 @@ def _draw_site(axes: Axes, part: pd.DataFrame) -> None:
     effective = 100 * np.array([0.0, *means["effective_sparsity"]])
     axes.fill_between(taus, effective, taus, where=effective < taus, interpolate=True, color="#DDDDDD", linewidth=0)
     for column, colour, label in (
-        ("effective_sparsity", EFFECTIVE, "effective: share of real cells"),
+        ("effective_sparsity", EFFECTIVE, "effective: share of allowed cells"),
         ("lost_attention", LOST, "share of probability on them"),
     ):
         for _, layer in part.groupby("layer"):
@@ -87,17 +88,17 @@ def caption(table: pd.DataFrame) -> str:
         last = part[part["tau"] == part["tau"].max()]
         low, high = last["effective_sparsity"].min(), last["effective_sparsity"].max()
         found.append(
-            f"{title}, tau {last['tau'].iloc[0]:g}: {last['effective_sparsity'].mean():.0%} of the real cells (layers "
-            f"{low:.1%} to {high:.1%}) with {last['lost_attention'].mean():.0%} of the probability; "
-            f"{last['already_zero'].mean():.0%} of what tau counts was none"
+            f"{title}, tau {last['tau'].iloc[0]:g}: {last['effective_sparsity'].mean():.0%} of the allowed cells "
+            f"(layers {low:.1%} to {high:.1%}) with {last['lost_attention'].mean():.0%} of the probability; "
+            f"{last['already_zero'].mean():.0%} of what tau counts could not be pruned"
         )
     rules = ", ".join(sorted(table["rule"].unique()))
     parts = [
-        f"What tau asks for (dashed) and what really went, for each site, of the dense model of the first seed; rule: "
-        f"{rules}. Blue is the effective sparsity, the pruned share of the cells that the structure shows and the "
-        "training text used; orange is the share of the attention probability that lay on them. Thin lines are single "
-        "layers, thick ones their mean. The grey gap is what tau counts as pruned although nothing was there to prune: "
-        "cells that causality hides or that no sentence reaches, and best keys, which the row floor keeps.",
+        "Nominal sparsity, tau, (dashed) and effective sparsity (blue) of each site, of the dense model of the first "
+        f"seed; rule: {rules}. The effective sparsity is {EFFECTIVE_SPARSITY}; orange is the share of the attention "
+        "probability on the pruned cells. Thin lines are single layers, thick ones their mean. The grey gap is what "
+        "tau counts as pruned although there was nothing to prune: cells that causality hides or that no sentence "
+        "reaches, and best keys, which the row floor keeps.",
         f"{'. '.join(found)}.",
     ]
     return "\n\n".join(parts) + "\n"

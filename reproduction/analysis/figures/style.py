@@ -73,13 +73,15 @@ def require_png(path: Path) -> None:
 
 def add_runs_flag(parser: argparse.ArgumentParser) -> None:
     """``--runs``, for what :func:`save_with_caption` says of them."""
-    parser.add_argument("--runs", type=Path, help="runs behind the table; the caption says if other source made them")
+    parser.add_argument(
+        "--runs", type=Path, help="runs behind the table; the caption says if another version of the code made them"
+    )
 
 
 def save_with_caption(figure: Figure, text: str, path: Path, runs: Path | None = None) -> None:
     """Write the picture and, beside it, its caption (.md).
 
-    Where other source made some of the runs, the caption and the terminal say so.
+    Where another version of the source code made some of the runs, the caption and the terminal say so.
     """
     if runs is not None and (remark := other_source(runs)):
         text += f"\n{remark}\n"

@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.data.shifted.pairs",
-        description="Prepare sentence pairs that a translation model has not seen the like of, in its subwords.",
+        description="Prepare out-of-distribution sentence pairs for a translation model, in its subwords.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument

@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.data.shifted.questions",
-        description="Write questions that a fine-tuned model has not seen the like of, in SQuAD's JSON.",
+        description="Write out-of-distribution questions for a fine-tuned model, in SQuAD's JSON.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_other_flags(parser, f"bible-VERSION-VERSION, or {ADVERSARIAL}")

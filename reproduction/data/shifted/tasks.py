@@ -216,7 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.data.shifted.tasks",
-        description="Write rows that a fine-tuned model has not seen the like of, in the layout of its task of GLUE.",
+        description="Write out-of-distribution rows for a fine-tuned model, in the layout of its task of GLUE.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -230,9 +230,9 @@ def add_other_flags(parser: argparse.ArgumentParser, names: str) -> None:
     add = parser.add_argument
     add("--name", required=True, default=argparse.SUPPRESS, help=names)
     add("--out", required=True, default=argparse.SUPPRESS, help="folder to write; it serves as a data folder")
-    add("--trained", help="folder of the stand-ins that the model was fine-tuned on, which Bible versions need")
+    add("--trained", help="folder of the Bible tasks that the model was fine-tuned on, for bible-VERSION-VERSION")
     add_data_flags(parser, "rows to keep, drawn with the seed; None: all")
-    add("--seed", type=int, default=0, help="seed of that draw; Bible versions have that of the stand-ins")
+    add("--seed", type=int, default=0, help="seed of that draw; for Bible versions it is that of the Bible tasks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -143,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.data.shifted.text",
-        description="Prepare a text that a trained language model has not seen the like of, through its vocabulary.",
+        description="Prepare an out-of-distribution text for a trained language model, with its vocabulary.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument

@@ -316,7 +316,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.data.tasks.bible_glue",
-        description="Write stand-ins for tasks of GLUE, in GLUE's layout, from two Bible versions.",
+        description="Write replacements for tasks of GLUE (not GLUE), in its layout, from two Bible versions.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument

@@ -163,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.data.tasks.bible_squad",
-        description="Write a stand-in for SQuAD 1.1, in its JSON, from two Bible versions.",
+        description="Write a replacement for SQuAD 1.1, in its JSON, from two Bible versions; it is not SQuAD.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument

@@ -17,7 +17,7 @@ from random import Random
 from attention_pruning.errors import InputError
 from reproduction.data.language.bible import VERSIONS, book_of, chapter_of, tokenise, verses
 from reproduction.data.preparation import run_preparation
-from reproduction.data.translation.parallel_text import report, write_pairs
+from reproduction.data.translation.parallel_text import first_share, report, write_pairs
 from reproduction.data.translation.subwords import SentencePieces
 from reproduction.runs.command import run_main
 
@@ -121,6 +121,7 @@ def prepare(
     unit: str = "clause",
     max_tokens: int = 15,
     max_pairs: int | None = None,
+    pairs_fraction: float = 1.0,
     max_eval_pairs: int | None = 500,
     vocabulary: int = 1000,
     lower_case: bool = True,
@@ -141,6 +142,8 @@ def prepare(
         Random(seed).shuffle(pairs)
         splits[split] = pairs[: limits[split]]
     subwords = SentencePieces.learn((text for pair in splits["train"] for text in pair), vocabulary)
+    # the subwords are of all pairs, so that corpora of fewer share them
+    splits["train"] = first_share(splits["train"], pairs_fraction)
     extra = {
         "source": f"{VERSIONS[source]} and {VERSIONS[target]}, PyPI packages pythonbible-{source} and "
         f"pythonbible-{target}",
@@ -148,6 +151,7 @@ def prepare(
         "seed": seed,
         "unit": unit,
         "max_tokens": max_tokens,
+        "pairs_fraction": pairs_fraction,
         "lower_case": lower_case,
     }
     return write_pairs(out, f"bible-{source}-{target}", (source, target), splits, subwords, extra)
@@ -167,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--unit", default="clause", choices=UNITS, help="what a sentence is")
     add("--max-tokens", type=int, default=15, help="longest sentence on either side, in words and marks")
     add("--max-pairs", type=int, help="training pairs to keep, drawn with the seed; None: all")
+    add("--pairs-fraction", type=float, default=1.0, help="share of those pairs to keep, the first ones")
     add("--max-eval-pairs", type=int, default=500, help="validation and test pairs to keep, each, drawn with the seed")
     add("--vocabulary", type=int, default=1000, help="subwords that both versions share")
     add("--lower-case", action=argparse.BooleanOptionalAction, default=True, help="turn the text to lower case")

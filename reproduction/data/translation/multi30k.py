@@ -15,7 +15,7 @@ from pathlib import Path
 from attention_pruning.errors import InputError
 from reproduction.data.preparation import run_preparation
 from reproduction.data.sources import DATA_DIR_VARIABLE
-from reproduction.data.translation.parallel_text import read_aligned, report, write_pairs
+from reproduction.data.translation.parallel_text import first_share, read_aligned, report, write_pairs
 from reproduction.data.translation.subwords import SentencePieces
 from reproduction.runs.command import run_main
 
@@ -111,6 +111,7 @@ def prepare(
     vocabulary: int = 8000,
     lower_case: bool = False,
     max_pairs: int | None = None,
+    pairs_fraction: float = 1.0,
     any_text: bool = False,
 ) -> dict:
     """Prepare Multi30k in the folder ``out``; the arguments are the command's flags. Returns its description."""
@@ -130,10 +131,13 @@ def prepare(
     if source != "de":
         splits = {split: [pair[::-1] for pair in pairs] for split, pairs in splits.items()}
     subwords = SentencePieces.learn((text for pair in splits["train"] for text in pair), vocabulary)
+    # the subwords are of all pairs, so that corpora of fewer share them
+    splits["train"] = first_share(splits["train"], pairs_fraction)
     extra = {
         "source": f"{SOURCE}, {'local folder' if data_dir else HUB_DATASET}",
         "split_rule": f"as published, test: {test}",
         "seed": None,
+        "pairs_fraction": pairs_fraction,
         "lower_case": lower_case,
     }
     return write_pairs(out, "multi30k", languages, splits, subwords, extra)
@@ -159,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--vocabulary", type=int, default=8000, help="subwords that both languages share")
     add("--lower-case", action="store_true", help="turn the text to lower case")
     add("--max-pairs", type=int, help="training pairs to keep, from the start; None: all")
+    add("--pairs-fraction", type=float, default=1.0, help="share of those pairs to keep, the first ones")
     add("--any-text", action="store_true", help="accept text that is not the published one")
     return parser
 

@@ -188,3 +188,19 @@ def every_nth(pairs: Pairs, n: int) -> tuple[list[tuple[str, str]], list[tuple[s
     """All pairs but every n-th, and every n-th."""
     numbered = list(enumerate(pairs, 1))
     return [pair for number, pair in numbered if number % n], [pair for number, pair in numbered if not number % n]
+
+
+def first_share(pairs: Pairs, fraction: float) -> list[tuple[str, str]]:
+    """The first ``fraction`` of the pairs, rounded: of two fractions, the smaller one's pairs are also the other's.
+
+    Raises
+    ------
+    InputError
+        If it is no fraction above 0, or leaves no pair.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"--pairs-fraction: expected a fraction above 0 and at most 1, found {fraction}")
+    kept = list(pairs[: round(fraction * len(pairs))])
+    if not kept:
+        raise InputError(f"--pairs-fraction: expected at least one of {len(pairs)} pairs, found {fraction}")
+    return kept

@@ -241,6 +241,8 @@ def test_scores_are_those_of_the_test_set_or_else_of_the_validation_set(tmp_path
     assert row == "| dense | 0.712 | 71.2 | 0.500 | 12.5 | 12.5 | 12.5 |"
     write_metrics(path, labels, splits | {"test": {"bleu": 22.5}}, **sparsities)
     assert documents.scores_block("runs").splitlines()[2] == "| dense | 22.5 | 12.5 | 12.5 | 12.5 |"
+    write_metrics(path.with_name("dense, copied.json"), labels | {"variant": "copy"}, {"test": {"bleu": 0.1}})
+    assert documents.scores_block("runs").splitlines()[3] == "| dense, copied | 0.1 |  |  |  |"
 
 
 @pytest.mark.parametrize("change", ["number", "block", "end"])

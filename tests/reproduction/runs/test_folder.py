@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -20,6 +26,7 @@ from reproduction.runs.folder import (
     way,
 )
 
+ROOT = str(Path(__file__).parents[3])
 TRACES = ("checkpoint*", "model.safetensors")
 
 
@@ -171,3 +178,65 @@ def test_the_flags_say_what_becomes_of_another_run():
     assert {given: way(parser.parse_args(given)) for given in words} == words
     with pytest.raises(SystemExit):
         parser.parse_args(["--overwrite", "--set_aside"])
+
+
+# -- one process at a time ---------------------------------------------------------------------------------------------
+
+_HOLDS = """
+import multiprocessing, sys, time
+from reproduction.runs.folder import hold_folder
+hold_folder(sys.argv[1])
+if sys.argv[2] == "worker":
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder():
+    """Starts a process that holds a folder; its process group goes at the end."""
+    started = []
+
+    def start(folder, worker=""):
+        command = [sys.executable, "-c", _HOLDS, folder, worker]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {"PYTHONPATH": ROOT}
+        )
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_folder_that_another_process_trains_in_is_refused_as_long_as_it_does(tmp_path, holder):
+    process = holder(tmp_path)
+    for other in ("refuse", "set_aside", "overwrite"):
+        with pytest.raises(InputError, match=f"{tmp_path}: expected a folder that no other process trains in, found"):
+            claim(tmp_path, other=other)
+    assert list(tmp_path.iterdir()) == []
+    process.kill()
+    process.wait()
+    trained(tmp_path)
+    assert claim(tmp_path).resumes  # in the process that holds it
+
+
+def test_a_worker_that_outlives_its_training_holds_nothing(tmp_path, holder):
+    process = holder(tmp_path, "worker")
+    process.kill()
+    process.wait()
+    claim(tmp_path)
+
+
+def test_what_killed_runs_were_writing_goes_when_the_folder_is_claimed(tmp_path):
+    trained(tmp_path)
+    for name in ("checkpoint_best.pt.tmp", ".tmpVKsAIY"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".run.json.0011223344556677.tmp").mkdir()
+    assert claim(tmp_path).resumes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", RECIPE_FILE]

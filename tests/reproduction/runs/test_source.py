@@ -49,7 +49,7 @@ def test_other_source_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     record(tmp_path / "b/metrics.run.json", code | dict.fromkeys(names[:1], "00000000"))
     record(tmp_path / "c/run.json", {"transformer-xl/gone.py": "12345678"})
     expected = f"2 of 3 runs ({names[0]}, transformer-xl/gone.py changed since)."
-    assert other_source(tmp_path) == f"Made by other source than that of this repository: {expected}"
+    assert other_source(tmp_path) == f"Made by another version of the source code than this repository's: {expected}"
     record(tmp_path / "c/run.json", code | dict.fromkeys(names, "00000000"))
     assert f"({', '.join(names[:3])}, 2 more changed since)" in other_source(tmp_path)
     main(["--runs", str(tmp_path)])
@@ -65,6 +65,7 @@ def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
         other_source(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_changed_file_counts_wherever_it_was_loaded(tmp_path: Path) -> None:
     """In a copy of the repository, with one of its files edited after the run."""
     for part in ("attention_pruning", "reproduction"):

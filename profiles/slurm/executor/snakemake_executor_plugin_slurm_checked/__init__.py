@@ -19,7 +19,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
-from snakemake_executor_plugin_slurm_checked.site import refusal, run, status_source
+from snakemake_executor_plugin_slurm_checked.site import ENDED, refusal, run, state_of, status_source
 
 # Every option of the plug-in, as --slurm-checked-...
 ExecutorSettings = plain.ExecutorSettings
@@ -27,11 +27,22 @@ common_settings = plain.common_settings
 
 #: Seconds after which a job that Slurm does not know has failed, and after which it is said that nothing answers.
 PATIENCE = 60
+#: Seconds between two queries, at most, where the plug-in's pauses grow to three minutes.
+LONGEST_SLEEP = 60
 #: Seconds that an interruption waits until Slurm has ended all jobs.
 LAST_WAIT = 60
 
 
 class Executor(plain.Executor):
+    def __init__(self, workflow: Any, logger: Any) -> None:
+        # Before the thread starts that looks after jobs: should it fail, the workflow would wait for ever.
+        self._longest_sleep = float(LONGEST_SLEEP)
+        self._interrupted = False
+        self._settled: set[str] = set()
+        self._unseen_since: dict[str, float] = {}
+        self._unanswered_since: float | None = None
+        super().__init__(workflow, logger)
+
     def __post_init__(self, test_mode: bool = False) -> None:
         settings = self.workflow.executor_settings
         source = status_source(settings.status_command, settings.init_seconds_before_status_checks)
@@ -39,11 +50,7 @@ class Executor(plain.Executor):
         settings.status_command = None
         super().__post_init__(test_mode)
         settings.status_command = source.command
-        self._longest_sleep = source.longest_sleep
-        self._interrupted = False
-        self._settled: set[str] = set()
-        self._unseen_since: dict[str, float] = {}
-        self._unanswered_since: float | None = None
+        self._longest_sleep = min(source.longest_sleep, LONGEST_SLEEP)
         self.slurm_logdir.mkdir(parents=True, exist_ok=True)
         self.ask_before_submitting()
 
@@ -114,35 +121,56 @@ class Executor(plain.Executor):
         super().report_job_error(job_info, msg=msg, **known)
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
-        """Yield the jobs that go on, those that the plug-in has no answer for included."""
-        if self._interrupted:
+        """Yield the jobs that go on, those that the plug-in has no answer for included.
+
+        The plug-in settles what it can; it takes "CANCELLED by 1000", as ``sacct`` says, for a job that goes on.
+        """
+        if self._interrupted or not active_jobs:
             return
         async for _ in super().check_active_jobs(active_jobs):
             pass
         open_jobs = [job for job in active_jobs if job.external_jobid not in self._settled]
-        known = await asyncio.to_thread(self.known_to_slurm) if open_jobs else set()
+        states = await asyncio.to_thread(self.states) if open_jobs else {}
         now = time.monotonic()
-        if known is None:
+        if states is None:
             self.note_silence(now)
-        for job in open_jobs:
-            number = job.external_jobid
-            if known is None or number in known or number.partition("_")[0] in known:
-                self._unseen_since.pop(number, None)
-            elif now - self._unseen_since.setdefault(number, now) >= PATIENCE:
-                self.report_job_error(job, msg=f"Slurm no longer knows job {number}, so nothing says how it ended. ")
-                continue
-            yield job
-        if known is not None:
+        else:
             self._unanswered_since = None
+        for job in open_jobs:
+            if states is None or not self.settle(job, states, now):
+                yield job
 
-    def known_to_slurm(self) -> set[str] | None:
-        """The numbers of this run's jobs that Slurm lists, ended or not; None if it does not answer."""
+    def settle(self, job: SubmittedJobInfo, states: dict[str, str], now: float) -> bool:
+        """Report a job that has ended, or that nobody knows any more; false if it goes on."""
+        number = job.external_jobid
+        state = states.get(number) or states.get(number.partition("_")[0]) or state_of(number)
+        if state is None and now - self._unseen_since.setdefault(number, now) < PATIENCE:
+            return False
+        if state is None:
+            self.report_job_error(job, msg=f"Slurm no longer knows job {number}, so nothing says how it ended. ")
+        elif state == "COMPLETED":
+            self.report_job_success(job)
+        elif state in ENDED and not (state == "NODE_FAIL" and self.workflow.executor_settings.requeue):
+            self.report_job_error(
+                job, msg=f"Slurm ended job {number}: {state}. ", aux_logs=[str(job.aux["slurm_logfile"])]
+            )
+        else:
+            self._unseen_since.pop(number, None)
+            return False
+        return True
+
+    def states(self) -> dict[str, str] | None:
+        """The state of each of this run's jobs that Slurm lists, in one word; None if it does not answer."""
         if self.workflow.executor_settings.status_command == "sacct":
             command = plain.query_job_status_sacct(self.run_uuid)
         else:
             command = plain.query_job_status_squeue(self.run_uuid)
         answer = run(shlex.split(command))
-        return None if answer.status else {line.split("|")[0].strip() for line in answer.text.splitlines()}
+        if answer.status:
+            return None
+        # sacct says who: "CANCELLED by 1000".
+        rows = [line.split("|") for line in answer.text.splitlines()]
+        return {row[0].strip(): row[1].split()[0] for row in rows if len(row) > 1 and row[1].split()}
 
     def note_silence(self, now: float) -> None:
         """Say once that Slurm does not answer. Its jobs may well go on, so they are waited for."""

@@ -12,6 +12,9 @@ from snakemake_interface_common.exceptions import WorkflowError
 #: What Slurm says of jobs that it would take, but cannot start now.
 PASSING = ("down, drained or reserved", "busy")
 
+#: States of a job that has ended without success.
+ENDED = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
+
 
 class Answer(NamedTuple):
     """The exit status of a command, and what it said."""
@@ -72,6 +75,13 @@ def min_job_age() -> int | None:
     """Seconds that jobs which ended stay in ``squeue``; None if the cluster does not say."""
     found = re.search(r"(?m)^MinJobAge\s*=\s*(\d+)", run(["scontrol", "show", "config"]).text)
     return int(found[1]) if found else None
+
+
+def state_of(number: str) -> str | None:
+    """The state of one job by the controller, in one word; None if it does not know it."""
+    answer = run(["scontrol", "--oneliner", "show", "job", number])
+    found = re.search(r"\bJobState=(\w+)", answer.text)
+    return found[1] if found and not answer.status else None
 
 
 def refusal(call: Sequence[str], rule: str, wanted: str) -> str | None:

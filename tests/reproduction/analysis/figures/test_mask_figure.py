@@ -59,6 +59,30 @@ def test_every_mask_is_a_line_informed_ones_first() -> None:
     assert own == [None, (-3.0, -2.5), (-0.5, -0.25), (-10.0, -10.5), (-0.5, -0.5)]
 
 
+def test_further_controls_are_lines_and_what_is_trained_longer_has_no_tau(tmp_path: Path) -> None:
+    further = {
+        "window-sinks": ("published", "layer", 0.73, (46.0, 47.5)),
+        "other-seed": ("published", "layer", 0.73, (45.5, 47.0)),
+        "dropout": (None, None, 0.0, (90.0, 91.0)),
+    }
+    longer = made_up({"dense-longer": (None, None, 0.0, (44.0, 46.0))}, tau=0.0).query("variant != 'dense'")
+    table = pd.concat([made_up(MASKS | further), longer], ignore_index=True)
+    lines = of_tau(table).set_index("variant")
+    assert lines.index.tolist()[-4:] == ["window-sinks", "other-seed", "dropout", "dense-longer"]
+    assert lines.loc["dense-longer", "minus_dense"].values == (-2.0, -1.0)
+    assert lines.loc["dense-longer", "name"] == "dense, twice as long"
+    assert lines.loc["window-sinks", "own_minus"].values == (-1.0, -1.0)
+    shown = markdown(table)
+    assert "| dense, twice as long | 0% | 0.0% | 0.0% | 45.00 (44.00 to 46.00) |" in shown
+    assert "| attention dropout | 80% | 0.0% | 0.0% |" in shown
+    write_csv(table, tmp_path / "mask_comparison.csv")
+    assert main(["--metrics", str(tmp_path / "mask_comparison.csv"), "--out", str(tmp_path / "out.png")]) == 0
+    # an arrow stands for dropout, which is far off
+    (axes,) = draw(table).axes
+    low, high = axes.get_xlim()
+    assert high < 20 and any("\u2192" in text.get_text() and "+44" in text.get_text() for text in axes.texts)
+
+
 def test_a_panel_has_the_seeds_that_all_of_its_masks_have() -> None:
     """A third seed of some masks must not move them against masks of two."""
     table = made_up()

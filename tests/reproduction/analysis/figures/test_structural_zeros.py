@@ -23,7 +23,7 @@ def test_lines_are_the_layers_and_their_mean(tmp_path: Path) -> None:
         lines = {line.get_label(): line for line in one.lines}
         means = part.groupby("tau")[["effective_sparsity", "lost_attention"]].mean() * 100
         for label, column in (
-            ("effective: share of real cells", "effective_sparsity"),
+            ("effective: share of allowed cells", "effective_sparsity"),
             ("share of probability on them", "lost_attention"),
         ):
             assert list(lines[label].get_ydata()) == pytest.approx([0, *means[column]])
@@ -39,7 +39,7 @@ def test_the_command_writes_picture_caption_and_table(tmp_path: Path) -> None:
     text = (tmp_path / "zeros.md").read_text()
     assert text == caption(table)
     last = table[(table["site"] == "decoder") & (table["tau"] == 0.8)]
-    assert f"decoder, tau 0.8: {last['effective_sparsity'].mean():.0%} of the real cells" in text
-    assert f"{last['already_zero'].mean():.0%} of what tau counts was none" in text
+    assert f"decoder, tau 0.8: {last['effective_sparsity'].mean():.0%} of the allowed cells" in text
+    assert f"{last['already_zero'].mean():.0%} of what tau counts could not be pruned" in text
     with pytest.raises(InputError, match="expected a .png file"):
         main([*arguments, "--out", str(tmp_path / "zeros.svg")])

@@ -62,7 +62,7 @@ def test_the_command_writes_picture_caption_and_table(tmp_path: Path) -> None:
     text = (tmp_path / "tasks.md").read_text()
     assert (
         "A: GLUE score on the validation split of A" in text
-        and "Dense 61.5 (61.0 to 62.0); commonest class 50.0." in text
+        and "Dense 61.5 (61.0 to 62.0); majority class 50.0." in text
     )
 
 

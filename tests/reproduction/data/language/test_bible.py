@@ -15,6 +15,7 @@ from reproduction.data.language import bible
 from reproduction.data.language.corpus import Corpus
 from reproduction.data.language.encoding import UNKNOWN
 from reproduction.data.language.raw_text import SPLITS
+from warm_python import python
 
 laws = settings(deadline=None, max_examples=100)
 HELD_OUT = ("valid", "test")
@@ -213,7 +214,7 @@ def test_bad_flags_leave_nothing_behind(tmp_path: Path, flags: list[str]) -> Non
 
 
 def test_the_command_prepares_a_folder_and_refuses_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "reproduction.data.language.bible", "--testament", "new", "--out"]
+    command = [python(), "-m", "reproduction.data.language.bible", "--testament", "new", "--out"]
     done = subprocess.run([*command, str(tmp_path / "c")], capture_output=True, text=True, check=True)
     corpus = Corpus.load(tmp_path / "c")
     assert done.stdout == f"{corpus.summary}\n"

@@ -18,6 +18,8 @@ from reproduction.data.tasks import bible_glue
 from reproduction.data.tasks.bible_glue import overlap, reordered, usable, words
 from reproduction.data.tasks.glue import TASKS, load_task
 
+pytestmark = pytest.mark.slow
+
 laws = settings(deadline=None, max_examples=100)
 NAMES = list(bible_glue.MAKERS)
 
