@@ -25,62 +25,33 @@ resource_scopes:
     gpu="local",
 
 
-# Seconds each, without a model: on a cluster they run where Snakemake runs, not as hundreds of submissions.
+# Seconds each, without a model: on a cluster they run where Snakemake runs, not as hundreds of submissions. So does what collects and draws.
 localrules:
     mask,
     control_mask,
-    distance_mask,
     copy_source,
     copy_source_away,
     majority,
     majority_away,
     score_translation,
     score_translation_away,
-    metrics,
-    squad_metrics,
-    site_metrics,
-    entmax_metrics,
-    mask_comparison_metrics,
-    draw,
-    draw_tasks,
-    draw_sites,
-    draw_entmax,
-    draw_mask_comparison,
-    draw_patterns,
-    draw_structural_zeros,
-    draw_controls,
-    draw_comparison,
     configuration,
+    explore,
     summarise_runs,
-    language_model_efficiency_table,
-    efficiency,
     choose,
     choose_efficiency,
-    write_ood_table,
 
 
 include: "rules/lock.smk"
-include: "rules/validation.smk"
 include: "rules/settings.smk"
-include: "rules/transformer_xl_settings.smk"
-include: "rules/fairseq_settings.smk"
-include: "rules/bert_settings.smk"
-include: "rules/analysis_settings.smk"
-include: "rules/entmax_settings.smk"
-include: "rules/out_of_distribution_settings.smk"
-include: "rules/mask_comparison_settings.smk"
-include: "rules/pairs_comparison_settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"
-include: "rules/transformer_xl.smk"
-include: "rules/fairseq.smk"
-include: "rules/bert.smk"
-include: "rules/report.smk"
-include: "rules/analysis.smk"
-include: "rules/entmax.smk"
+include: "rules/language_modelling.smk"
+include: "rules/translation.smk"
+include: "rules/understanding.smk"
 include: "rules/out_of_distribution.smk"
-include: "rules/mask_comparison.smk"
-include: "rules/pairs_comparison.smk"
+include: "rules/on_request.smk"
+include: "rules/figures.smk"
 
 
 rule figure:

@@ -1,4 +1,73 @@
-# Texts, and n-gram baselines on them.
+# Texts, sentence pairs and stand-ins, prepared.
+LM_FOLDER = folder_of("language_modelling")
+CORPUS = f"{LM_FOLDER}/corpus"
+MT_FOLDER = folder_of("translation")
+PAIRS = f"{MT_FOLDER}/pairs"
+SPLITS = ["train", "valid", "test"]
+STAND_INS = "runs/{config}/{experiment}/stand-ins"
+
+# Sources that a module of reproduction/data writes; others are data folders, or the hub.
+WRITTEN_SOURCES = ("bible_glue", "bible_squad")
+
+
+def dataset_flags(dataset):
+    """Flags of the module of reproduction/data that prepares a dataset."""
+    options = dict(dataset[dataset["source"]])
+    if dataset["source"] in ("wikitext", "multi30k", "bible_de_en") and config["data_dir"]:
+        # A shell leaves the ~ of `--config data_dir=~/data` as it is.
+        options["data_dir"] = os.path.expanduser(config["data_dir"])
+    return flags(options, dashes=True)
+
+
+def corpus_folder(wildcards):
+    """The prepared text of a run."""
+    return CORPUS.format(**wildcards)
+
+
+def languages():
+    """Source and target language, as file endings."""
+    source = MT["dataset"]["source"]
+    options = MT["dataset"][source]
+    return {
+        "bible_pairs": lambda: (options["source"], options["target"]),
+        "bible_de_en": lambda: ("de", "en") if options["source"] == "de" else ("en", "de"),
+        "multi30k": lambda: ("de", "en") if options["source"] == "de" else ("en", "de"),
+        "iwslt14": lambda: ("de", "en"),
+        "wmt17": lambda: ("en", "de"),
+    }[source]()
+
+
+SOURCE_LANGUAGE, TARGET_LANGUAGE = languages()
+
+
+def pairs_folder(wildcards):
+    """The prepared sentence pairs of a run."""
+    return PAIRS.format(**wildcards)
+
+
+def pairs_flags(wildcards):
+    """Flags of the module that prepares the pairs: all that the data set has, or the share in its name."""
+    dataset, source = MT["dataset"], MT["dataset"]["source"]
+    for fraction in MT["pairs_comparison"]["fractions"]:
+        if wildcards.dataset == fewer_pairs(fraction):
+            share = fraction * dataset[source]["pairs_fraction"]
+            return dataset_flags({**dataset, source: {**dataset[source], "pairs_fraction": share}})
+    return dataset_flags(dataset)
+
+
+def stand_ins(wildcards, experiment=None):
+    """The folder of the stand-in tasks, if the configuration has them."""
+    experiment = experiment or wildcards.experiment
+    if config[experiment]["dataset"]["source"] not in WRITTEN_SOURCES:
+        return []
+    return STAND_INS.format(config=wildcards.config, experiment=experiment)
+
+
+def stand_in_flags(wildcards):
+    """Flags of the module that writes them."""
+    return dataset_flags(config[wildcards.experiment]["dataset"])
+
+
 rule corpus:
     output:
         description=f"{CORPUS}/corpus.json",
@@ -9,8 +78,6 @@ rule corpus:
         record=f"{CORPUS}/run.json",
     log:
         f"{CORPUS}/corpus.log",
-    benchmark:
-        f"{CORPUS}/corpus.benchmark.tsv"
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -27,35 +94,6 @@ rule corpus:
         "python -m {params.module} --out {params.folder:q} {params.flags} > {log:q} 2>&1"
 
 
-rule kneser_ney:
-    input:
-        rules.corpus.output,
-    output:
-        metrics=f"{NGRAM}/metrics.json",
-        record=f"{NGRAM}/run.json",
-    log:
-        f"{NGRAM}/kneser_ney.log",
-    benchmark:
-        f"{NGRAM}/kneser_ney.benchmark.tsv"
-    conda:
-        "../envs/environment.yaml"
-    threads: 1
-    resources:
-        mem_mb=job_resource("data_mem_mb"),
-        runtime=job_runtime("data"),
-    params:
-        folder=corpus_folder,
-        flags=ngram_flags,
-        labels=lambda wildcards: labels(
-            experiment="language_modelling", config=wildcards.config, dataset=wildcards.dataset
-        ),
-    message:
-        "Count n-grams of {wildcards.dataset}: kneser-ney{wildcards.order}"
-    shell:
-        "python -m reproduction.scores.ngram --data {params.folder:q} --out {output.metrics:q} {params.flags} {params.labels}"
-        " > {log:q} 2>&1"
-
-
 rule pairs:
     output:
         description=f"{PAIRS}/pairs.json",
@@ -66,8 +104,6 @@ rule pairs:
         ),
     log:
         f"{PAIRS}/pairs.log",
-    benchmark:
-        f"{PAIRS}/pairs.benchmark.tsv"
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -84,29 +120,21 @@ rule pairs:
         "python -m {params.module} --out {params.folder:q} {params.flags} > {log:q} 2>&1"
 
 
-rule copy_source:
-    # The baseline of translation: the source, copied.
-    input:
-        rules.pairs.output,
+rule stand_ins:
     output:
-        metrics=f"{COPY}/metrics.json",
-        record=f"{COPY}/metrics.run.json",
+        directory(STAND_INS),
     log:
-        f"{COPY}/copy.log",
-    benchmark:
-        f"{COPY}/copy.benchmark.tsv"
+        "runs/{config}/{experiment}/logs/stand_ins.log",
     conda:
         "../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=job_resource("data_mem_mb"),
         runtime=job_runtime("data"),
     params:
-        hypotheses=lambda wildcards: f"{pairs_folder(wildcards)}/test.{SOURCE_LANGUAGE}",
-        references=lambda wildcards: f"{pairs_folder(wildcards)}/test.{TARGET_LANGUAGE}",
-        labels=lambda wildcards: labels(experiment="translation", variant="copy", **wildcards),
+        module=lambda wildcards: f"reproduction.data.tasks.{config[wildcards.experiment]['dataset']['source']}",
+        flags=stand_in_flags,
     message:
-        "Score the copied source of {wildcards.dataset}"
+        "Write the stand-ins for {wildcards.experiment}"
     shell:
-        "python -m reproduction.scores.bleu --hypotheses {params.hypotheses:q} --references {params.references:q}"
-        " --out {output.metrics:q} {params.labels} > {log:q} 2>&1"
+        "python -m {params.module} --out {output:q} {params.flags} > {log:q} 2>&1"

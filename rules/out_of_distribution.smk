@@ -1,4 +1,90 @@
 # Models out of distribution: other data in the form of the training data, the same evaluations, one table.
+AWAY = f"{FOLDER}/away/{{away}}"
+OTHER_TEXT = f"{LM_FOLDER}/away/{{away}}/corpus"
+OTHER_NGRAM = f"{LM_FOLDER}/away/{{away}}/kneser-ney{{order}}"
+OTHER_PAIRS = f"{MT_FOLDER}/away/{{away}}/pairs"
+OTHER_BINARISED = f"{MT_FOLDER}/away/{{away}}/binarised"
+OTHER_COPY = f"{MT_FOLDER}/away/{{away}}/copy"
+OTHER_ROWS = f"{AWAY}/rows"
+OTHER_NAMES = config["out_of_distribution"]["names"]
+
+
+wildcard_constraints:
+    # Never empty: what is not in the configuration is nowhere.
+    away="|".join(sorted({name for name in OTHER_NAMES.values() if name})) or "none",
+
+
+def other_data_flags():
+    """Flags of the modules that prepare other data: how much of it, and where local data is."""
+    folder = config["data_dir"] and os.path.expanduser(config["data_dir"])
+    return flags({"limit": config["out_of_distribution"]["limit"], "data_dir": folder}, dashes=True)
+
+
+def other_rows_module(wildcards):
+    """The module that prepares rows or questions, and its flag for the task."""
+    if wildcards.experiment == "squad":
+        return "reproduction.data.shifted.questions"
+    return f"reproduction.data.shifted.tasks --task {wildcards.dataset}"
+
+
+def other_rows_flags(wildcards, input):
+    """Where the rows come from: Bible versions are of the books that the stand-ins hold out."""
+    return f"{flags({'trained': input.get('stand_ins')})} {other_data_flags()}"
+
+
+def other_majority_flags(wildcards, input):
+    """Where the training rows are, and those to evaluate."""
+    return f"{task_data_flags(wildcards, input)} {flags({'evaluate_dir': input.other})}"
+
+
+def evaluation_away_flags(wildcards):
+    """Flags of the evaluation of a fine-tuned model on other rows."""
+    return f"{task_flags(wildcards)} {flags(config[wildcards.experiment]['evaluation'])}"
+
+
+def places():
+    """(experiment, dataset, other data) of all models that are evaluated out of distribution."""
+    found = [("language_modelling", LM["dataset"]["name"], OTHER_NAMES["language_modelling"])]
+    found += [("translation", MT["dataset"]["name"], OTHER_NAMES["translation"])]
+    found += [("glue", task, OTHER_NAMES.get(task)) for task in GLUE["dataset"]["tasks"]]
+    found += [("squad", SQUAD["dataset"]["name"], OTHER_NAMES["squad"])]
+    return [place for place in found if place[0] in EXPERIMENTS and place[2]]
+
+
+def ood_metrics():
+    """Every metrics file that the table needs: each model in and out of distribution, and the baselines without attention."""
+    files = []
+    for experiment, dataset, away in places():
+        known = {"config": config["name"], "dataset": dataset, "away": away}
+        baselines = {
+            "language_modelling": [
+                path.replace("{order}", order)
+                for order in ORDERS
+                for path in (f"{NGRAM}/metrics.json", f"{OTHER_NGRAM}/metrics@{{away}}.json")
+            ],
+            "translation": [f"{COPY}/metrics.json", f"{OTHER_COPY}/metrics@{{away}}.json"],
+            "glue": [f"{MAJORITY}/metrics.json", f"{MAJORITY}/metrics@{{away}}.json"],
+            "squad": [],
+        }[experiment]
+        files += [path.format(**known) for path in baselines]
+        for name in ("metrics.json", f"metrics@{away}.json"):
+            files += model_files(experiment, dataset, models(experiment), name)
+    return files
+
+
+def ood_tau_flags():
+    """The tau of each experiment at which its models are contrasted, chosen before anything is measured."""
+    found = []
+    for experiment in dict.fromkeys(place[0] for place in places()):
+        tau = config["out_of_distribution"]["taus"][experiment]
+        tau = max(config[experiment]["pruning"]["taus"]) if tau is None else tau
+        found += ["--tau", f"{experiment}={tau:g}"]
+    return shlex.join(found)
+
+
+OOD_METRICS = ood_metrics()
+
+
 rule other_text:
     input:
         rules.corpus.output,
@@ -11,8 +97,6 @@ rule other_text:
         record=f"{OTHER_TEXT}/run.json",
     log:
         f"{OTHER_TEXT}/corpus.log",
-    benchmark:
-        f"{OTHER_TEXT}/corpus.benchmark.tsv"
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -38,8 +122,6 @@ use rule kneser_ney as kneser_ney_away with:
         record=f"{OTHER_NGRAM}/run.json",
     log:
         f"{OTHER_NGRAM}/kneser_ney.log",
-    benchmark:
-        f"{OTHER_NGRAM}/kneser_ney.benchmark.tsv"
     params:
         folder=lambda wildcards: OTHER_TEXT.format(**wildcards),
         labels=lambda wildcards: labels(config=wildcards.config, dataset=wildcards.dataset),
@@ -56,8 +138,6 @@ use rule evaluate_language_model as evaluate_language_model_away with:
         record=f"{LM_RUN}/metrics@{{away}}.run.json",
     log:
         f"{LM_RUN}/evaluate@{{away}}.log",
-    benchmark:
-        f"{LM_RUN}/evaluate@{{away}}.benchmark.tsv"
     params:
         corpus=lambda wildcards: OTHER_TEXT.format(**wildcards),
         flags=flags({"split": "test", **LM["evaluation"], "device": job_resource("device")}),
@@ -75,8 +155,6 @@ rule other_pairs:
         subwords=expand(f"{OTHER_PAIRS}/subwords/test.{{language}}", language=languages(), allow_missing=True),
     log:
         f"{OTHER_PAIRS}/pairs.log",
-    benchmark:
-        f"{OTHER_PAIRS}/pairs.benchmark.tsv"
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -104,8 +182,6 @@ rule binarise_away:
         record=f"{OTHER_BINARISED}/run.json",
     log:
         f"{OTHER_BINARISED}/binarise.log",
-    benchmark:
-        f"{OTHER_BINARISED}/binarise.benchmark.tsv"
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -133,8 +209,6 @@ use rule copy_source as copy_source_away with:
         record=f"{OTHER_COPY}/metrics@{{away}}.run.json",
     log:
         f"{OTHER_COPY}/copy.log",
-    benchmark:
-        f"{OTHER_COPY}/copy.benchmark.tsv"
     params:
         hypotheses=lambda wildcards: f"{OTHER_PAIRS}/test.{SOURCE_LANGUAGE}".format(**wildcards),
         references=lambda wildcards: f"{OTHER_PAIRS}/test.{TARGET_LANGUAGE}".format(**wildcards),
@@ -154,8 +228,6 @@ use rule translate as translate_away with:
         record=f"{MT_RUN}/translations@{{away}}/run.json",
     log:
         f"{MT_RUN}/translate@{{away}}.log",
-    benchmark:
-        f"{MT_RUN}/translate@{{away}}.benchmark.tsv"
     params:
         data=lambda wildcards: OTHER_BINARISED.format(**wildcards),
     message:
@@ -173,8 +245,6 @@ use rule score_translation as score_translation_away with:
         record=f"{MT_RUN}/metrics@{{away}}.run.json",
     log:
         f"{MT_RUN}/score@{{away}}.log",
-    benchmark:
-        f"{MT_RUN}/score@{{away}}.benchmark.tsv"
     params:
         data=lambda wildcards: OTHER_BINARISED.format(**wildcards),
         references=lambda wildcards: f"{OTHER_PAIRS}/test.{TARGET_LANGUAGE}".format(**wildcards),
@@ -189,8 +259,6 @@ rule other_rows:
         directory(OTHER_ROWS),
     log:
         f"{AWAY}/rows.log",
-    benchmark:
-        f"{AWAY}/rows.benchmark.tsv"
     wildcard_constraints:
         experiment="glue|squad",
     conda:
@@ -217,8 +285,6 @@ use rule majority as majority_away with:
         record=f"{MAJORITY}/metrics@{{away}}.run.json",
     log:
         f"{MAJORITY}/majority@{{away}}.log",
-    benchmark:
-        f"{MAJORITY}/majority@{{away}}.benchmark.tsv"
     params:
         data=other_majority_flags,
     message:
@@ -236,8 +302,6 @@ rule evaluate_finetuned_away:
         record=f"{BERT_RUN}/metrics@{{away}}.run.json",
     log:
         f"{BERT_RUN}/evaluate@{{away}}.log",
-    benchmark:
-        f"{BERT_RUN}/evaluate@{{away}}.benchmark.tsv"
     wildcard_constraints:
         experiment="glue|squad",
     conda:
@@ -261,33 +325,3 @@ rule evaluate_finetuned_away:
         "mv {params.work:q}/metrics.json {output.metrics:q}\n"
         "mv {params.work:q}/run.json {output.record:q}\n"
         "rm -r {params.work:q}"
-
-
-rule write_ood_table:
-    input:
-        OOD_METRICS,
-    output:
-        table="results/{config}/ood_table.md",
-        numbers=report(
-            "results/{config}/ood_table.csv",
-            caption="captions/ood_table.rst",
-            category="Out of distribution",
-            labels={"what": "Models on data of another kind", "as": "table"},
-        ),
-    log:
-        "results/{config}/logs/ood_table.log",
-    benchmark:
-        "results/{config}/logs/ood_table.benchmark.tsv"
-    conda:
-        "../envs/environment.yaml"
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=job_runtime("small"),
-    params:
-        taus=ood_tau_flags(),
-    message:
-        "Write {output.table}"
-    shell:
-        "python -m reproduction.analysis.figures.shift --config-name {wildcards.config} {params.taus} --metrics {input:q}"
-        " --out {output.table:q} > {log:q} 2>&1"

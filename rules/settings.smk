@@ -1,17 +1,138 @@
-# What the rules of all experiments share: folders, flags, labels. No rules here.
+# What the rules of all experiments share: the configuration, checked; folders, flags, labels. No rules here.
 import functools
 import json
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
 
+from snakemake.common.configfile import load_configfile
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+ALL_EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
+
+# Experiments without a section in the configuration.
+ABSENT = set()
+
+
+def check_config():
+    """One line for the first fault; Snakemake's own message is followed by the whole schema."""
+    try:
+        for fill_in in (False, True):  # defaults are filled in before Snakemake looks what they are filled into
+            validate(config, str(Path(workflow.basedir) / "config" / "schema.yaml"), set_default=fill_in)
+    except WorkflowError as error:
+        fault = error.__context__
+        if not hasattr(fault, "absolute_path"):
+            raise
+        files = ", ".join(map(str, workflow.overwrite_configfiles)) or "config/quick.yaml"
+        place = ".".join(map(str, fault.absolute_path)) or "top level"
+        expected = ""
+        if fault.validator == "additionalProperties":
+            expected = f"; expected some of {', '.join(fault.schema['properties'])}"
+        raise WorkflowError(f"{files}: {place}: {fault.message}{expected}") from None
+    if fault := unusable(config):
+        raise WorkflowError(fault)
+    if absent := [experiment for experiment in config["experiments"] if experiment not in config]:
+        raise WorkflowError(f"experiments: expected a section {absent[0]} in the configuration, found none")
+    for experiment in ALL_EXPERIMENTS:
+        if experiment not in config:
+            config[experiment] = stand_in(experiment)
+        contrasted, taus = config["out_of_distribution"]["taus"][experiment], config[experiment]["pruning"]["taus"]
+        if contrasted is not None and experiment not in ABSENT and contrasted not in taus:
+            expected = f"expected one of {experiment}.pruning.taus, {taus}"
+            raise WorkflowError(f"out_of_distribution.taus.{experiment}: {expected}, found {contrasted}")
+    for experiment in ("language_modelling", "translation", "glue"):
+        check_controls(experiment)
+    pairs = config["translation"]["dataset"]
+    if config["translation"]["pairs_comparison"]["fractions"] and "pairs_fraction" not in pairs[pairs["source"]]:
+        expected = "expected none of the source"
+        raise WorkflowError(f"translation.pairs_comparison.fractions: {expected} {pairs['source']}, found some")
+    tasks = config["glue"]["dataset"]["tasks"]
+    if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
+        raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
+
+
+def unusable(values, place=""):
+    """Where something stands that no schema refuses and no job can be given, and what; None if nowhere.
+
+    YAML can say nan and infinity, which no bound excludes, and characters that no command line can hold.
+    """
+    if isinstance(values, float) and not math.isfinite(values):
+        return f"{place}: expected a number, found {values}"
+    if isinstance(values, str) and not values.isprintable():
+        return f"{place}: expected text that can be printed, found {values!r}"
+    inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    found = (unusable(value, f"{place}.{name}" if place else str(name)) for name, value in inner)
+    return next(filter(None, found), None)
+
+
+def check_controls(experiment):
+    """Controls that an experiment cannot have: sinks behind a memory, and the mask of another seed where there is one."""
+    own = config[experiment]["mask_comparison"]
+    place = f"{experiment}.mask_comparison.controls"
+    for control in own["controls"] if own["taus"] else []:
+        if control.endswith("-sinks") and experiment == "language_modelling":
+            expected = "expected no masks with sinks, since memory slots come before the first positions"
+            raise WorkflowError(f"{place}: {expected}, found {control}")
+        if control == "other-seed" and len(config[experiment]["seeds"]) == 1:
+            raise WorkflowError(f"{place}: expected two seeds at least with other-seed, found one")
+
+
+def stand_in(experiment):
+    """The settings of an experiment that a configuration has no section for, so that its rules can be read: smoke's.
+
+    Nothing of it is run: a target of it is refused.
+    """
+    ABSENT.add(experiment)
+    smoke = load_configfile(str(Path(workflow.basedir) / "config" / "smoke.yaml"))
+    validate(smoke, str(Path(workflow.basedir) / "config" / "schema.yaml"))
+    return smoke[experiment]
+
+
+def asked_for(target, files, *keys):
+    """Input of a target: its files, or one line if the configuration has nothing for it, before anything runs."""
+
+    def found(wildcards):
+        value = config
+        for place, key in enumerate(keys):
+            if key in ABSENT:
+                raise WorkflowError(f"{target}: expected a section {key} in the configuration, found none")
+            value = value[key]
+        if not value or (isinstance(value, dict) and not any(value.values())):
+            raise WorkflowError(f"{target}: expected something in {'.'.join(keys)} of the configuration, found nothing")
+        return files
+
+    return found
+
+
+# The seeds of each experiment, also those that a command does not ask for.
+ALL_SEEDS = {}
+
+
+def keep_first_seeds():
+    """A long run in parts: the first seeds now, the others when they are asked for."""
+    for experiment in ALL_EXPERIMENTS:
+        own = config[experiment]
+        ALL_SEEDS[experiment] = own["seeds"]
+        own["seeds"] = own["seeds"][: config["first_seeds"]]
+
+
+check_config()
+keep_first_seeds()
+
 # Jobs use the interpreter that runs Snakemake, activated or not, and find this repository's packages in any environment.
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     PYTHONPATH=os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")])),
 )
+
+# glibc gives large tensors back to the system as soon as they are freed, and every page of the next one faults anew: in translation a
+# quarter of a training's time on a CPU went there. Results do not change; other C libraries do not know these names.
+for name, value in {"MMAP_THRESHOLD": 2**25, "TRIM_THRESHOLD": 2**29, "TOP_PAD": 2**25}.items():
+    os.environ.setdefault(f"MALLOC_{name}_", str(value))
 
 # Jobs with a GPU that run at the same time on one machine take one each (reproduction/runs/device_pool.py).
 os.environ.pop("AP_DEVICES", None)
@@ -24,16 +145,11 @@ if config["resources"]["gpu"] and isinstance(gpus, int) and gpus > 1:
         )
     os.environ.update(AP_DEVICES=",".join(visible.split(",")[:gpus]))
 
-# glibc gives large tensors back to the system as soon as they are freed, and every page of the next one faults anew: in translation a
-# quarter of a training's time on a CPU went there. Results do not change; other C libraries do not know these names.
-for name, value in {"MMAP_THRESHOLD": 2**25, "TRIM_THRESHOLD": 2**29, "TOP_PAD": 2**25}.items():
-    os.environ.setdefault(f"MALLOC_{name}_", str(value))
-
 # Every script that reads local data looks there by default, the archives of IWSLT14 and WMT17 included.
 if config["data_dir"]:
     os.environ.update(AP_DATA_DIR=os.path.expanduser(config["data_dir"]))
-
 LM, MT = config["language_modelling"], config["translation"]
+GLUE, SQUAD = config["glue"], config["squad"]
 EXPERIMENTS = config["experiments"]
 
 
@@ -53,11 +169,14 @@ DATASETS = [
     *config["glue"]["dataset"]["tasks"],
     config["squad"]["dataset"]["name"],
 ]
+
 # The models that nothing is pruned from, and controls that train them in another way.
 DENSE_VARIANTS = ("dense", "entmax-dense")
 UNPRUNED = (*DENSE_VARIANTS, "dropout", "dense-longer")
+
 # A data-informed mask of another rule and scope than the experiment's.
 CHOICE = "(published|allowed)-(layer|head|row|model)"
+
 # Sites of attention in translation; elsewhere there is one, which paths do not name.
 SITES = ["enc-self", "dec-self", "enc-dec"]
 
@@ -128,15 +247,6 @@ def run_labels(wildcards, experiment, sites):
     return labels(experiment=experiment, sites=sites, **known)
 
 
-def dataset_flags(dataset):
-    """Flags of the module of reproduction/data that prepares a dataset."""
-    options = dict(dataset[dataset["source"]])
-    if dataset["source"] in ("wikitext", "multi30k", "bible_de_en") and config["data_dir"]:
-        # A shell leaves the ~ of `--config data_dir=~/data` as it is.
-        options["data_dir"] = os.path.expanduser(config["data_dir"])
-    return flags(options, dashes=True)
-
-
 def block_size(wildcards, experiment):
     """Side of the blocks that a mask prunes: variant block has those of the efficiency table, block16 those of 16."""
     own, variant = config[experiment], wildcards.get("variant", "")
@@ -153,48 +263,9 @@ def rule_and_scope(variant, experiment):
     return {name: config[experiment]["pruning"][name] for name in names}
 
 
-def mask_flags(wildcards):
-    """Flags of a data-informed mask. The published rule takes the whole array of a Transformer-XL, hence no crop."""
-    pruning = config[wildcards.experiment]["pruning"]
-    options = {**rule_and_scope(wildcards.variant, wildcards.experiment), "row_floor": pruning["row_floor"]}
-    options["block_size"] = block_size(wildcards, wildcards.experiment)
-    return flags({**options, "no_crop": wildcards.experiment == "language_modelling"}, dashes=True)
-
-
 def dense_of(variant):
     """The dense variant whose pattern a sparse one is pruned by."""
     return "entmax-dense" if variant.startswith("entmax-") else "dense"
-
-
-def dense_pattern(wildcards):
-    """The pattern that a mask is made of; variant other-seed takes that of the next seed, and of the first after the last."""
-    seed = wildcards.seed
-    if wildcards.variant == "other-seed":
-        seeds = ALL_SEEDS[wildcards.experiment]
-        seed = seeds[(seeds.index(int(seed)) + 1) % len(seeds)]
-    run = f"{FOLDER}/{dense_of(wildcards.variant)}/tau0/seed{seed}"
-    return f"{run}/pattern{{site}}.safetensors".format(**wildcards)
-
-
-def observed_pattern(wildcards):
-    """The pattern whose counts make a control mask equal in evaluated sparsity; none if it is to be equal in cells.
-
-    Whatever head a mask is on, it takes as much of the use.
-    """
-    equal = config[wildcards.experiment]["pruning"]["controls_equal"]
-    if equal == "effective_sparsity" or wildcards.variant == "shuffled-heads":
-        return []
-    return f"{FOLDER}/{DENSE}/pattern{{site}}.safetensors".format(**wildcards)
-
-
-def control_flags(wildcards, input):
-    """Flags of a control mask. A window is not drawn, so it has no seed."""
-    variant = wildcards.variant
-    options = {f"{variant.removesuffix('-sinks')}-like": input.like}
-    options["seed"] = wildcards.seed if variant in ("random", "shuffled-heads") else None
-    if variant.endswith("-sinks"):
-        options["sinks"] = config[wildcards.experiment]["pruning"]["sinks"]
-    return flags({**options, "equal_use": input.get("observed") or None}, dashes=True)
 
 
 def models(experiment):
@@ -213,20 +284,3 @@ def model_files(experiment, dataset, chosen, name, sites=""):
         for variant, tau in chosen
         for seed in config[experiment]["seeds"]
     ]
-
-
-def figure_caption(name):
-    """The caption that is written beside a figure. Absolute, as a report looks for captions beside the rules."""
-    return str(Path("results", config["name"], f"{name}.md").absolute())
-
-
-@functools.cache
-def other_source(runs):
-    """What captions say of runs that another version of the source code made."""
-    command = [sys.executable, "-m", "reproduction.runs.source", "--runs", runs]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-
-def code_of_runs(wildcards):
-    """Runs of another version of the source code: a figure is drawn again when they change, as its caption names them."""
-    return other_source(f"runs/{wildcards.config}")

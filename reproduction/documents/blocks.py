@@ -40,13 +40,12 @@ from reproduction.analysis.figures.captions import NAMES, change_text, name_of, 
 from reproduction.analysis.figures.efficiency import STEPS, step_table
 from reproduction.analysis.figures.masks import markdown as masks_markdown
 from reproduction.analysis.figures.pairs import markdown as pairs_markdown
-from reproduction.analysis.figures.paper_comparison import comparison
 from reproduction.analysis.figures.shift import how_to_read, read_table, titled
 from reproduction.analysis.figures.sites import SITES, lines_of
 from reproduction.analysis.figures.sites import compared as compared_sites
 from reproduction.analysis.figures.tasks import task_panels
 from reproduction.analysis.paper import REFERENCE as PUBLISHED
-from reproduction.analysis.paper import published, read_reference
+from reproduction.analysis.paper import comparison, published, read_reference
 from reproduction.analysis.stats import paired
 from reproduction.analysis.table import read_csv, read_run
 from reproduction.documents import benchmarks as benchmark_tables

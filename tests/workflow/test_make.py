@@ -121,7 +121,7 @@ def test_a_command_runs_what_it_promises(checkout: Path, command: str) -> None:
     if command == "figure":
         assert "snakemake figure --cores 3 --configfile config/smoke.yaml" in found
     elif command == "report":
-        made = "snakemake shown --cores 3 --configfile config/smoke.yaml --allowed-rules shown draw"
+        made = "snakemake shown --cores 3 --configfile config/smoke.yaml --allowed-rules shown configuration"
         shown = "snakemake shown --configfile config/smoke.yaml --report results/report.html"
         assert -1 < found.find(made) < found.find(shown)
     elif command == "test-fast":
@@ -167,6 +167,9 @@ def test_a_report_only_draws() -> None:
     allowed = set(text.split("DRAWING :=")[1].split("\n\n")[0].replace("\\", " ").split())
     rules = "\n".join(path.read_text() for path in [ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")])
     found = {match[1]: match[2] for match in re.finditer(r"(?ms)^rule (\w+):\n(.*?)(?=^\S|\Z)", rules)}
+    (drawing,) = re.findall(r"(?ms)^for name,[^\n]+ in DRAWN\.items\(\):\n(.*?)(?=^\S|\Z)", rules)
+    names = re.findall(r'(?m)^    "(\w+)": \(', rules.partition("\nDRAWN = {")[2])
+    found |= {f"draw_{name}": drawing for name in names}
     assert allowed <= found.keys()
     for name in allowed - {"shown"}:
         assert 'runtime=job_runtime("small")' in found[name], name

@@ -52,13 +52,12 @@ def leaves(folder: Path, *names: str) -> None:
         assert (folder / name).stat().st_size > 0, f"{folder}/{name}"
 
 
-def test_every_model_leaves_its_record_its_log_and_its_measurement(finished: Path) -> None:
+def test_every_model_leaves_its_record_and_its_log(finished: Path) -> None:
     for (variant, _, _), run in RUNS.items():
         folder = finished / run
         leaves(folder, "model.safetensors", "metrics.json", "run.json", "train.log", "evaluate.log")
-        leaves(folder, "train.benchmark.tsv", "evaluate.benchmark.tsv")
         of_attention = "pattern" if variant == "dense" else "mask"
-        leaves(folder, *(f"{of_attention}{ending}" for ending in (".safetensors", ".log", ".benchmark.tsv")))
+        leaves(folder, *(f"{of_attention}{ending}" for ending in (".safetensors", ".log")))
         # Finished training needs no checkpoint.
         assert not (folder / "training").exists()
 
@@ -77,7 +76,7 @@ def test_every_fine_tuned_model_leaves_its_measurement_and_not_its_weights(finis
     for task in TASKS:
         for (variant, _, _), run in runs("glue", task).items():
             folder = finished / run
-            leaves(folder, "metrics.json", "run.json", "finetune.log", "finetune.benchmark.tsv")
+            leaves(folder, "metrics.json", "run.json", "finetune.log")
             leaves(folder, "pattern.safetensors" if variant == "dense" else "mask.safetensors")
             assert not (folder / "training").exists() and not (folder / "model").exists()
 
@@ -239,9 +238,9 @@ def test_the_report_is_one_file_with_everything_in_it_and_asks_for_nothing_else(
     assert not re.search(r"<script[^>]*\bsrc=", html)
     shown = json.loads(re.search(r"var results = (\{.*\});\n", html)[1])
     folder = finished / "results" / "smoke"
-    figures = ("ap_figure", "glue_tasks", "paper_comparison", "controls", "pattern_gallery", "structural_zeros")
+    figures = ("ap_figure", "glue_tasks", "controls", "pattern_gallery", "structural_zeros")
     assert {f"results/smoke/{name}.png" for name in figures} <= set(shown)
-    tables = [f"{name}.csv" for name in ("metrics", "runs", "software", "ood_table", *figures[1:])]
+    tables = [f"{name}.csv" for name in ("metrics", "runs", "software", "ood_table", *figures)]
     pages = ["language_modelling", "translation-enc-self", "translation-dec-self", "translation-enc-dec", "glue"]
     pages = [f"explore/{page}.html" for page in pages]
     assert {f"results/smoke/{name}" for name in [*tables, "configuration.json", *pages]} <= set(shown)

@@ -1,6 +1,6 @@
 """Draw controls, an ablation: data-informed masks against less informed ones, by evaluated sparsity.
 
-    python -m reproduction.analysis.figures.controls --metrics results/quick/metrics.csv --out controls.png
+    python -m reproduction.analysis.figures controls --metrics results/quick/metrics.csv --out controls.png
 
 Masks of one tau need not prune as much of a text's attention. The x axis is therefore the evaluated sparsity; the table
 beside the figure has the differences at equal tau, seed by seed. A panel has the seeds that all of its models have.
@@ -8,17 +8,14 @@ beside the figure has the differences at equal tau, seed by seed. A panel has th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from reproduction.analysis.curves import VARIANTS, Panel, curve, panels_of, select
 from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of
-from reproduction.analysis.figures.command import run_figure
-from reproduction.analysis.figures.style import DPI, FONT, STYLES
+from reproduction.analysis.figures.style import DPI, FONT, STYLES, OfOneTable
 from reproduction.analysis.stats import Difference, named_seeds, on_common_seeds, paired
-from reproduction.runs.command import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
@@ -154,18 +151,4 @@ def caption(table: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
-    return run_figure(
-        "controls",
-        "Draw data-informed masks against random ones, windows and masks by distance.",
-        argv,
-        draw=draw,
-        caption=caption,
-        contents=lambda table: ", ".join(panel.title for panel in panels_of(table)),
-        numbers=differences,
-    )
-
-
-if __name__ == "__main__":
-    run_main(main)
+FIGURE = OfOneTable(draw, caption, lambda table: ", ".join(panel.title for panel in panels_of(table)), differences)

@@ -1,6 +1,6 @@
 """Write efficiency_table: quality, seconds and memory against the share of attention pruned in whole blocks.
 
-    python -m reproduction.analysis.figures.efficiency --measured runs/quick/squad/bible-qa/efficiency.json \\
+    python -m reproduction.analysis.figures efficiency_table --measured runs/quick/squad/bible-qa/efficiency.json \\
         --metrics runs/quick/squad/bible-qa/*/*/seed1/metrics.json --out results/quick/efficiency_table.png
 
 The rows of the published table stand beside ours. The ceiling of a row is what Amdahl's law leaves to whoever skips the
@@ -22,7 +22,6 @@ from reproduction.analysis.figures.style import DPI, FONT, STYLES, require_png, 
 from reproduction.analysis.paper import REFERENCE, read_reference
 from reproduction.analysis.stats import on_common_seeds
 from reproduction.analysis.table import collect, write_csv
-from reproduction.runs.command import run_main
 from reproduction.runs.json_file import read_json
 from reproduction.runs.taking_turns import REMOVED
 
@@ -225,7 +224,7 @@ def _draw_step(axes: Axes, rows: pd.DataFrame) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m reproduction.analysis.figures.efficiency",
+        prog="python -m reproduction.analysis.figures efficiency_table",
         description="Write the table of quality, seconds and memory, ours beside the published one.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -246,7 +245,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_csv(table, args.out.with_suffix(".csv"))
     print(f"{args.out}: {len(table)} rows, {measured['device']}")
     return 0
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,7 +1,7 @@
 """Draw entmax_comparison: translation with softmax and with entmax 1.5, dense and pruned, and the zeros of entmax.
 
     cd results/quick
-    python -m reproduction.analysis.figures.entmax --metrics entmax_comparison.csv --out entmax_comparison.png
+    python -m reproduction.analysis.figures entmax_comparison --metrics entmax_comparison.csv --out FILE.png
 
 A mask prunes the same cells in every sentence; entmax gives some keys a probability of exactly zero, in each sentence
 others. The figure shows the metric against tau and against what the masks took from the test sentences, and the zeros
@@ -10,7 +10,6 @@ of every site. The table holds every value by seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -18,11 +17,9 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.analysis.curves import PANELS, select
 from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, SPREAD, name_of, spread
-from reproduction.analysis.figures.command import run_figure
 from reproduction.analysis.figures.sites import SITES as SITE_STYLES
-from reproduction.analysis.figures.style import DPI, FONT
+from reproduction.analysis.figures.style import DPI, FONT, OfOneTable
 from reproduction.analysis.stats import Difference, named_seeds, on_common_seeds, paired
-from reproduction.runs.command import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
@@ -247,17 +244,4 @@ def _zeros_found(models: pd.DataFrame, rows: pd.DataFrame) -> str:
     return " ".join(text)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
-    return run_figure(
-        "entmax",
-        "Draw translation with softmax beside translation with entmax.",
-        argv,
-        draw=draw,
-        caption=caption,
-        contents=lambda table: f"{len(summary(values(table)))} models",
-    )
-
-
-if __name__ == "__main__":
-    run_main(main)
+FIGURE = OfOneTable(draw, caption, lambda table: f"{len(summary(values(table)))} models")

@@ -1,7 +1,7 @@
 """Write language_model_efficiency: perplexity, tokens a second and memory of a language model against what is pruned.
 
     RUNS=runs/quick/language_modelling/bible-bbe
-    python -m reproduction.analysis.figures.language_model_efficiency --measured $RUNS/efficiency.json \\
+    python -m reproduction.analysis.figures language_model_efficiency --measured $RUNS/efficiency.json \\
         --metrics $RUNS/*/*/seed1/metrics.json --out results/quick/language_model_efficiency.png
 
 The published masks of single cells stand beside masks of whole blocks. The ceiling of a row is what Amdahl's law leaves
@@ -21,7 +21,6 @@ from reproduction.analysis.figures.efficiency import ceiling, read_json_object, 
 from reproduction.analysis.figures.style import DPI, FONT, require_png, save_with_caption
 from reproduction.analysis.stats import on_common_seeds
 from reproduction.analysis.table import collect, write_csv
-from reproduction.runs.command import run_main
 from reproduction.runs.taking_turns import REMOVED, STEPS
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -247,7 +246,7 @@ def _draw_contexts(axes: Axes, rows: pd.DataFrame) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m reproduction.analysis.figures.language_model_efficiency",
+        prog="python -m reproduction.analysis.figures language_model_efficiency",
         description="Write the table of perplexity, tokens a second and memory of a language model under masks.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -268,7 +267,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_csv(table, args.out.with_suffix(".csv"))
     print(f"{args.out}: {len(table)} rows, {measured['device']}")
     return 0
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,7 +1,7 @@
 """Draw mask_comparison: rules and scopes of data-informed masks against each other, and against controls.
 
     cd results/quick
-    python -m reproduction.analysis.figures.masks --metrics mask_comparison.csv --out mask_comparison.png
+    python -m reproduction.analysis.figures mask_comparison --metrics mask_comparison.csv --out mask_comparison.png
 
 A panel an experiment and tau, a line a way to make masks, a dot a seed: its difference from the dense model of that
 seed. A panel has the seeds that all of its models have. Rules of one tau prune unequal shares of the attention, so each
@@ -10,7 +10,6 @@ line says how much.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -18,12 +17,10 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.analysis.curves import Panel, curve, panels_of, select
 from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of, spread
-from reproduction.analysis.figures.command import run_figure
 from reproduction.analysis.figures.controls import CONTROLS
-from reproduction.analysis.figures.style import DPI, FONT, STYLES
+from reproduction.analysis.figures.style import DPI, FONT, STYLES, OfOneTable
 from reproduction.analysis.stats import named_seeds, on_common_seeds, paired
 from reproduction.analysis.table import CHOICES
-from reproduction.runs.command import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
@@ -224,17 +221,4 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(blocks)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
-    return run_figure(
-        "masks",
-        "Draw rules and scopes of data-informed masks against each other, and against controls.",
-        argv,
-        draw=draw,
-        caption=caption,
-        contents=lambda table: ", ".join(panel.title for panel in panels_of(table)),
-    )
-
-
-if __name__ == "__main__":
-    run_main(main)
+FIGURE = OfOneTable(draw, caption, lambda table: ", ".join(panel.title for panel in panels_of(table)))

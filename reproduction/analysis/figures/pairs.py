@@ -1,7 +1,7 @@
 """Draw pairs_comparison: pruned translation models where there are fewer sentence pairs to learn from, and by length.
 
     cd results/german
-    python -m reproduction.analysis.figures.pairs --metrics pairs_comparison.csv --out pairs_comparison.png
+    python -m reproduction.analysis.figures pairs_comparison --metrics pairs_comparison.csv --out FILE.png
 
 Each model is shown as its difference from the dense model of the same seed and the same pairs: on the left by tau, a
 line a share of the pairs; on the right by the length of the source, a line a tau, trained on all pairs.
@@ -10,7 +10,6 @@ line a share of the pairs; on the right by the length of the source, a line a ta
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -18,10 +17,8 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.analysis.curves import BASELINE_NAMES, PANELS, baselines, curve, select
 from reproduction.analysis.figures.captions import SPREAD, name_of, spread
-from reproduction.analysis.figures.command import run_figure
-from reproduction.analysis.figures.style import DPI, FONT
+from reproduction.analysis.figures.style import DPI, FONT, OfOneTable
 from reproduction.analysis.stats import Difference, named_seeds, on_common_seeds, paired
-from reproduction.runs.command import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
@@ -186,17 +183,4 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
-    return run_figure(
-        "pairs_figure",
-        "Draw pruned translation models of fewer sentence pairs, and by the length of the sentence.",
-        argv,
-        draw=draw,
-        caption=caption,
-        contents=lambda table: ", ".join(f"{share:.0%} of the pairs" for share in compared(table)),
-    )
-
-
-if __name__ == "__main__":
-    run_main(main)
+FIGURE = OfOneTable(draw, caption, lambda table: ", ".join(f"{share:.0%} of the pairs" for share in compared(table)))

@@ -1,6 +1,6 @@
 """Draw pattern_gallery: the average attention of every site, and what its mask prunes, for some layers and heads.
 
-    python -m reproduction.analysis.figures.patterns --out pattern_gallery.png \\
+    python -m reproduction.analysis.figures pattern_gallery --out pattern_gallery.png \\
         --site "language model" dense/pattern.safetensors data/mask.safetensors
 
 Sites stand side by side. Of each are shown its first, middle and last layer, and of each layer the mean over its heads
@@ -21,7 +21,6 @@ from attention_pruning import InputError
 from reproduction.analysis.figures.site_patterns import Site, add_site_flag, focus, lost_attention, read_sites
 from reproduction.analysis.figures.style import FONT, require_png, save_with_caption
 from reproduction.analysis.table import write_csv
-from reproduction.runs.command import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure, SubFigure
@@ -171,7 +170,7 @@ def caption(sites: Sequence[Site], taus: Sequence[float]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m reproduction.analysis.figures.patterns",
+        prog="python -m reproduction.analysis.figures pattern_gallery",
         description="Draw the average attention of every site and what its mask prunes.",
     )
     add_site_flag(parser)
@@ -208,7 +207,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_csv(head_table(sites, taus), args.out.with_suffix(".csv"))
     print(f"{args.out}: {', '.join(f'{site.title} (tau {tau:g})' for site, tau in zip(sites, taus, strict=True))}")
     return 0
-
-
-if __name__ == "__main__":
-    run_main(main)

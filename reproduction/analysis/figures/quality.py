@@ -1,7 +1,7 @@
 """Draw ap_figure, the paper's figure, from metrics.csv.
 
-    python -m reproduction.analysis.figures.quality --metrics results/quick/metrics.csv --out ap_figure.png
-    python -m reproduction.analysis.figures.quality --metrics results/quick/metrics.csv --table
+    python -m reproduction.analysis.figures ap_figure --metrics results/quick/metrics.csv --out ap_figure.png
+    python -m reproduction.analysis.figures ap_figure --metrics results/quick/metrics.csv --table
 
 Each experiment in the table is a panel as in the paper, and beside it the change from dense, ours and the published
 one.
@@ -30,9 +30,8 @@ from reproduction.analysis.curves import (
 )
 from reproduction.analysis.figures.captions import caption, table_text
 from reproduction.analysis.figures.style import DPI, FONT, STYLES, add_runs_flag, require_png, save_with_caption
-from reproduction.analysis.paper import REFERENCE, published, read_reference
-from reproduction.analysis.table import read_csv
-from reproduction.runs.command import run_main
+from reproduction.analysis.paper import REFERENCE, comparison, published, read_reference
+from reproduction.analysis.table import read_csv, write_csv
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, which printing the table does not need
     from matplotlib.axes import Axes
@@ -208,13 +207,13 @@ def _frame(axes: Axes) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m reproduction.analysis.figures.quality",
+        prog="python -m reproduction.analysis.figures ap_figure",
         description="Draw the paper's figure from a table of metrics, with a caption beside it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv")
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="published numbers")
-    parser.add_argument("--out", type=Path, help="picture to write (.png); the caption, .md, goes beside it")
+    parser.add_argument("--out", type=Path, help="picture to write (.png); .md and .csv go beside it")
     add_runs_flag(parser)
     parser.add_argument("--table", action="store_true", help="print the numbers that the figure draws")
     return parser
@@ -230,12 +229,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = read_csv(args.metrics)
     panels = panels_of(table)
     if args.out is not None:
-        save_with_caption(draw(table, read_reference(args.reference)), caption(table, panels), args.out, args.runs)
+        reference = read_reference(args.reference)
+        save_with_caption(draw(table, reference), caption(table, panels), args.out, args.runs)
+        write_csv(comparison(table, reference), args.out.with_suffix(".csv"))
         print(f"{args.out}: {', '.join(panel.title for panel in panels)}")
     if args.table:
         print(table_text(table, panels))
     return 0
-
-
-if __name__ == "__main__":
-    run_main(main)

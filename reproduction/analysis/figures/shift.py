@@ -1,6 +1,6 @@
 """Write ood_table: every model in distribution, on the test data of its training set, and out of distribution.
 
-    python -m reproduction.analysis.figures.shift --metrics runs/quick/*/*/*/*/*/metrics*.json --tau glue=0.8 \\
+    python -m reproduction.analysis.figures ood_table --metrics runs/quick/*/*/*/*/*/metrics*.json --tau glue=0.8 \\
         --out results/quick/ood_table.md
 
 ``metrics@NAME.json`` beside a ``metrics.json`` is the same model on NAME, which it was not trained for. The .csv has
@@ -23,7 +23,6 @@ from reproduction.analysis.curves import BASELINE_NAMES, PANELS, VARIANTS, Panel
 from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of
 from reproduction.analysis.stats import Difference, on_common_seeds
 from reproduction.analysis.table import collect, write_csv
-from reproduction.runs.command import run_main
 from reproduction.runs.files import atomic_path
 
 QUESTIONS = Panel("squad", "Questions", "f1", "validation", "F1", "higher")
@@ -309,7 +308,7 @@ def read_taus(given: Sequence[str]) -> dict[str, float]:
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m reproduction.analysis.figures.shift",
+        prog="python -m reproduction.analysis.figures ood_table",
         description="Write the table of models in and out of distribution.",
     )
     add = parser.add_argument
@@ -337,7 +336,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_csv(table, args.out.with_suffix(".csv"))
     print(f"{args.out}: {'; '.join(title for title, _ in titled(table))}")
     return 0
-
-
-if __name__ == "__main__":
-    run_main(main)

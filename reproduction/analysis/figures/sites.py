@@ -1,7 +1,7 @@
 """Draw translation_sites: the cost of pruning one site of attention alone, beside all three, in translation.
 
     cd results/quick
-    python -m reproduction.analysis.figures.sites --metrics translation_sites.csv --out translation_sites.png
+    python -m reproduction.analysis.figures translation_sites --metrics translation_sites.csv --out FILE.png
 
 The figure shows the metric against tau, and against the evaluated sparsity of those sites: taus of different sites, and
 masks of different kinds, compare there. All models are shown on the seeds that every one of them has.
@@ -9,7 +9,6 @@ masks of different kinds, compare there. All models are shown on the seeds that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,10 +17,8 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.analysis.curves import PANELS, curve, select
 from reproduction.analysis.figures.captions import EVALUATED_SPARSITY, NAMES, SPREAD, name_of
-from reproduction.analysis.figures.command import run_figure
-from reproduction.analysis.figures.style import DPI, FONT, STYLES
+from reproduction.analysis.figures.style import DPI, FONT, STYLES, OfOneTable
 from reproduction.analysis.stats import named_seeds, on_common_seeds, paired
-from reproduction.runs.command import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
@@ -130,17 +127,4 @@ def caption(table: pd.DataFrame) -> str:
     return "\n\n".join([*text, f"Minus dense, at the highest tau of each: {'; '.join(found)}."]) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
-    return run_figure(
-        "sites",
-        "Draw what pruning each site of attention alone costs a translation model.",
-        argv,
-        draw=draw,
-        caption=caption,
-        contents=lambda table: f"{len(lines_of(table))} lines",
-    )
-
-
-if __name__ == "__main__":
-    run_main(main)
+FIGURE = OfOneTable(draw, caption, lambda table: f"{len(lines_of(table))} lines")

@@ -1,6 +1,6 @@
 """Draw structural_zeros: nominal sparsity (tau) against effective sparsity, layer by layer, at every site.
 
-    python -m reproduction.analysis.figures.structural_zeros --out structural_zeros.png \\
+    python -m reproduction.analysis.figures structural_zeros --out structural_zeros.png \\
         --site "language model" dense/pattern.safetensors tau0.5/mask.safetensors tau0.9/mask.safetensors
 """
 
@@ -18,7 +18,6 @@ from reproduction.analysis.figures.captions import EFFECTIVE_SPARSITY
 from reproduction.analysis.figures.site_patterns import add_site_flag, layer_table, read_sites
 from reproduction.analysis.figures.style import DPI, FONT, require_png, save_with_caption
 from reproduction.analysis.table import write_csv
-from reproduction.runs.command import run_main
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
@@ -108,7 +107,7 @@ def caption(table: pd.DataFrame) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's argument parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m reproduction.analysis.figures.structural_zeros",
+        prog="python -m reproduction.analysis.figures structural_zeros",
         description="Draw effective against nominal sparsity, layer by layer, at every site.",
     )
     add_site_flag(parser)
@@ -125,7 +124,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_csv(table, args.out.with_suffix(".csv"))
     print(f"{args.out}: {', '.join(table['site'].unique())}")
     return 0
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from attention_pruning import InputError
 from reproduction.runs.files import atomic_path
@@ -33,6 +37,26 @@ FONT = {
     "ytick.labelsize": 9,
     "axes.spines.right": False,
 }
+
+
+@dataclass(frozen=True)
+class OfOneTable:
+    """A figure that is drawn from one table of metrics and nothing else.
+
+    Attributes
+    ----------
+    draw, caption : callable
+        Of the table: the figure, and its caption (.md).
+    contents : callable
+        Of the table: what is in the figure, in a line.
+    numbers : callable, optional
+        Of the table: the numbers that the figure shows (.csv).
+    """
+
+    draw: Callable[[pd.DataFrame], Figure]
+    caption: Callable[[pd.DataFrame], str]
+    contents: Callable[[pd.DataFrame], str]
+    numbers: Callable[[pd.DataFrame], pd.DataFrame] | None = None
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -1,11 +1,10 @@
 """Draw glue_tasks: every task of panel (c) by itself, with the numbers beside it.
 
-python -m reproduction.analysis.figures.tasks --metrics results/quick/metrics.csv --out results/quick/glue_tasks.png
+python -m reproduction.analysis.figures glue_tasks --metrics results/quick/metrics.csv --out FILE.png
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,8 @@ import pandas as pd
 from attention_pruning import InputError
 from reproduction.analysis.curves import PANELS, Panel, baselines, numbers, select
 from reproduction.analysis.figures.captions import SPREAD, panel_caption
-from reproduction.analysis.figures.command import run_figure
 from reproduction.analysis.figures.quality import draw_panel
-from reproduction.analysis.figures.style import DPI, FONT
-from reproduction.runs.command import run_main
+from reproduction.analysis.figures.style import DPI, FONT, OfOneTable
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -85,18 +82,6 @@ def caption(table: pd.DataFrame) -> str:
     return "\n\n".join([first, *parts]) + "\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status."""
-    return run_figure(
-        "tasks",
-        "Draw every task of sentence classification by itself.",
-        argv,
-        draw=draw,
-        caption=caption,
-        contents=lambda table: ", ".join(panel.title for panel, _ in task_panels(table)),
-        numbers=task_numbers,
-    )
-
-
-if __name__ == "__main__":
-    run_main(main)
+FIGURE = OfOneTable(
+    draw, caption, lambda table: ", ".join(panel.title for panel, _ in task_panels(table)), task_numbers
+)

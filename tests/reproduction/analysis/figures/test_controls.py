@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from attention_pruning import InputError
-from reproduction.analysis.figures.controls import caption, differences, draw, main
+from reproduction.analysis.figures.command import main
+from reproduction.analysis.figures.controls import caption, differences, draw
 from reproduction.analysis.figures.style import STYLES
 from reproduction.analysis.table import COLUMNS, write_csv
 
@@ -101,7 +102,8 @@ def test_the_legend_of_a_single_panel_is_not_cut_off() -> None:
 def test_the_command_writes_picture_caption_and_table(tmp_path: Path) -> None:
     table = pd.concat([made_up(), made_up("translation", "bleu")], ignore_index=True)
     write_csv(table, tmp_path / "metrics.csv")
-    assert main(["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "controls.png")]) == 0
+    flags = ["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "controls.png")]
+    assert main(["controls", *flags]) == 0
     with Image.open(tmp_path / "controls.png") as picture:
         picture.load()
         assert picture.size == (1760, 860)
@@ -111,4 +113,4 @@ def test_the_command_writes_picture_caption_and_table(tmp_path: Path) -> None:
     assert not any(word in text for word in ("better in", "MORE", "NOT"))
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "controls.csv"), differences(table))
     with pytest.raises(InputError, match="expected a .png file"):
-        main(["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "controls.pdf")])
+        main(["controls", "--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "controls.pdf")])

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from attention_pruning import InputError
-from reproduction.analysis.figures.entmax import SITES, STYLES, caption, differences, draw, main, summary, values
+from reproduction.analysis.figures.command import main
+from reproduction.analysis.figures.entmax import SITES, STYLES, caption, differences, draw, summary, values
 from reproduction.analysis.table import COLUMNS, write_csv
 
 TAUS, SEEDS = (0.4, 0.8), (1, 2, 3)
@@ -82,7 +83,10 @@ def test_normalisers_are_compared_on_the_seeds_that_all_models_have() -> None:
 
 def test_the_command_writes_the_picture_and_its_caption(tmp_path: Path) -> None:
     write_csv(made_up(), tmp_path / "entmax.csv")
-    assert main(["--metrics", str(tmp_path / "entmax.csv"), "--out", str(tmp_path / "entmax.png")]) == 0
+    assert (
+        main(["entmax_comparison", "--metrics", str(tmp_path / "entmax.csv"), "--out", str(tmp_path / "entmax.png")])
+        == 0
+    )
     with Image.open(tmp_path / "entmax.png") as picture:
         picture.load()
         assert picture.size == (1880, 1520)
@@ -119,5 +123,5 @@ def test_a_table_that_lacks_something_and_another_ending_are_refused(tmp_path: P
     with pytest.raises(InputError, match="expected zeros_dec-self@checkpoint on test of data, tau 0.4, seed 2 in"):
         values(table[~(uncounted & (table["variant"] == "data"))])
     with pytest.raises(InputError, match="expected a .png file"):
-        main(["--metrics", str(tmp_path / "entmax.csv"), "--out", str(tmp_path / "entmax.pdf")])
+        main(["entmax_comparison", "--metrics", str(tmp_path / "entmax.csv"), "--out", str(tmp_path / "entmax.pdf")])
     assert set(SITES) == set(OWN)

@@ -11,7 +11,8 @@ from PIL import Image
 from attention_pruning import InputError
 from reproduction.analysis.curves import PANELS
 from reproduction.analysis.figures.captions import NAMES
-from reproduction.analysis.figures.masks import caption, draw, main, markdown, panels_by_tau, summary
+from reproduction.analysis.figures.command import main
+from reproduction.analysis.figures.masks import caption, draw, markdown, panels_by_tau, summary
 from reproduction.analysis.table import COLUMNS, write_csv
 
 #: Variant -> rule, scope, evaluated sparsity, and the perplexity of seeds 1 and 2; dense has 46 and 47.
@@ -143,7 +144,9 @@ def test_the_table_has_every_line_of_the_figure() -> None:
 
 def test_the_command_writes_the_picture_and_its_caption(tmp_path: Path) -> None:
     write_csv(made_up(), tmp_path / "masks.csv")
-    assert main(["--metrics", str(tmp_path / "masks.csv"), "--out", str(tmp_path / "masks.png")]) == 0
+    assert (
+        main(["mask_comparison", "--metrics", str(tmp_path / "masks.csv"), "--out", str(tmp_path / "masks.png")]) == 0
+    )
     with Image.open(tmp_path / "masks.png") as picture:
         picture.load()
         assert picture.size == (1080, 560)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from attention_pruning import InputError
 from reproduction.analysis.figures import pairs as pairs_figure
+from reproduction.analysis.figures.command import main
 from reproduction.analysis.table import COLUMNS, read_run
 from reproduction.runs.metrics import write_metrics
 from reproduction.scores import length_scores
@@ -106,5 +107,5 @@ def test_the_table_and_the_caption_say_data_seeds_and_numbers(tmp_path):
     assert "Copied source: 0.1." in told and "50% of the pairs, seeds 1, 2: dense 10.5 (10.0 to 11.0)." in told
     file = tmp_path / "pairs_comparison.csv"
     table().to_csv(file, index=False)
-    assert pairs_figure.main(["--metrics", str(file), "--out", str(tmp_path / "out.png")]) == 0
+    assert main(["pairs_comparison", "--metrics", str(file), "--out", str(tmp_path / "out.png")]) == 0
     assert Image.open(tmp_path / "out.png").size[0] > 800 and (tmp_path / "out.md").read_text() == told

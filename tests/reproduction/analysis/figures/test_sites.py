@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from attention_pruning import InputError
-from reproduction.analysis.figures.sites import SITES, caption, draw, lines_of, main
+from reproduction.analysis.figures.command import main
+from reproduction.analysis.figures.sites import SITES, caption, draw, lines_of
 from reproduction.analysis.table import COLUMNS, write_csv
 
 TAUS, SEEDS = (0.4, 0.8), (1, 2)
@@ -52,7 +53,9 @@ def test_every_choice_of_sites_is_a_line_from_the_dense_model_through_its_means(
 
 def test_the_command_writes_the_picture_and_its_caption(tmp_path: Path) -> None:
     write_csv(made_up(), tmp_path / "sites.csv")
-    assert main(["--metrics", str(tmp_path / "sites.csv"), "--out", str(tmp_path / "sites.png")]) == 0
+    assert (
+        main(["translation_sites", "--metrics", str(tmp_path / "sites.csv"), "--out", str(tmp_path / "sites.png")]) == 0
+    )
     with Image.open(tmp_path / "sites.png") as picture:
         picture.load()
         assert picture.size == (1880, 920)
@@ -75,4 +78,4 @@ def test_a_table_without_single_sites_and_another_ending_are_refused(tmp_path: P
     with pytest.raises(InputError, match="expected translation models that prune one site alone"):
         lines_of(table[(table["sites"] == "all") | table["sites"].isna()])
     with pytest.raises(InputError, match="expected a .png file"):
-        main(["--metrics", str(tmp_path / "sites.csv"), "--out", str(tmp_path / "sites.pdf")])
+        main(["translation_sites", "--metrics", str(tmp_path / "sites.csv"), "--out", str(tmp_path / "sites.pdf")])

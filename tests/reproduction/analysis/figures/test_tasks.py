@@ -10,7 +10,8 @@ from PIL import Image
 
 from attention_pruning import InputError
 from reproduction.analysis.curves import curve, select
-from reproduction.analysis.figures.tasks import draw, main, task_numbers, task_panels
+from reproduction.analysis.figures.command import main
+from reproduction.analysis.figures.tasks import draw, task_numbers, task_panels
 from reproduction.analysis.table import COLUMNS, write_csv
 
 TASKS = {"A": 60.0, "B": 70.0, "C": 80.0, "D": 90.0}
@@ -52,7 +53,8 @@ def test_the_table_has_what_is_drawn() -> None:
 
 def test_the_command_writes_picture_caption_and_table(tmp_path: Path) -> None:
     write_csv(made_up({"A": 60.0, "B": 70.0}), tmp_path / "metrics.csv")
-    assert main(["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "tasks.png")]) == 0
+    flags = ["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "tasks.png")]
+    assert main(["glue_tasks", *flags]) == 0
     with Image.open(tmp_path / "tasks.png") as picture:
         picture.load()
         assert picture.size == (1840, 860)
@@ -68,4 +70,4 @@ def test_a_table_without_tasks_and_another_ending_are_refused(tmp_path: Path) ->
     with pytest.raises(InputError, match="expected runs of glue in the table, found squad"):
         draw(made_up().assign(experiment="squad"))
     with pytest.raises(InputError, match="expected a .png file"):
-        main(["--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "tasks.svg")])
+        main(["glue_tasks", "--metrics", str(tmp_path / "metrics.csv"), "--out", str(tmp_path / "tasks.svg")])

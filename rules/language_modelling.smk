@@ -1,4 +1,92 @@
-# dense training -> pattern -> mask -> sparse training -> evaluation; every seed is an experiment of its own.
+# Transformer-XL: dense training -> pattern -> mask -> sparse training -> evaluation; every seed is an experiment of its own.
+# Of bigrams, which have no number, and of 5-grams.
+NGRAM = f"{LM_FOLDER}/kneser-ney{{order}}"
+ORDERS = ["", "-5"]
+LM_RUN = f"{LM_FOLDER}/{RUN}".replace("{sites}", "")
+LM_DENSE = f"{LM_FOLDER}/{DENSE}"
+
+
+wildcard_constraints:
+    order="|".join(ORDERS),
+
+
+def ngram_flags(wildcards):
+    """Flags of the counting of n-grams."""
+    return flags({"order": int(wildcards.order.removeprefix("-"))} if wildcards.order else {})
+
+
+def language_model_flags(wildcards):
+    """Flags of train.py about model and optimisation.
+
+    Variant dropout drops as much attention as tau says instead of pruning it, dense-longer has twice as many updates.
+    """
+    options = {**LM["model"], **LM["training"], "device": job_resource("device")}
+    if wildcards.variant == "dropout":
+        options["dropatt"] = float(wildcards.tau)
+    if wildcards.variant == "dense-longer":
+        options |= twice(options, ("max_step",))
+    return flags(options)
+
+
+def language_model_mask(wildcards):
+    """The mask of a sparse training; a dense one has none."""
+    return [] if wildcards.variant in UNPRUNED else f"{LM_RUN}/mask.safetensors".format(**wildcards)
+
+
+def second_evaluation():
+    """Lengths of the second evaluation of dense models; what it leaves open is the model's."""
+    given = {name: LM["dense_evaluation"][name] for name in ("tgt_len", "mem_len")}
+    return {name: LM["model"][name] if value is None else value for name, value in given.items()}
+
+
+def evaluation_flags(wildcards):
+    """Flags of an evaluation: the one that all models share, or the second one of the dense models."""
+    options = LM["dense_evaluation"] if wildcards.lengths else LM["evaluation"]
+    return flags({**options, "device": job_resource("device")})
+
+
+def language_modelling_metrics():
+    """Every metrics file of the experiment."""
+    dataset = LM["dataset"]["name"]
+    known = {"config": config["name"], "dataset": dataset}
+    files = [f"{NGRAM}/metrics.json".format(order=order, **known) for order in ORDERS]
+    files += model_files("language_modelling", dataset, models("language_modelling"), "metrics.json")
+    if LM["dense_evaluation"]:
+        second = "metrics@{tgt_len}-{mem_len}.json".format(**second_evaluation())
+        files += model_files("language_modelling", dataset, [("dense", 0)], second)
+    return files
+
+
+LANGUAGE_MODELLING_METRICS = language_modelling_metrics()
+
+
+rule kneser_ney:
+    input:
+        rules.corpus.output,
+    output:
+        metrics=f"{NGRAM}/metrics.json",
+        record=f"{NGRAM}/run.json",
+    log:
+        f"{NGRAM}/kneser_ney.log",
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=job_resource("data_mem_mb"),
+        runtime=job_runtime("data"),
+    params:
+        folder=corpus_folder,
+        flags=ngram_flags,
+        labels=lambda wildcards: labels(
+            experiment="language_modelling", config=wildcards.config, dataset=wildcards.dataset
+        ),
+    message:
+        "Count n-grams of {wildcards.dataset}: kneser-ney{wildcards.order}"
+    shell:
+        "python -m reproduction.scores.ngram --data {params.folder:q} --out {output.metrics:q} {params.flags} {params.labels}"
+        " > {log:q} 2>&1"
+
+
 rule train_language_model:
     # Training has a folder of its own, training/: Snakemake deletes the outputs of a job that was interrupted, and the checkpoint and
     # the best weights so far must outlive that, so that the next attempt continues from them.
@@ -10,8 +98,6 @@ rule train_language_model:
         record=f"{LM_RUN}/run.json",
     log:
         f"{LM_RUN}/train.log",
-    benchmark:
-        f"{LM_RUN}/train.benchmark.tsv"
     conda:
         "../envs/environment.yaml"
     threads: job_resource("threads")
@@ -44,8 +130,6 @@ rule average_language_model:
         record=f"{LM_DENSE}/pattern.run.json",
     log:
         f"{LM_DENSE}/pattern.log",
-    benchmark:
-        f"{LM_DENSE}/pattern.benchmark.tsv"
     conda:
         "../envs/environment.yaml"
     threads: job_resource("threads")
@@ -73,8 +157,6 @@ rule evaluate_language_model:
         record=f"{LM_RUN}/metrics{{lengths}}.run.json",
     log:
         f"{LM_RUN}/evaluate{{lengths}}.log",
-    benchmark:
-        f"{LM_RUN}/evaluate{{lengths}}.benchmark.tsv"
     wildcard_constraints:
         lengths=r"(@\d+-\d+)?",
     conda:
@@ -94,33 +176,3 @@ rule evaluate_language_model:
     shell:
         "python {params.script:q} --checkpoint {input.model:q} --data {params.corpus:q} --out {output.metrics:q}"
         " --threads {threads} {params.flags} {params.labels} > {log:q} 2>&1"
-
-
-rule measure_language_model:
-    # A timing: let nothing else run beside it where the numbers are to mean something.
-    input:
-        corpus=rules.corpus.output,
-        model=f"{LM_FOLDER}/dense/tau0/seed{LM['seeds'][0]}/model.safetensors",
-        masks=LM_EFFICIENCY_MASKS,
-    output:
-        f"{LM_FOLDER}/efficiency.json",
-    log:
-        f"{LM_FOLDER}/efficiency.log",
-    benchmark:
-        f"{LM_FOLDER}/efficiency.benchmark.tsv"
-    conda:
-        "../envs/environment.yaml"
-    threads: job_resource("threads")
-    resources:
-        mem_mb=job_resource("mem_mb"),
-        gpu=job_resource("gpu"),
-        runtime=job_runtime("evaluation"),
-    params:
-        script=script("transformer-xl/measure_language_model.py"),
-        corpus=corpus_folder,
-        flags=language_model_timing_flags,
-    message:
-        "Time the language model under masks"
-    shell:
-        "python {params.script:q} --checkpoint {input.model:q} --data {params.corpus:q} --masks {input.masks:q} --out {output:q}"
-        " --threads {threads} {params.flags} > {log:q} 2>&1"

@@ -1,24 +1,80 @@
-# pretrained weights -> dense fine-tuning -> pattern -> mask -> sparse fine-tuning; a fine-tuning evaluates at its end.
-rule stand_ins:
-    output:
-        directory(STAND_INS),
-    log:
-        "runs/{config}/{experiment}/logs/stand_ins.log",
-    benchmark:
-        "runs/{config}/{experiment}/logs/stand_ins.benchmark.tsv"
-    conda:
-        "../envs/environment.yaml"
-    threads: 1
-    resources:
-        mem_mb=job_resource("data_mem_mb"),
-        runtime=job_runtime("data"),
-    params:
-        module=lambda wildcards: f"reproduction.data.tasks.{config[wildcards.experiment]['dataset']['source']}",
-        flags=stand_in_flags,
-    message:
-        "Write the stand-ins for {wildcards.experiment}"
-    shell:
-        "python -m {params.module} --out {output:q} {params.flags} > {log:q} 2>&1"
+# GLUE and SQuAD: pretrained weights -> dense fine-tuning -> pattern -> mask -> sparse fine-tuning, which evaluates at its end.
+MAJORITY = f"{folder_of('glue')}/majority"
+
+# Tokenised rows, which all runs of the same data, model and lengths share.
+PREPARED = "runs/{config}/{experiment}/prepared"
+
+# Both experiments are the same rules, each with a script of its own.
+BERT_RUN = f"{FOLDER}/{RUN}".replace("{sites}", "")
+BERT_DENSE = f"{FOLDER}/{DENSE}"
+
+
+def task_data_flags(wildcards, input):
+    """Where a task's data is; none leaves it to AP_DATA_DIR, or else the hub."""
+    folder = config["data_dir"] and os.path.expanduser(config["data_dir"])
+    return flags({"data_dir": input.get("stand_ins") or folder})
+
+
+def bert_script(wildcards):
+    """The script of an experiment."""
+    return script(f"bert/src/run_{wildcards.experiment}.py")
+
+
+def bert_device():
+    """The flag that chooses where the model runs; auto is none, and takes a GPU if there is one."""
+    return {"cpu": "--use_cpu", "cuda": "", "auto": ""}[job_resource("device")]
+
+
+def task_flags(wildcards):
+    """Which task, how long its sequences are, and where they are kept once tokenised."""
+    own = config[wildcards.experiment]
+    task = {"task_name": wildcards.dataset} if wildcards.experiment == "glue" else {}
+    lengths = own.get("task_lengths", {}).get(wildcards.dataset, own["lengths"])
+    prepared = {"prepared_dir": PREPARED.format(**wildcards)}
+    return f"{flags({**task, **lengths, **prepared})} {bert_device()}"
+
+
+def finetuning_flags(wildcards):
+    """Flags of a training and its evaluation."""
+    own = config[wildcards.experiment]
+    limits = {name: own["dataset"][name] for name in ("max_train_samples", "max_eval_samples")}
+    saving = {"save_strategy": "steps" if own["training"]["save_steps"] else "no", "save_total_limit": 1}
+    return flags({**own["model"], **own["training"], **own["evaluation"], **limits, **saving})
+
+
+def averaging_flags(wildcards):
+    """Flags of the averaging of a fine-tuned model's attention, over the text that it was trained on."""
+    own = config[wildcards.experiment]
+    limits = {"max_train_samples": own["dataset"]["max_train_samples"]}
+    return flags({**own["pattern"], **own["evaluation"], **limits})
+
+
+def bert_mask(wildcards):
+    """The mask of a sparse training; a dense one has none."""
+    return [] if wildcards.variant == "dense" else f"{BERT_RUN}/mask.safetensors".format(**wildcards)
+
+
+def bert_pruning_flags(wildcards, input):
+    """The published flags of a sparse training; none for a dense one."""
+    return flags({"prune": True, "attn_path": input.mask}) if input.get("mask") else ""
+
+
+def bert_labels(wildcards):
+    """Labels of a model's evaluation."""
+    return run_labels(wildcards, wildcards.experiment, "self")
+
+
+def glue_metrics_files():
+    """Every metrics file that the figure needs."""
+    files = []
+    for task in GLUE["dataset"]["tasks"]:
+        files.append(f"{MAJORITY}/metrics.json".format(config=config["name"], dataset=task))
+        files += model_files("glue", task, models("glue"), "metrics.json")
+    return files
+
+
+GLUE_METRICS = glue_metrics_files()
+SQUAD_METRICS = model_files("squad", SQUAD["dataset"]["name"], models("squad"), "metrics.json")
 
 
 rule majority:
@@ -30,8 +86,6 @@ rule majority:
         record=f"{MAJORITY}/metrics.run.json",
     log:
         f"{MAJORITY}/majority.log",
-    benchmark:
-        f"{MAJORITY}/majority.benchmark.tsv"
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -60,8 +114,6 @@ rule finetune:
         record=f"{BERT_RUN}/run.json",
     log:
         f"{BERT_RUN}/finetune.log",
-    benchmark:
-        f"{BERT_RUN}/finetune.benchmark.tsv"
     wildcard_constraints:
         experiment="glue|squad",
     conda:
@@ -99,8 +151,6 @@ rule average_finetuned:
         record=f"{BERT_DENSE}/pattern.run.json",
     log:
         f"{BERT_DENSE}/pattern.log",
-    benchmark:
-        f"{BERT_DENSE}/pattern.benchmark.tsv"
     wildcard_constraints:
         experiment="glue|squad",
     conda:
@@ -124,29 +174,3 @@ rule average_finetuned:
         " > {log:q} 2>&1\n"
         "mv {params.work:q}/run.json {output.record:q}\n"
         "rm -r {params.work:q}"
-
-
-rule measure_efficiency:
-    # A timing: let nothing else run beside it where the numbers are to mean something.
-    input:
-        EFFICIENCY_MASKS,
-    output:
-        f"{folder_of('squad')}/efficiency.json",
-    log:
-        f"{folder_of('squad')}/efficiency.log",
-    benchmark:
-        f"{folder_of('squad')}/efficiency.benchmark.tsv"
-    conda:
-        "../envs/environment.yaml"
-    threads: job_resource("threads")
-    resources:
-        mem_mb=4000,
-        gpu=job_resource("gpu"),
-        runtime=job_runtime("evaluation"),
-    params:
-        script=script("bert/src/measure_efficiency.py"),
-        flags=efficiency_flags,
-    message:
-        "Time inference and training under masks of whole blocks"
-    shell:
-        "python {params.script:q} --masks {input:q} {params.flags} --threads {threads} --out {output:q} > {log:q} 2>&1"
