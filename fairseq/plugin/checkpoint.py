@@ -127,4 +127,6 @@ def load_model(path: str | Path, **overrides: Any) -> LoadedModel:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: expected a checkpoint whose model and data are at hand, found: {reason}") from error
     task.cfg.left_pad_source = False
-    return LoadedModel(models[0].eval(), task, arguments, weights_fingerprint(models[0]))
+    # A buffer that only tells its device; fairseq makes it anew without a value.
+    fingerprint = weights_fingerprint(models[0], leave_out="_float_tensor")
+    return LoadedModel(models[0].eval(), task, arguments, fingerprint)

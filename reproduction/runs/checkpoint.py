@@ -62,10 +62,15 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of names and values of all weights and buffers, masks among them."""
+def weights_fingerprint(model: nn.Module, leave_out: str | None = None) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of names and values of all weights and buffers, masks among them.
+
+    Buffers of the name ``leave_out`` do not count.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if name.rpartition(".")[2] == leave_out:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
