@@ -133,6 +133,7 @@ def claim_folder(
             earlier = found["recipe"]["arguments"]
             grown = [*found.get("grown", []), {name: earlier[name] for name in may_grow if name in earlier}]
         elif other == "refuse":
+            _release(folder)
             raise InputError(
                 f"{folder}: expected a folder without a run, or one of this recipe, found {difference}; --overwrite "
                 "replaces that run, --set_aside keeps it under another name"
@@ -178,6 +179,13 @@ def hold_folder(folder: str | Path) -> None:
         os.close(handle)
         return
     _HELD.append(handle)
+
+
+def _release(folder: Path) -> None:
+    """Let others have a folder that this process will not train in."""
+    for handle in [held for held in _HELD if os.path.samestat(os.fstat(held), folder.stat())]:
+        os.close(handle)
+        _HELD.remove(handle)
 
 
 def _let_go() -> None:

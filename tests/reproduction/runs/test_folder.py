@@ -226,6 +226,13 @@ def test_a_folder_that_another_process_trains_in_is_refused_as_long_as_it_does(t
     assert claim(tmp_path).resumes  # in the process that holds it
 
 
+def test_a_folder_that_was_refused_is_free_for_others(tmp_path, holder):
+    trained(tmp_path)
+    with pytest.raises(InputError, match="expected a folder without a run, or one of this recipe"):
+        claim(tmp_path, recipe(lr=0.9))
+    holder(tmp_path)  # fails to start if this process held it
+
+
 def test_a_worker_that_outlives_its_training_holds_nothing(tmp_path, holder):
     process = holder(tmp_path, "worker")
     process.kill()
