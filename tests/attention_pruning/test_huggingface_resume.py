@@ -82,7 +82,7 @@ collect_patterns(make("BERT"), slow(batches("BERT"), folder), block_size=4, resu
 
 def test_a_killed_collection_goes_on_to_the_bit(tmp_path):
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parents[1])])
+    path = os.pathsep.join(map(str, (here, *here.parents[:2])))
     process = subprocess.Popen([sys.executable, "-c", _SCRIPT, str(tmp_path)], env=os.environ | {"PYTHONPATH": path})
     while not (tmp_path / "three").exists() and process.poll() is None:
         time.sleep(0.01)
