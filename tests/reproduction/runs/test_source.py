@@ -53,7 +53,7 @@ def test_other_source_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     record(tmp_path / "c/run.json", code | dict.fromkeys(names, "00000000"))
     assert f"({', '.join(names[:3])}, 2 more changed since)" in other_source(tmp_path)
     main(["--runs", str(tmp_path)])
-    assert "`make figure FRESH=1` makes all of them anew" in capsys.readouterr().out
+    assert "`make figure FRESH=1` makes all of them again" in capsys.readouterr().out
     record(tmp_path / "c/run.json", code)
     record(tmp_path / "b/metrics.run.json", None)
     assert "1 of 3 runs (of a version that did not record it)." in other_source(tmp_path)
