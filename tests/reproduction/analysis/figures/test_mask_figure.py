@@ -76,7 +76,8 @@ def test_further_controls_are_lines_and_what_is_trained_longer_has_no_tau(tmp_pa
     assert "| dense, twice as long | 0% | 0.0% | 0.0% | 45.00 (44.00 to 46.00) |" in shown
     assert "| attention dropout | 80% | 0.0% | 0.0% |" in shown
     write_csv(table, tmp_path / "mask_comparison.csv")
-    assert main(["--metrics", str(tmp_path / "mask_comparison.csv"), "--out", str(tmp_path / "out.png")]) == 0
+    flags = ["--metrics", str(tmp_path / "mask_comparison.csv"), "--out", str(tmp_path / "out.png")]
+    assert main(["mask_comparison", *flags]) == 0
     # an arrow stands for dropout, which is far off
     (axes,) = draw(table).axes
     low, high = axes.get_xlim()
