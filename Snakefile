@@ -43,6 +43,7 @@ localrules:
 
 
 include: "rules/lock.smk"
+include: "rules/validation.smk"
 include: "rules/settings.smk"
 include: "rules/data.smk"
 include: "rules/masks.smk"

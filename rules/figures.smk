@@ -1,4 +1,10 @@
 # From the metrics of all runs to tables, figures and the report.
+import functools
+import json
+import shlex
+import subprocess
+import sys
+
 RESULTS = f"results/{config['name']}"
 FIGURE_METRICS = [
     file
