@@ -36,7 +36,7 @@ def start(script: str, request: dict) -> int:
         status = 0
     except SystemExit as exit:
         status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
-    except BaseException:
+    except BaseException:  # as a Python of its own ends: what it was is shown, and the status is 1
         traceback.print_exc()
     finally:
         sys.stdout.flush()
