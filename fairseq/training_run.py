@@ -17,6 +17,8 @@ from typing import Any
 
 import fairseq_cli.train as loop
 import torch
+from fairseq import checkpoint_utils
+from fairseq.logging import metrics
 from omegaconf import DictConfig, OmegaConf
 
 from attention_pruning import InputError
@@ -27,7 +29,7 @@ from plugin.lengths import check_lengths
 from plugin.model import PrunedTransformer
 from plugin.site_masks import load_site_masks, model_shapes
 from plugin.sparsity import effective_sparsity
-from plugin.step_table import TableBar
+from plugin.step_table import StepTable
 from reproduction.runs.checkpoint import Interruption
 from reproduction.runs.folder import RunFolder, claim_folder, make_recipe
 from reproduction.runs.record import RunRecord
@@ -106,6 +108,7 @@ def main(cfg: DictConfig, *, other: str, record: RunRecord, **options: Any) -> N
 #: fairseq's own, before the launcher gives its name to ours.
 loop_main = loop.main
 _train, _validate_and_save, _progress_bar = loop.train, loop.validate_and_save, loop.progress_bar.progress_bar
+_load_checkpoint = checkpoint_utils.load_checkpoint
 
 
 def starting_point(cfg: DictConfig) -> dict[str, Any] | None:
@@ -187,8 +190,18 @@ def _replace_steps(
 ) -> list[int]:
     """Let fairseq's loop end where there is nothing to do, and where it is interrupted; returns the epochs trained."""
     trained: list[int] = []
+    table: StepTable | None = None
+
+    def load_checkpoint(cfg_checkpoint: DictConfig, trainer: Any, **options: Any) -> tuple[dict[str, Any] | None, Any]:
+        # At the beginning of an epoch fairseq restores no averages, though those of train_inner run on.
+        state, epoch_itr = _load_checkpoint(cfg_checkpoint, trainer, **options)
+        if continues and epoch_itr.iterations_in_epoch == 0:
+            averages = state["metrics"]
+            metrics.load_state_dict({name: averages[name] for name in ("train_inner",) if name in averages})
+        return state, epoch_itr
 
     def train(cfg: DictConfig, trainer: Any, task: Any, epoch_itr: Any) -> tuple[list[float | None], bool]:
+        nonlocal table
         # fairseq asks after an update whether it was the last one, so it would do one too many.
         done, most = trainer.get_num_updates(), cfg.optimization.max_update or math.inf
         if done >= most:
@@ -200,13 +213,17 @@ def _replace_steps(
             logger.info("%s: all %d updates are done", folder.path, done)
             return [None], True
         if not trained:
-            _begin(cfg, trainer, task)
+            table = _begin(cfg, trainer, task)
         trained.append(epoch_itr.next_epoch_idx)
         return _train(cfg, trainer, task, epoch_itr)
 
     def validate_and_save(
         cfg: DictConfig, trainer: Any, task: Any, epoch_itr: Any, valid_subsets: list[str], end_of_epoch: bool
     ) -> tuple[list[float | None], bool]:
+        done = trainer.get_num_updates()
+        if table is not None and (end_of_epoch or done >= (cfg.optimization.max_update or math.inf)):
+            # fairseq logs these once the checkpoint is there: who was killed in between would never log them.
+            table.add_epoch(done, loop.get_training_stats(metrics.get_smoothed_values("train")))
         losses, stops = _validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
         if not stops and _any_process(interruption.requested):
             interruption.signal = interruption.signal or _SIGNAL_ELSEWHERE
@@ -215,23 +232,22 @@ def _replace_steps(
         return losses, stops
 
     loop.train, loop.validate_and_save = train, validate_and_save
+    loop.checkpoint_utils = SimpleNamespace(**vars(checkpoint_utils) | {"load_checkpoint": load_checkpoint})
     return trained
 
 
-def _begin(cfg: DictConfig, trainer: Any, task: Any) -> None:
+def _begin(cfg: DictConfig, trainer: Any, task: Any) -> StepTable | None:
     """What is to be done before the first update of this process: lengths are checked, the table is opened."""
     model = trainer.get_model()
     masks = model.record if isinstance(model, PrunedTransformer) else {}
     if masks:
         check_lengths(task, model, [cfg.dataset.train_subset, *cfg.dataset.valid_subset.split(",")])
     if not cfg.common.tensorboard_logdir or not is_first_process():
-        return
-    table = StepLog(cfg.common.tensorboard_logdir, trainer.get_num_updates(), ("csv",))
-
-    def tabled(*arguments: Any, **options: Any) -> TableBar:
-        return TableBar(_progress_bar(*arguments, **options), table, effective_sparsity(masks))
-
-    loop.progress_bar = SimpleNamespace(progress_bar=tabled)
+        return None
+    log = StepLog(cfg.common.tensorboard_logdir, trainer.get_num_updates(), ("csv",))
+    table = StepTable(log, effective_sparsity(masks))
+    loop.progress_bar = SimpleNamespace(progress_bar=lambda *args, **options: table.bar(_progress_bar(*args, **options)))
+    return table
 
 
 _SIGNAL_ELSEWHERE = signal.SIGTERM  # which another process of the job has got

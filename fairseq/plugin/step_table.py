@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from numbers import Number
 from typing import Any
 
@@ -11,12 +12,36 @@ from fairseq.logging.progress_bar import BaseProgressBar
 
 from reproduction.runs.step_log import StepLog
 
+#: fairseq's tag of the averages of an epoch.
+EPOCH = "train"
 
-class TableBar(BaseProgressBar):
-    """A progress bar of fairseq whose values go to a table, too, with the sparsity of the attention beside them."""
 
-    def __init__(self, bar: BaseProgressBar, table: StepLog, sparsity: float) -> None:
-        self.bar, self.table, self.sparsity = bar, table, sparsity
+@dataclass
+class StepTable:
+    """The table of a training, and the sparsity of its attention.
+
+    The averages of an epoch get into it by :meth:`add_epoch`, everything else as its bars show it.
+    """
+
+    log: StepLog
+    sparsity: float
+
+    def bar(self, bar: BaseProgressBar) -> BaseProgressBar:
+        """The same bar, whose values go to the table, too."""
+        return _TableBar(bar, self)
+
+    def add_epoch(self, step: int, stats: dict[str, Any]) -> None:
+        """Add the averages of the epoch that ends with this step."""
+        self.log.add(step, EPOCH, numbers(self.with_sparsity(stats)))
+
+    def with_sparsity(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """The averages of an epoch, and the sparsity beside them."""
+        return stats | {"effective_sparsity": self.sparsity}
+
+
+class _TableBar(BaseProgressBar):
+    def __init__(self, bar: BaseProgressBar, table: StepTable) -> None:
+        self.bar, self.table = bar, table
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.bar)
@@ -34,9 +59,9 @@ class TableBar(BaseProgressBar):
         self.bar.update_config(config)
 
     def _noted(self, stats: dict[str, Any], tag: str | None, step: int | None) -> dict[str, Any]:
-        if tag == "train":
-            stats = stats | {"effective_sparsity": self.sparsity}
-        self.table.add(int(stats["num_updates"] if step is None else step), tag or "", numbers(stats))
+        if tag == EPOCH:
+            return self.table.with_sparsity(stats)
+        self.table.log.add(int(stats["num_updates"] if step is None else step), tag or "", numbers(stats))
         return stats
 
 

@@ -50,6 +50,26 @@ def train(data, folder, *more):
     return done.stdout + done.stderr
 
 
+KILLING = """
+import os, signal, sys
+sys.path[:0] = [{folder!r}]
+import launcher
+launcher.prepare()
+import {module} as module
+do = module.{name}
+def then_die(*arguments, **options):
+    do(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+module.{name} = then_die
+launcher.run("train", "")
+"""
+#: Done first when an epoch ends.
+KILLED_AFTER = {
+    "once it is saved": ("fairseq.checkpoint_utils", "save_checkpoint"),
+    "once it is logged": ("fairseq.logging.metrics", "reset_meters"),
+}
+
+
 def losses(log):
     lines = re.findall(r"\| train_inner \| (\{.*\})", log)
     return {int(line["num_updates"]): line["loss"] for line in map(json.loads, lines)}
@@ -179,6 +199,36 @@ def test_a_finished_run_is_left_as_it_is(data, dense):
     log = train(data, dense)
     assert "all 6 updates are done" in log and not losses(log)
     assert {file.name: file.read_bytes() for file in dense.iterdir()} == before
+
+
+@pytest.mark.parametrize("killed", ["once it is saved", "once it is logged", None])
+def test_the_table_of_a_run_that_stops_at_the_end_of_an_epoch_goes_on(data, tmp_path, killed):
+    """fairseq saves, then logs the averages of the epoch; those of --log-interval run on to the next."""
+    clocks = {"wps", "ups", "wall", "train_wall"}
+
+    def run(name, epochs, script=FAIRSEQ / "train.py"):
+        flags = ("--max-update", "0", "--max-epoch", epochs, "--log-interval", "7")
+        flags = (*flags, "--tensorboard-logdir", tmp_path / name / "log", "--save-dir", tmp_path / name)
+        return run_script(script, data, *MODEL, *flags, check=script != killing)
+
+    def rows(name):
+        with (tmp_path / name / "log" / "steps.csv").open(newline="") as file:
+            return [row for row in csv.reader(file) if row[2] not in clocks]
+
+    killing = tmp_path / "killing.py"
+    run("whole", 2)
+    assert len({row[0] for row in rows("whole") if row[1] == "train"}) == 2
+    inner = {int(row[0]) for row in rows("whole") if row[1] == "train_inner"}
+    assert inner and all(step % 7 == 0 for step in inner)
+    if killed:
+        module, name = KILLED_AFTER[killed]
+        killing.write_text(KILLING.format(folder=str(FAIRSEQ), module=module, name=name))
+        assert run("parts", 2, killing).returncode == -signal.SIGKILL
+    else:
+        run("parts", 1)
+    assert len({row[0] for row in rows("parts")}) < len({row[0] for row in rows("whole")})
+    run("parts", 2)
+    assert rows("parts") == rows("whole")
 
 
 def test_a_damaged_checkpoint_is_no_start(data, dense, tmp_path):
