@@ -47,7 +47,7 @@ TAU, SEED = 0.9, 1
 #: Width, heads and inner width of the published base model, with layers enough to measure, see :data:`SAVINGS`.
 WIDE = {"n_head": 10, "d_model": 410, "d_head": 41, "d_inner": 2100, "div_val": 1}
 
-MEASUREMENTS = ("train", "eval", "averaging", "pruned")
+MEASUREMENTS = ("train", "eval", "averaging", "pruned", "core")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,12 @@ SAVINGS = (
     ("eval", 4, LONG),
     ("eval", 6, Lengths(512, 1536, 1)),
 )
-WIDE_TITLES = tuple({f"{layers} layers of {WIDE['d_model']}" for _, layers, _ in SAVINGS})
+#: Where attention is timed alone, without its projections.
+CORE = Lengths(150, 150, 4)
+CORE_TITLE = f"attention {CORE}, {WIDE['n_head']} heads of {WIDE['d_head']}"
+WIDE_TITLES = (CORE_TITLE, *{f"{layers} layers of {WIDE['d_model']}" for _, layers, _ in SAVINGS})
+#: A call takes milliseconds.
+CORE_ROUNDS = 31
 #: Cells by the published rule; whole blocks where a query keeps its best one.
 MASKS = {"cells": 1, "blocks of 16": 16, "blocks of 32": 32}
 
@@ -241,6 +246,47 @@ def build_savings(
     return steps
 
 
+def build_core(ours: SimpleNamespace, backward: bool) -> dict[str, Step]:
+    """The attention of one layer on the same queries, keys and values: dense, and under every kind of mask.
+
+    Dense attention takes the faster of two ways; backward, that is not torch's fused one, which is timed beside it.
+    """
+    shape = {"n_layer": 1, **WIDE}
+    steps = {"dense": core_step(build_ours(ours, CORE, shape=shape), backward)}
+    if backward:
+        steps["dense, fused"] = core_step(build_ours(ours, CORE, shape=shape), backward, fused=True)
+    masked = {name: build_ours(ours, CORE, block_size, shape) for name, block_size in MASKS.items()}
+    return steps | {name: core_step(model, backward) for name, model in masked.items()}
+
+
+def core_step(model: Any, backward: bool, fused: bool = False) -> Step:
+    """What the model's attention is called with once its memory is full, called again and again."""
+    attention, calls = model.layers[0].dec_attn, []
+    attend = attention._attend
+
+    def noted(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        return attend(*arguments)
+
+    attention._attend = noted
+    evaluate = our_evaluation(model, draw_segments(CORE, 8))
+    for _ in range(3):
+        evaluate()
+    *tensors, mask = calls[-1]
+    tensors = [tensor.detach().requires_grad_(backward) for tensor in tensors]
+    gradient = torch.randn(attend(*tensors, mask).shape, generator=torch.Generator().manual_seed(SEED))
+    attention.train(backward and not fused)
+    attention.dropatt = 0.0
+
+    def step() -> None:
+        with torch.set_grad_enabled(backward):
+            attended = attend(*tensors, mask)
+        if backward:
+            torch.autograd.grad(attended, tensors, gradient)
+
+    return step
+
+
 def run(args: argparse.Namespace) -> list[Timing]:
     """All measurements that the flags ask for, printed as they end."""
     upstream = load_upstream(args.upstream) if args.upstream else None
@@ -271,6 +317,18 @@ def run(args: argparse.Namespace) -> list[Timing]:
             warm_up=-(-lengths.mem_len // lengths.tgt_len) + 1,
             rounds=args.rounds,
             repeat=1,
+            clock=clock,
+        )
+        print_table(found)
+        timings += found
+    for kind in ("forward", "forward+backward") if "core" in args.only else ():
+        found = measure(
+            f"{kind}, {CORE_TITLE}",
+            build_core(ours, kind != "forward"),
+            tokens=CORE.batch * CORE.tgt_len,
+            warm_up=10,
+            rounds=max(args.rounds, CORE_ROUNDS),
+            repeat=10,
             clock=clock,
         )
         print_table(found)
