@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 #: Where the tiny models of the tests are, and the scripts.
-PATHS = [ROOT, ROOT / "transformer-xl", ROOT / "bert" / "src"]
+PATHS = [ROOT, ROOT / "transformer-xl", ROOT / "bert" / "src", TESTS]
 PATHS += [TESTS / folder for folder in ("torture", "transformer_xl", "fairseq_plugin", "bert", "attention_pruning")]
 NOTHING = re.compile("(?!)")
 #: transformers writes these as they come; nothing reads them before a training has said that it is done.
