@@ -17,12 +17,12 @@ from typing import Any
 
 import fairseq_cli.train as loop
 import torch
-from fairseq import checkpoint_utils
 from fairseq.logging import metrics
 from omegaconf import DictConfig, OmegaConf
 
 from attention_pruning import InputError
 from attention_pruning.processes import gathered, is_first_process, process_count, summed, together
+from fairseq import checkpoint_utils
 from plugin.batches import data_fingerprint
 from plugin.flags import RECORD, SITE_FLAGS, PruneFlags
 from plugin.lengths import check_lengths
