@@ -113,5 +113,6 @@ def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+            # What is loaded tells more: torch of PyPI is 2.13.0 by its metadata, and 2.13.0+cu130 by itself.
+            found[name] = getattr(sys.modules.get(name), "__version__", None) or importlib.metadata.version(name)
     return found
