@@ -35,6 +35,12 @@ ifeq ($(origin CXX),default)
 CXX := $(shell command -v c++ >/dev/null && echo c++ || echo g++)
 endif
 
+COMPILER := { command -v $${CXX:-c++} || command -v g++; } >/dev/null
+define NO_COMPILER
+warning: no C++ compiler was found: fairseq, which translation needs, and the kernel for CPUs are left out. Get one, for example with: \
+apt-get install g++ python3-dev, and say make install again; without it: snakemake language_modelling glue --cores 2
+endef
+
 .PHONY: help install figure set-aside same-python report test test-fast torture browser lint docs sanitize fuzz unlock clean distclean
 .DEFAULT_GOAL := help
 
@@ -144,14 +150,13 @@ $(INSTALLED): requirements.lock pyproject.toml $(wildcard setup.py attention_pru
 		| $(if $(filter-out file,$(origin PYTHON)),same-python)
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; Python 3.11 or newer is needed: python.org, or apt-get install python3 python3-venv" >&2; exit 2; }
 	@$(PYTHON) -c "$$CHECK_PYTHON"
-	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler was found, and fairseq is compiled when it is installed; get one, for example with: apt-get install g++ python3-dev" >&2; exit 2; }
 	@echo "Making $(VENV): about 2 GB, some minutes."
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	@$(RUN)/python -c "$$CHECK_PYTHON"
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps fairseq==0.12.2
+	@$(COMPILER) || { echo "$(NO_COMPILER)" >&2; exit 0; }; $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps fairseq==0.12.2
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	@! $(COMPILER) || touch $@
 
 # The C++ kernel under AddressSanitizer and UndefinedBehaviorSanitizer, in the builds that this processor runs.
 SANITIZE := -std=gnu++17 -O1 -g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-psabi -Iattention_pruning/ops/cpu/csrc
