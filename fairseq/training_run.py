@@ -17,12 +17,12 @@ from typing import Any
 
 import fairseq_cli.train as loop
 import torch
-from fairseq import checkpoint_utils
 from fairseq.logging import metrics
 from omegaconf import DictConfig, OmegaConf
 
 from attention_pruning import InputError
 from attention_pruning.processes import gathered, is_first_process, process_count, summed, together
+from fairseq import checkpoint_utils
 from plugin.batches import data_fingerprint
 from plugin.flags import RECORD, SITE_FLAGS, PruneFlags
 from plugin.lengths import check_lengths
@@ -237,7 +237,7 @@ def _replace_steps(
 
 
 def _begin(cfg: DictConfig, trainer: Any, task: Any) -> StepTable | None:
-    """What is to be done before the first update of this process: lengths are checked, the table is opened."""
+    """What is to be done before the first update of this process: check lengths, open the table."""
     model = trainer.get_model()
     masks = model.record if isinstance(model, PrunedTransformer) else {}
     if masks:
@@ -246,7 +246,9 @@ def _begin(cfg: DictConfig, trainer: Any, task: Any) -> StepTable | None:
         return None
     log = StepLog(cfg.common.tensorboard_logdir, trainer.get_num_updates(), ("csv",))
     table = StepTable(log, effective_sparsity(masks))
-    loop.progress_bar = SimpleNamespace(progress_bar=lambda *args, **options: table.bar(_progress_bar(*args, **options)))
+    loop.progress_bar = SimpleNamespace(
+        progress_bar=lambda *args, **options: table.bar(_progress_bar(*args, **options))
+    )
     return table
 
 

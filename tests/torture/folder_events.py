@@ -70,6 +70,9 @@ class FolderEvents:
         if watch < 0:
             return  # it is gone again
         self._folders[watch] = folder
-        for inner in folder.iterdir() if folder.is_dir() else ():
-            if inner.is_dir():
-                self._add(inner)
+        try:
+            inner = [path for path in folder.iterdir() if path.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return  # by now
+        for path in inner:
+            self._add(path)
