@@ -69,6 +69,8 @@ def configuration_text():
 @functools.cache
 def other_source(runs):
     """What captions say of runs that another version of the source code made."""
+    if not os.path.isdir(runs):
+        return ""
     command = [sys.executable, "-m", "reproduction.runs.source", "--runs", runs]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 

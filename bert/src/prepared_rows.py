@@ -7,10 +7,11 @@ disturb one another, and a job that is killed leaves no half file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class PreparedRows:
 
     def __init__(self, flags: Flags, tokenizer: PreTrainedTokenizerBase, **facts: Any) -> None:
         self.training: TrainingArguments = flags.training
+        self.tokenizer = tokenizer
         self.folder, self.anew = prepared_folder(flags), flags.data.overwrite_cache
         self.facts = {
             "format": _FORMAT,
@@ -107,7 +109,8 @@ class PreparedRows:
                 # datasets writes to a temporary file in the same folder, which a killed process would leave
                 with room_beside(path) as room:
                     made = room / path.name
-                    rows.map(tokenise, cache_file_name=str(made), desc=f"Tokenising {split}", **options)
+                    with as_loaded(self.tokenizer):
+                        rows.map(tokenise, cache_file_name=str(made), desc=f"Tokenising {split}", **options)
                     os.replace(made, path)
             try:
                 ready = rows.map(tokenise, cache_file_name=str(path), **options)
@@ -117,6 +120,19 @@ class PreparedRows:
                 ) from error
         self.files[split] = str(path)
         return ready
+
+
+@contextlib.contextmanager
+def as_loaded(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Take back how a fast tokenizer was asked to pad and truncate: it would be saved with a model, but only by the run
+    that tokenised."""
+    backend = tokenizer.backend_tokenizer
+    padding, truncation = backend.padding, backend.truncation
+    try:
+        yield
+    finally:
+        backend.no_padding() if padding is None else backend.enable_padding(**padding)
+        backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,5 +1,5 @@
-"""transformers' Trainer with clocks around updates and around the model in evaluation, and the loss as these models
-compute it."""
+"""transformers' Trainer with clocks around updates and around the model in evaluation, the loss as these models compute
+it, and no update more than was asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from loss_state import LossState
 from reproduction.runs.files import write_json
 from step_callback import StepCallback
 
@@ -54,6 +55,7 @@ class TimedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.sparsity, self._clock = sparsity, _UpdateClock()
         self.add_callback(self._clock)
+        self.add_callback(LossState.of(self))
         if logging_dir is not None:
             self.add_callback(StepCallback(logging_dir))
             for callback in self.callback_handler.callbacks:
@@ -63,6 +65,13 @@ class TimedTrainer(Trainer):
         # told, and would then be summed, not averaged, over accumulated batches and over processes.
         self.model_accepts_loss_kwargs = False
         self.batch_seconds: list[float] = []
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers asks after an update whether it was the last one: resumed in an epoch, it would do one too many.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As Trainer's, with speed and sparsity beside a training loss."""

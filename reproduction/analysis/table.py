@@ -43,7 +43,7 @@ COLUMNS = (
     "value",
 )
 EXPERIMENTS = ("language_modelling", "translation", "glue", "squad")
-#: What needs no attention (counting words, copying the source, the commonest class), models without a mask (of softmax,
+#: What needs no attention (counting words, copying the source, the majority class), models without a mask (of softmax,
 #: of entmax, with as much attention dropped in training as a mask prunes, trained twice as long), and models with one:
 #: each kind says more about itself than the one before.
 BASELINES = ("kneser-ney", "kneser-ney-5", "copy", "majority")

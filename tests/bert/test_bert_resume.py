@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,34 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, pruning):
     run("glue", "resumed", **STEPS, **pruning)
     assert json.loads((folder / "run.json").read_text())["continued_from"] == str(folder / "checkpoint-4")
     assert_same_outcome(whole, folder)
+
+
+@pytest.mark.parametrize("checkpoint", [3, 6, 9, 12])
+def test_from_every_checkpoint_a_run_ends_with_the_same_files(run, pruning, tmp_path, checkpoint):
+    """The last step is in the middle of an epoch, and losses are logged between checkpoints."""
+    steps = {"do_train": True, "do_eval": True, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
+    steps |= {"max_steps": 12, "per_device_train_batch_size": 8}
+
+    def trained(name):
+        return run("glue", name, **steps, **pruning, logging_dir=tmp_path / name / "log")
+
+    def losses(folder):
+        rows = [line.split(",") for line in (folder / "log" / "steps.csv").read_text().splitlines()]
+        return [row for row in rows if "loss" in row[2]]
+
+    whole, folder = trained("whole"), trained("resumed")
+    for later in range(checkpoint + 3, 13, 3):
+        shutil.rmtree(folder / f"checkpoint-{later}")
+    for path in folder.iterdir():
+        if path.is_file() and path.name != "recipe.json":
+            path.unlink()
+    trained("resumed")
+    assert_same_outcome(whole, folder)
+    assert losses(folder) == losses(whole) and [row[0] for row in losses(whole) if row[2] == "loss"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert (folder / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
+    ends = [json.loads((path / "train_results.json").read_text())["train_loss"] for path in (folder, whole)]
+    assert ends[0] == ends[1] > 0
 
 
 def test_a_checkpoint_may_be_named(run, pruning):

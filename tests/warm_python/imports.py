@@ -22,17 +22,14 @@ FOLDERS = [ROOT, ROOT / "transformer-xl", ROOT / "bert" / "src", ROOT / "benchma
 SPAWNED = ROOT / "tests" / "attention_pruning" / "tiny_models.py"
 #: What they do when they are imported is for their own programs to see.
 NEVER = {"__future__", "fairseq", "fairseq_cli", "pytest"}
-#: What programs of installed packages import.
+#: What programs of installed packages import. Snakemake looks for its plug-ins by every package that is installed, once
+#: in a process.
 LATE = {
     "snakemake": (
-        "snakemake.cli",
-        "snakemake.workflow",
-        "snakemake.executors.local",
-        "snakemake.report",
-        "jsonschema",
-        "pandas",
+        "import snakemake.workflow, snakemake.executors.local, snakemake.report, jsonschema, pandas",
+        "import snakemake.cli; snakemake.cli.get_argument_parser()",
     ),
-    "torch.distributed.run": ("torch.distributed.launcher.api", "torch.distributed.elastic.rendezvous.registry"),
+    "torch.distributed.run": ("import torch.distributed.launcher.api, torch.distributed.elastic.rendezvous.registry",),
 }
 
 
@@ -70,7 +67,7 @@ class Imports:
             yield from self._of_file(own, [cwd, *paths])
         else:
             # The module itself is left out: run as a program, it should not have been imported before.
-            yield from (f"import {name}" for name in LATE.get(argv[1], ()))
+            yield from LATE.get(argv[1], ())
 
     def _of_file(self, file: Path, paths: list[Path]) -> Iterator[str]:
         if file not in self.read and file.is_file():
