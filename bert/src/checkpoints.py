@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from attention_pruning import InputError
 from reproduction.runs.folder import require_recipe
@@ -108,11 +109,21 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     return numbered[max(numbered)] if numbered else None
 
 
-def remove_unfinished(folder: str | Path) -> None:
-    """Remove the checkpoints that a run was writing, or removing, when it was killed."""
+def remove_unfinished(folder: str | Path, limit: int | None = None) -> None:
+    """Remove the checkpoints that a run was writing, or removing, when it was killed.
+
+    Parameters
+    ----------
+    limit : int, optional
+        ``--save_total_limit``: of so many, and the best one, older ones go. transformers removes the oldest by their
+        time, and one that it has begun to remove would be the youngest.
+    """
     for path in Path(folder).glob("checkpoint-*"):
         if path.is_dir() and not is_whole(path):
             shutil.rmtree(path)
+    if (last := last_checkpoint(folder)) is not None:
+        best = read_json(last / _STATE_FILE).get("best_model_checkpoint")
+        rotate_checkpoints(str(folder), limit, best and str(Path(folder) / Path(best).name))
 
 
 def is_whole(checkpoint: Path) -> bool:

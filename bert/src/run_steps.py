@@ -120,7 +120,9 @@ class Run:
             checkpoint = find_checkpoint(training, recipe)
             if training.process_index == 0:
                 found = claim_folder(training.output_dir, recipe, traces=TRACES, other=files.way)
-                remove_unfinished(training.output_dir)
+                # A checkpoint that is named may be older than those that a lower limit leaves.
+                limit = training.save_total_limit if training.resume_from_checkpoint is None else None
+                remove_unfinished(training.output_dir, limit)
         found = gathered(found)[0]
         self.results |= found.facts()
         # what was in a folder of another recipe is gone by now

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from reproduction.runs.step_log import StepLog
+from reproduction.runs.step_log import FILE, StepLog
 
 #: Beginnings of the names that a Trainer gives values, as TensorBoard groups them; all others are of training.
 _SPLITS = ("eval", "test", "predict")
@@ -17,21 +17,25 @@ class StepCallback(TrainerCallback):
     """Writes the values of a training, and of the evaluations during and after it.
 
     A run that continues from a checkpoint takes away what an earlier part wrote of later steps. A run that trains
-    nothing, or no more, leaves the table as it is. Where a step has several values of a name, as when --do_eval repeats
-    the evaluation after the last one, the first is written.
+    nothing leaves the table as it is. Where a step has several values of a name, as when --do_eval repeats the
+    evaluation after the last one, or a finished run is repeated, the first is written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder, self.trained = Path(folder), False
         self._log: StepLog | None = None
-        self._step, self._told = 0, set[str]()
+        self._step, self._told = 0, set[tuple[str, str]]()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the table in the one process that writes."""
-        if state.is_world_process_zero and state.global_step < state.max_steps:
+        # Who was killed after the last step may have more to write of it; of a training whose table is gone nothing.
+        table = state.global_step < state.max_steps or (self.folder / FILE).exists()
+        if state.is_world_process_zero and table:
             self._log, self.trained = StepLog(self.folder, state.global_step, ["csv"]), True
+            self._step = state.global_step
+            self._told = {(split, name) for step, split, name, _ in self._log.kept if int(step) == self._step}
 
     def on_log(
         self,
@@ -48,11 +52,11 @@ class StepCallback(TrainerCallback):
             self._step, self._told = state.global_step, set()
         rows: dict[str, dict[str, float]] = {}
         for name, value in logs.items():
-            if isinstance(value, int | float) and name not in self._told:
-                first, _, rest = name.partition("_")
-                split, inner = (first, rest) if first in _SPLITS else ("train", name)
-                rows.setdefault(split, {})[inner] = value
-        self._told |= logs.keys()
+            first, _, rest = name.partition("_")
+            place = (first, rest) if first in _SPLITS else ("train", name)
+            if isinstance(value, int | float) and place not in self._told:
+                rows.setdefault(place[0], {})[place[1]] = value
+                self._told.add(place)
         log = StepLog(self.folder, state.global_step, ["csv"]) if self._log is None else self._log
         for split, values in rows.items():
             log.add(state.global_step, split, values)

@@ -64,6 +64,11 @@ class StepLog:
         Steps done so far: what the folder says of later ones goes. With 0 all of it does.
     writers : collection of {"csv", "tensorboard"}
 
+    Attributes
+    ----------
+    kept : list of [str, str, str, str]
+        The rows of the table that stayed.
+
     Raises
     ------
     InputError
@@ -74,11 +79,12 @@ class StepLog:
         folder = make_folder(folder)
         self._board: Any = None
         self._table: Any = None
+        self.kept: list[list[str]] = []
         if "csv" in writers:
             path = folder / FILE
-            kept = [row for row in _read(path) if int(row[0]) <= done] if path.exists() else []
+            self.kept = [row for row in _read(path) if int(row[0]) <= done] if path.exists() else []
             with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-                csv.writer(file).writerows([COLUMNS, *kept])
+                csv.writer(file).writerows([COLUMNS, *self.kept])
             self._table = path.open("a", newline="")
         if "tensorboard" in writers:
             from torch.utils.tensorboard import SummaryWriter  # optional: only who asks for it needs the package

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -69,9 +70,9 @@ def test_from_every_checkpoint_a_run_ends_with_the_same_files(run, pruning, tmp_
     def trained(name):
         return run("glue", name, **steps, **pruning, logging_dir=tmp_path / name / "log")
 
-    def losses(folder):
+    def numbers(folder):
         rows = [line.split(",") for line in (folder / "log" / "steps.csv").read_text().splitlines()]
-        return [row for row in rows if "loss" in row[2]]
+        return [row for row in rows if not re.search("runtime|per_second", row[2])]
 
     whole, folder = trained("whole"), trained("resumed")
     for later in range(checkpoint + 3, 13, 3):
@@ -79,13 +80,36 @@ def test_from_every_checkpoint_a_run_ends_with_the_same_files(run, pruning, tmp_
     for path in folder.iterdir():
         if path.is_file() and path.name != "recipe.json":
             path.unlink()
+    table = folder / "log" / "steps.csv"
+    logged = table.read_text().splitlines(keepends=True)
+    if checkpoint == 12:  # killed once it was saved
+        table.write_text("".join(line for line in logged if not re.match("12,(eval|train,train_loss)", line)))
     trained("resumed")
     assert_same_outcome(whole, folder)
-    assert losses(folder) == losses(whole) and [row[0] for row in losses(whole) if row[2] == "loss"]
+    assert numbers(folder) == numbers(whole)
+    assert [row[0] for row in numbers(whole) if row[1:3] == ["train", "loss"]] == ["2", "4", "6", "8", "10", "12"]
+    assert [row for row in numbers(whole) if row[:3] == ["12", "eval", "accuracy"]]
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
     assert (folder / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
     ends = [json.loads((path / "train_results.json").read_text())["train_loss"] for path in (folder, whole)]
     assert ends[0] == ends[1] > 0
+
+
+@pytest.mark.parametrize("last", [6, 8])
+def test_a_checkpoint_that_was_being_removed_is_gone(run, pruning, last):
+    """transformers takes the time of a folder for its age, and removing a file makes it the youngest."""
+    limited = STEPS | {"save_total_limit": 2}
+    folder = run("glue", "limited", **limited, **pruning)
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-8"}
+    (folder / "run.json").unlink()
+    for step in (2, 4):
+        shutil.copytree(folder / "checkpoint-6", folder / f"checkpoint-{step}")
+    (folder / "checkpoint-2" / "optimizer.pt").unlink()
+    if last == 6:
+        shutil.rmtree(folder / "checkpoint-8")
+    run("glue", "limited", **limited, **pruning)
+    assert json.loads((folder / "run.json").read_text())["continued_from"] == str(folder / f"checkpoint-{last}")
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-8"}
 
 
 def test_a_checkpoint_may_be_named(run, pruning):
