@@ -156,7 +156,7 @@ def main() -> None:
         if check == "refused":
             for name in ("partition", "account") if args.accounting == "slurmdbd" else ("partition",):
                 print(
-                    f"a {name} that is not there is refused: {refused(args.folder, name, 'absent'):.0f} s", flush=True
+                    f"refused, a {name} that is not there: {refused(args.folder, name, 'absent'):.0f} s", flush=True
                 )
         elif check == "interrupted":
             # In a folder of its own: another check may have left nothing to do in the other.
