@@ -50,7 +50,7 @@ help:
 	@echo "make test       checks and all tests                                 (WORKERS=$(WORKERS))"
 	@echo "make test-fast  the tests that are not slow, with few examples of each law  (WORKERS)"
 	@echo "make browser    a Chromium for the tests of the explorer, which are skipped where there is none"
-	@echo "make torture    kill runs at random and start them again; figures in results/reference/reliability.csv"
+	@echo "make torture    kill runs at random and start them again, three quarters of an hour; figures in results/reliability.csv"
 	@echo "make lint       checks alone"
 	@echo "make docs       the documentation as a site: build/site/index.html"
 	@echo "make install    the virtual environment alone, which the others make where it is missing"
@@ -105,10 +105,10 @@ test-fast: $(INSTALLED)
 browser: $(INSTALLED)
 	$(RUN)/playwright install --with-deps --no-shell chromium
 
-# What went well before, by the rows of the table, is not repeated.
+# What went well before, by the rows of that table, is not repeated, so that it can be interrupted.
 torture: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN)/python tests/torture/battery.py --out results/reference/reliability.csv
-	OMP_NUM_THREADS=1 $(RUN)/python tests/torture/workflow.py --out results/reference/reliability.csv
+	OMP_NUM_THREADS=1 $(RUN)/python tests/torture/battery.py --out results/reliability.csv
+	OMP_NUM_THREADS=1 $(RUN)/python tests/torture/workflow.py --out results/reliability.csv
 
 # Settings stand beside their rules, the one thing that Snakemake would have otherwise.
 define LINTED

@@ -1,6 +1,6 @@
 """Kill runs at random moments and start them again: do they end as one that nobody disturbed?
 
-    python tests/torture/battery.py --out results/reference/reliability.csv
+    python tests/torture/battery.py --out results/reliability.csv
 
 Of every try the same is asked: the same command again ends well, with the results of an undisturbed run to the last
 digit and its files, no more and no fewer; and no file was half written under its own name at any time.

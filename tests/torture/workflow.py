@@ -1,6 +1,6 @@
 """Kill the workflow again and again, each time with all its jobs, and give the same command again.
 
-    python tests/torture/workflow.py --out results/reference/reliability.csv
+    python tests/torture/workflow.py --out results/reliability.csv
 
 It is one run that is killed at all those moments: what it has finished by then stays finished. In the end its numbers
 and its files are those of a run that nobody disturbed.
@@ -23,11 +23,19 @@ import pandas as pd
 
 from cases import ROOT, environment
 from outcomes import differences, tensors
-from table import add_row
+from table import add_row, has_row
 
 #: Clocks, memory, and what is of the machine; and Snakemake's own records.
 _MEASURED = re.compile(r".*(seconds|bytes|memory|per_second).*")
 _RECORDS = re.compile(r"\.snakemake/.*|.*\.(log|benchmark\.tsv)|.*run\.json")
+
+
+KIND = "killed at a moment"
+
+
+def name(arguments: list[str]) -> str:
+    """What the table calls the workflow."""
+    return f"smoke workflow, {' '.join(arguments)}"
 
 
 def command(folder: Path, arguments: list[str]) -> list[str]:
@@ -119,8 +127,8 @@ def torture(room: Path, arguments: list[str], kills: int, seed: int) -> dict[str
     problems = problems or differences(outcome(folders["killed"]), expected)
     print(problems or f"as if it had not been killed {killed} times", flush=True)
     row = {
-        "kind": "killed at a moment",
-        "what": f"smoke workflow, {' '.join(arguments)}",
+        "kind": KIND,
+        "what": name(arguments),
         "tries": killed,
         "passed": 0 if problems else killed,
     }
@@ -136,6 +144,8 @@ def main() -> int:
     top.add_argument("--target", nargs="+", default=["figure"], help="what Snakemake makes (default: figure)")
     top.add_argument("--out", type=Path, help="table that gets a row (default: none)")
     args = top.parse_args()
+    if args.out is not None and has_row(args.out, KIND, name(args.target), args.kills):
+        return 0
     with tempfile.TemporaryDirectory(prefix="torture") as room:
         row = torture(Path(room), args.target, args.kills, args.seed)
     if args.out is not None:
