@@ -17,9 +17,7 @@ def check_config():
 
     Snakemake's own validate() reads the schema in a second, with every start of a job on a cluster, and says all of it beside a fault.
     """
-    # libyaml, where PyYAML was built with it, is ten times as fast.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    schema = yaml.load((Path(workflow.basedir) / "config" / "schema.yaml").read_text(encoding="utf-8"), loader)
+    schema = read_schema()
     try:
         # Checked first: defaults are filled in before it is looked what they are filled into.
         for validator in (Draft202012Validator, filling_in(Draft202012Validator)):
@@ -51,6 +49,12 @@ def check_config():
     tasks = config["glue"]["dataset"]["tasks"]
     if foreign := sorted(set(config["glue"]["task_lengths"]) - set(tasks)):
         raise WorkflowError(f"glue.task_lengths: expected some of the tasks, {', '.join(tasks)}, found {foreign[0]}")
+
+
+def read_schema():
+    """By libyaml, where PyYAML was built with it: that is ten times as fast."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load((Path(workflow.basedir) / "config" / "schema.yaml").read_text(encoding="utf-8"), loader)
 
 
 def filling_in(validator):
@@ -99,7 +103,7 @@ def stand_in(experiment):
     """
     ABSENT.add(experiment)
     smoke = load_configfile(str(Path(workflow.basedir) / "config" / "smoke.yaml"))
-    validate(smoke, str(Path(workflow.basedir) / "config" / "schema.yaml"))
+    filling_in(Draft202012Validator)(read_schema()).validate(smoke)
     return smoke[experiment]
 
 
