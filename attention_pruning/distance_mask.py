@@ -113,9 +113,11 @@ class DistanceMask:
         if kept.dtype != torch.bool or kept.ndim != 3 or 0 in kept.shape:
             found = f"{kept.dtype} of {list(kept.shape)}"
             raise InputError(f"{self.source}: expected kept_LHd to be bools [layer, head, distance], found {found}")
-        if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0 or sinks % self.block_size:
+        whole = isinstance(sinks, int) and not isinstance(sinks, bool) and 0 <= sinks <= _LONGEST
+        if not whole or sinks % self.block_size:
             raise InputError(
-                f"{self.source}: expected sinks to be a multiple of the block size {self.block_size}, found {sinks!r}"
+                f"{self.source}: expected sinks to be a multiple of the block size {self.block_size}, {_LONGEST} at "
+                f"most, found {sinks!r}"
             )
         if site not in ("self", "dec-self"):
             resolve_structure(site, None, 1, 1)

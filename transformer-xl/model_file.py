@@ -149,6 +149,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InputError(f"{path}: expected a Transformer-XL model, found a damaged file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: expected format {FORMAT!r}, found {metadata.get('format', 'none')!r}")
+    # A name that is not known may be that of the fingerprint, damaged: older files have none.
+    if unknown := sorted(metadata.keys() - {"format", "config", "info", CONTENT}):
+        raise InputError(f"{path}: expected format, config, info and {CONTENT} in its header, found {unknown[0]!r}")
     recorded = metadata.pop(CONTENT, None)
     if recorded is not None and recorded != (found := fingerprint(tensors, **metadata)):
         raise InputError(f"{path}: expected content of fingerprint {recorded}, as its header says, found {found}")

@@ -6,6 +6,8 @@ transformers writes ``trainer_state.json`` last, so a checkpoint without it was 
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import re
 import shutil
 import zipfile
@@ -14,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
@@ -88,6 +91,8 @@ def _undamaged(checkpoint: Path) -> str:
         try:
             if file.suffix in (".pt", ".pth"):
                 check_archive(file)
+                with contextlib.suppress(pickle.UnpicklingError):  # of what torch knows no safe reading, as of numpy's
+                    torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             elif file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
                     pass

@@ -186,7 +186,7 @@ def test_a_file_gives_the_mask_back(tmp_path):
     ("arguments", "message"),
     [
         ({"kept_LHd": torch.ones(2, 3)}, "expected kept_LHd to be bools"),
-        ({"sinks": 3, "block_size": 2}, "sinks to be a multiple of the block size 2, found 3"),
+        ({"sinks": 3, "block_size": 2}, "sinks to be a multiple of the block size 2, 16777216 at most, found 3"),
         ({"sinks": -1}, "found -1"),
         ({"site": "enc-self"}, "expected the site self or dec-self"),
         ({"site": "elsewhere"}, "site: expected one of"),
