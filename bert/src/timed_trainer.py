@@ -82,7 +82,7 @@ class TimedTrainer(Trainer):
             logs["sparsity"] = self.sparsity
             self._clock.updates, self._clock.seconds = 0, 0.0
         if "train_loss" in logs:  # some versions of transformers divide by the steps since the last start
-            logs["train_loss"] = self._total_loss_scalar / self.state.global_step
+            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, *args, **kwargs)
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
