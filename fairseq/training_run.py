@@ -193,7 +193,7 @@ def _replace_steps(
     table: StepTable | None = None
 
     def load_checkpoint(cfg_checkpoint: DictConfig, trainer: Any, **options: Any) -> tuple[dict[str, Any] | None, Any]:
-        # At the beginning of an epoch fairseq restores no averages, though those of train_inner run on.
+        # fairseq restores no averages at the beginning of an epoch, though those of train_inner run over several.
         state, epoch_itr = _load_checkpoint(cfg_checkpoint, trainer, **options)
         if continues and epoch_itr.iterations_in_epoch == 0:
             averages = state["metrics"]
@@ -222,7 +222,7 @@ def _replace_steps(
     ) -> tuple[list[float | None], bool]:
         done = trainer.get_num_updates()
         if table is not None and (end_of_epoch or done >= (cfg.optimization.max_update or math.inf)):
-            # fairseq logs these once the checkpoint is there: who was killed in between would never log them.
+            # fairseq logs these after the checkpoint is saved: a run that is killed in between would never log them.
             table.add_epoch(done, loop.get_training_stats(metrics.get_smoothed_values("train")))
         losses, stops = _validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
         if not stops and _any_process(interruption.requested):

@@ -15,7 +15,7 @@ ABSENT = set()
 def check_config():
     """Fill in the defaults of the schema; one line for the first fault.
 
-    Snakemake's own validate() reads the schema in a second, with every start of a job on a cluster, and says all of it beside a fault.
+    Snakemake's own validate() takes a second to read the schema, at every start of every job on a cluster, and prints the whole schema with a fault.
     """
     schema = read_schema()
     try:

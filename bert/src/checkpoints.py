@@ -91,7 +91,7 @@ def _undamaged(checkpoint: Path) -> str:
         try:
             if file.suffix in (".pt", ".pth"):
                 check_archive(file)
-                with contextlib.suppress(pickle.UnpicklingError):  # of what torch knows no safe reading, as of numpy's
+                with contextlib.suppress(pickle.UnpicklingError):  # numpy's objects, for example, are not declared safe
                     torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             elif file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
@@ -120,8 +120,8 @@ def remove_unfinished(folder: str | Path, limit: int | None = None) -> None:
     Parameters
     ----------
     limit : int, optional
-        ``--save_total_limit``: of so many, and the best one, older ones go. transformers removes the oldest by their
-        time, and one that it has begun to remove would be the youngest.
+        ``--save_total_limit``: only so many of the last checkpoints stay, and the best one. transformers itself goes by
+        the time of a folder, so it takes one that it has begun to remove for the youngest.
     """
     for path in Path(folder).glob("checkpoint-*"):
         if path.is_dir() and not is_whole(path):

@@ -124,8 +124,10 @@ class PreparedRows:
 
 @contextlib.contextmanager
 def as_loaded(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Take back how a fast tokenizer was asked to pad and truncate: it would be saved with a model, but only by the run
-    that tokenised."""
+    """Restore the padding and truncation of a fast tokenizer in the end.
+
+    A call leaves its own there. They would be saved with the model, but only by the run that tokenised.
+    """
     backend = tokenizer.backend_tokenizer
     padding, truncation = backend.padding, backend.truncation
     try:

@@ -30,7 +30,8 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the table in the one process that writes."""
-        # Who was killed after the last step may have more to write of it; of a training whose table is gone nothing.
+        # A run that was killed after its last step may have rows of that step left to write. A table that was removed
+        # since is not begun again with them.
         table = state.global_step < state.max_steps or (self.folder / FILE).exists()
         if state.is_world_process_zero and table:
             self._log, self.trained = StepLog(self.folder, state.global_step, ["csv"]), True

@@ -113,6 +113,6 @@ def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            # What is loaded tells more: torch of PyPI is 2.13.0 by its metadata, and 2.13.0+cu130 by itself.
+            # A module that is loaded tells its build, too: 2.13.0+cu130, where the metadata of PyPI's torch has 2.13.0.
             found[name] = getattr(sys.modules.get(name), "__version__", None) or importlib.metadata.version(name)
     return found
